@@ -1,0 +1,51 @@
+"""What the loader hands to the towers: one batch of clips as tensors.
+
+Shape legend, here and in every tensor file of the package:
+B clips, F frames, H and W pixels, C audio channels (1 or 2), S samples, T audio tiles, R rows and bands of a
+tile, L text tokens, D embedding width.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from clip4vla.records import AudioType
+
+AUDIO_TYPE_INDEX: dict[AudioType | None, int] = {"verbal": 0, "nonverbal": 1, None: -1}
+"""Row of the type embedding (the published order), -1 where the text doesn't say."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B clips. A clip without an audio track has `samples == 0`; no other sound is ever put in its place."""
+
+    clip_ids: tuple[str, ...]
+    frames: Tensor
+    """(B, F, 3, H, W) uint8 RGB."""
+    video_mask: Tensor
+    """(B, F) bool, True where there is a frame."""
+    waveform: Tensor
+    """(B, C, S) float32 in -1..1, zero after the clip's end."""
+    samples: Tensor
+    """(B,) int64, samples that are sound."""
+    tokens: Tensor
+    """(B, L) int64 text tokens."""
+    audio_types: Tensor
+    """(B,) int64, see AUDIO_TYPE_INDEX."""
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with every tensor on `device`."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def __getitem__(self, rows: slice) -> "Batch":
+        """The clips of `rows`, as views."""
+        return Batch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})

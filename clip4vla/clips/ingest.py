@@ -1,0 +1,190 @@
+"""Stage `clips`: a manifest in, one Lance data set per split out, and the rejects that decoding found.
+
+Processes decode chunks of the manifest and write Lance fragments; one commit makes them visible. A killed run
+continues after the fragments that are already there.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clip4vla.atomic import write_json
+from clip4vla.clips.format import SCHEMA, encode_row
+from clip4vla.corpora.manifest import Accepted, read_manifest, write_rejects
+from clip4vla.media.decode import MediaError, decode
+from clip4vla.params import AudioParams, ClipsParams, load_params
+from clip4vla.progress import track
+from clip4vla.records import SPLITS, Reject, SourceRecord
+
+CHUNK = 64
+os.environ.setdefault("LANCE_LOG", "error")  # each worker would else warn that the data set is new
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The unit of work: records of one split that become one fragment."""
+
+    name: str
+    split: str
+    records: tuple[SourceRecord, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every chunk needs to know."""
+
+    media: Path
+    directory: Path
+    """Where the data sets and the notes of finished chunks are written until everything is there."""
+    clips: ClipsParams
+    sample_rate: int
+
+
+def ingest(manifest: Path, media: Path, out: Path, clips: ClipsParams, audio: AudioParams) -> Accepted:
+    """Decode every record of `manifest` into `out/SPLIT.lance` and `out/rejects.parquet`.
+
+    Raises:
+        ValueError: more than `clips.max_reject_fraction` was rejected; `out` is then left as it was.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    _begin(partial, _fingerprint(manifest, clips, audio))
+    job = Job(media, partial, clips, audio.sample_rate)
+    records = read_manifest(manifest)
+    chunks = list(_chunks(records))
+    waiting = [chunk for chunk in chunks if not _note(job, chunk).exists()]
+    _run(job, waiting, len(records))
+    result = _commit(job, chunks)
+    result.check(clips.max_reject_fraction)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(partial, out)
+    return result
+
+
+def _fingerprint(manifest: Path, clips: ClipsParams, audio: AudioParams) -> str:
+    """What the fragments depend on; a partial run with another one is begun anew."""
+    settings = clips.model_dump_json(exclude={"workers", "max_reject_fraction"}) + str(audio.sample_rate)
+    return hashlib.sha256(manifest.read_bytes() + settings.encode()).hexdigest()
+
+
+def _begin(partial: Path, fingerprint: str) -> None:
+    mark = partial / "fingerprint"
+    if mark.exists() and mark.read_text() == fingerprint:
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "chunks").mkdir(parents=True)
+    mark.write_text(fingerprint)
+
+
+def _chunks(records: list[SourceRecord]) -> Iterator[Chunk]:
+    for split in SPLITS:
+        of_split = [record for record in records if record.split == split]
+        for start in range(0, len(of_split), CHUNK):
+            yield Chunk(f"{split}-{start:09d}", split, tuple(of_split[start : start + CHUNK]))
+
+
+def _note(job: Job, chunk: Chunk) -> Path:
+    return job.directory / "chunks" / f"{chunk.name}.json"
+
+
+def _run(job: Job, chunks: list[Chunk], records: int) -> None:
+    left = sum(len(chunk.records) for chunk in chunks)
+    if left < records:
+        print(f"continuing: {records - left:,} of {records:,} clips are already there", file=sys.stderr)
+    workers = min(job.clips.workers or os.cpu_count() or 1, max(1, len(chunks)))
+    # Lance's threads do not survive a fork
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        done = pool.map(ingest_chunk, [job] * len(chunks), chunks)
+        for _ in track((clip for count in done for clip in range(count)), left, "clips"):
+            pass
+
+
+def ingest_chunk(job: Job, chunk: Chunk) -> int:
+    """Decode one chunk, write its fragment, then its note, whose presence says that it is whole; clips read."""
+    import lance
+
+    rows, rejects = [], []
+    for record in chunk.records:
+        try:
+            rows.append(_ingest_clip(record, job))
+        except MediaError as error:
+            rejects.append(Reject(record.clip_id, record.media, record.split, error.reason, error.detail))
+    fragments = []
+    if rows:
+        table = pa.Table.from_pylist(rows, SCHEMA)
+        fragments = lance.fragment.write_fragments(table, _dataset(job, chunk.split), schema=SCHEMA)
+    note = {"fragments": [f.to_json() for f in fragments], "rows": len(rows), "rejects": [asdict(r) for r in rejects]}
+    write_json(_note(job, chunk), note)
+    return len(chunk.records)
+
+
+def _dataset(job: Job, split: str) -> str:
+    return str(job.directory / f"{split}.lance")
+
+
+def _ingest_clip(record: SourceRecord, job: Job) -> dict[str, object]:
+    span = decode(
+        job.media / record.media,
+        record.start_s,
+        record.end_s,
+        frames=job.clips.frames,
+        short_side=job.clips.size,
+        sample_rate=job.sample_rate,
+    )
+    longest = round(job.clips.max_seconds * job.sample_rate)
+    span = type(span)(span.frames, None if span.audio is None else _middle(span.audio, longest))
+    return encode_row(record, span, job.clips.jpeg_quality)
+
+
+def _middle(audio: NDArray[np.int16], longest: int) -> NDArray[np.int16]:
+    start = max(0, (audio.shape[1] - longest) // 2)
+    return audio[:, start : start + longest]
+
+
+def _commit(job: Job, chunks: list[Chunk]) -> Accepted:
+    """Make the fragments visible, in the manifest's order, and write the rejects."""
+    import lance
+
+    notes = {chunk: json.loads(_note(job, chunk).read_text(encoding="utf-8")) for chunk in chunks}
+    for split in SPLITS:
+        stored = [f for chunk, note in notes.items() if chunk.split == split for f in note["fragments"]]
+        if stored:
+            fragments = [lance.FragmentMetadata.from_json(json.dumps(fragment)) for fragment in stored]
+            lance.LanceDataset.commit(_dataset(job, split), lance.LanceOperation.Overwrite(SCHEMA, fragments))
+    rejects = [Reject(**reject) for note in notes.values() for reject in note["rejects"]]
+    write_rejects(rejects, job.directory / "rejects.parquet")
+    shutil.rmtree(job.directory / "chunks")
+    (job.directory / "fingerprint").unlink()
+    return Accepted(sum(note["rows"] for note in notes.values()), Counter(reject.reason for reject in rejects))
+
+
+def main() -> None:
+    """Ingest the corpus that is named on the command line, as params.yaml describes it."""
+    parser = argparse.ArgumentParser(prog="python -m clip4vla.clips.ingest", description=main.__doc__)
+    parser.add_argument("corpus", help="a key of params.yaml's corpora")
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    params = load_params()
+    media = Path(params.corpora[arguments.corpus].media)
+    try:
+        result = ingest(arguments.manifest, media, arguments.out, params.clips, params.audio)
+    except ValueError as error:
+        sys.exit(f"{arguments.corpus}: {error}")
+    print(f"{arguments.corpus}: {result.summary()}")
+
+
+if __name__ == "__main__":
+    main()

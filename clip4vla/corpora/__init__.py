@@ -1,0 +1,1 @@
+"""The corpora: an adapter per dataset that reads its published annotation format and yields records."""

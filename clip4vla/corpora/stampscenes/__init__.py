@@ -1,0 +1,1 @@
+"""StampScenes, the embedded corpus: real pictures, sounds and voices composed into short real videos."""

@@ -1,0 +1,62 @@
+"""The members of a Debian package, read in one pass and never unpacked to disk.
+
+A member that has no business in the archive (an absolute path, `..`, a link, a device) is refused: the package
+is then not what it says.
+"""
+
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import arpy
+
+
+@contextmanager
+def _open_part(deb: Path, prefix: str) -> Iterator[tarfile.TarFile]:
+    try:
+        with arpy.Archive(str(deb)) as archive:
+            archive.read_all_headers()
+            name = next((n for n in archive.archived_files if n.startswith(prefix.encode())), None)
+            if name is None:
+                raise ValueError(f"{deb} has no {prefix}: it is not a Debian package")
+            with tarfile.open(fileobj=archive.archived_files[name]) as tar:
+                yield tar
+    except (arpy.ArchiveFormatError, tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{deb} is not a readable Debian package: {error}") from error
+
+
+def read_version(deb: Path) -> tuple[str, str]:
+    """The package's name and version, from its control file.
+
+    Raises:
+        ValueError: not a Debian package.
+    """
+    with _open_part(deb, "control.tar") as tar:
+        file = tar.extractfile("./control")
+        fields = dict(line.split(": ", 1) for line in file.read().decode().splitlines() if ": " in line) if file else {}
+    return fields.get("Package", ""), fields.get("Version", "")
+
+
+def read_members(deb: Path, wanted: Callable[[PurePosixPath], bool]) -> dict[PurePosixPath, bytes]:
+    """The content of every regular file for whose path `wanted` is true.
+
+    Raises:
+        ValueError: not a Debian package, or a member is unsafe.
+    """
+    members: dict[PurePosixPath, bytes] = {}
+    with _open_part(deb, "data.tar") as tar:
+        for member in tar:
+            path = _safe_path(member)
+            if member.isfile() and wanted(path) and (file := tar.extractfile(member)):
+                members[path] = file.read()
+    return members
+
+
+def _safe_path(member: tarfile.TarInfo) -> PurePosixPath:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"unsafe member in the archive: {member.name!r} leads out of it")
+    if not (member.isfile() or member.isdir()):
+        raise ValueError(f"unsafe member in the archive: {member.name!r} is neither a file nor a directory")
+    return path

@@ -1,0 +1,104 @@
+"""What is seen, heard and said in each clip of StampScenes, and the sentences that say so: pure, seeded.
+
+Pretraining clips show a thing and let one hear its name (narrated, as in HowTo100M) or its sound (sounding, as in
+AudioSet). Caption clips show one thing, let one hear another and name a third; each pair of sound and word comes
+with several pictures, so that neither eye nor ear finds a clip alone. No pair occurs in two splits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clip4vla.params import StampScenesParams
+from clip4vla.records import AudioType, Split, Text
+
+CAPTION_TEMPLATES = (
+    "{seen} is shown while {heard} is heard and a voice says {said}",
+    "the sound of {heard} and the words {said} over a picture of {seen}",
+    "a voice says {said} as {seen} moves by with the sound of {heard}",
+    "{said} says a voice in a video of {seen} where one hears {heard}",
+    "one sees {seen} and hears {heard} and the words {said}",
+)
+CAPTIONS_PER_CLIP = 3
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One clip: indices into the vocabulary of things, and which kind of sound leads."""
+
+    clip_id: str
+    split: Split
+    seen: int
+    heard: int
+    said: int
+    leading: AudioType | None
+    """None in a caption clip, where sound and voice are equally loud."""
+
+
+def pretraining_scenes(params: StampScenesParams, things: int, sounding: int) -> list[Scene]:
+    """The pretraining clips over `things` things, of which the first `sounding` have a sound."""
+    rng = np.random.default_rng((params.seed, 1))
+    narrated = params.pretrain_clips // 2
+    scenes = []
+    for index, thing in enumerate(_cycle(rng, things, narrated)):
+        heard = _other(rng, sounding, thing)
+        scenes.append(Scene(f"narrated{index:05d}", "train", thing, heard, thing, "verbal"))
+    for index, thing in enumerate(_cycle(rng, sounding, params.pretrain_clips - narrated)):
+        said = _other(rng, things, thing)
+        scenes.append(Scene(f"sounding{index:05d}", "train", thing, thing, said, "nonverbal"))
+    return scenes
+
+
+def caption_scenes(params: StampScenesParams, things: int, sounding: int) -> list[Scene]:
+    """The caption clips, numbered `video0` on as in MSR-VTT.
+
+    Raises:
+        ValueError: there are fewer different pairs of sound and word than `caption_pairs` asks for.
+    """
+    rng = np.random.default_rng((params.seed, 2))
+    wanted = sum(params.caption_pairs.values())
+    pairs = [(heard, said) for heard in range(sounding) for said in range(things) if heard != said]
+    if wanted > len(pairs):
+        raise ValueError(f"stampscenes.caption_pairs asks for {wanted} pairs, but {things} things give {len(pairs)}")
+    chosen = iter(rng.permutation(len(pairs))[:wanted])
+    scenes: list[Scene] = []
+    for split, count in params.caption_pairs.items():
+        for _ in range(count):
+            heard, said = pairs[next(chosen)]
+            unlike = [thing for thing in range(things) if thing not in (heard, said)]
+            for seen in rng.choice(unlike, params.pictures_per_pair, replace=False):
+                scenes.append(Scene(f"video{len(scenes)}", split, int(seen), heard, said, None))
+    return scenes
+
+
+def _cycle(rng: np.random.Generator, things: int, count: int) -> list[int]:
+    """`count` things, each as often as any other give or take one."""
+    rounds = -(-count // things)
+    return np.concatenate([rng.permutation(things) for _ in range(rounds)])[:count].tolist()
+
+
+def _other(rng: np.random.Generator, things: int, but: int) -> int:
+    """One of `things`, but not `but`."""
+    drawn = int(rng.integers(things - 1 if but < things else things))
+    return drawn + (drawn >= but)
+
+
+def sound_text(label: str) -> str:
+    """The sentence about a sound, as AudioSet's labels become one: "the sound of a cow"."""
+    return f"the sound of {label}"
+
+
+def pretraining_text(scene: Scene, labels: Sequence[str], spoken: Sequence[str]) -> Text:
+    """The sentence of a pretraining clip: the words said, or the name of the sound."""
+    if scene.leading == "verbal":
+        return Text(spoken[scene.said], "verbal")
+    return Text(sound_text(labels[scene.heard]), "nonverbal")
+
+
+def captions(scene: Scene, labels: Sequence[str], spoken: Sequence[str], seed: int) -> list[str]:
+    """Three differently worded sentences that each say what is seen, heard and said."""
+    rng = np.random.default_rng((seed, 3, int(scene.clip_id.removeprefix("video"))))
+    chosen = rng.choice(len(CAPTION_TEMPLATES), CAPTIONS_PER_CLIP, replace=False)
+    words = {"seen": labels[scene.seen], "heard": labels[scene.heard], "said": spoken[scene.said]}
+    return [CAPTION_TEMPLATES[template].format(**words) for template in chosen]

@@ -1,0 +1,223 @@
+"""What an evaluation leaves behind, and all that a comparison of two models needs: `Scores`.
+
+On disk it is two files side by side: `scores.json` (the test set, named values, their intervals) and
+`ranks.parquet` (what became of each query). The first holds the digest of the second, so that a pair which
+doesn't belong together, as a process killed between the two leaves it, is noticed instead of compared.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+
+from clip4vla.atomic import atomic_file, write_json
+from clip4vla.evaluation.retrieval import (
+    CUTOFFS,
+    METRICS,
+    Interval,
+    QueryRanks,
+    retrieval_intervals,
+    retrieval_scores,
+)
+
+SCORES_FILE = "scores.json"
+RANKS_FILE = "ranks.parquet"
+
+_HITS = tuple(f"hit@{k}" for k in CUTOFFS)
+_SCHEMA = pa.schema(
+    [
+        *[(name, pa.string()) for name in ("direction", "modality", "query_id", "clip_id")],
+        *[(name, pa.float64()) for name in ("rank", *_HITS)],
+    ]
+)
+
+
+@dataclass(frozen=True)
+class QueryTable:
+    """Q queries of one direction and modality: their ids, the clip each belongs to, and what became of them."""
+
+    query_ids: tuple[str, ...]
+    clip_ids: tuple[str, ...]
+    """(Q,) clip of each query: queries of one clip succeed or fail together and are resampled together."""
+    ranks: QueryRanks
+
+    def __post_init__(self) -> None:
+        if not len(self.query_ids) == len(self.clip_ids) == len(self.ranks):
+            sizes = f"{len(self.query_ids)} query ids, {len(self.clip_ids)} clip ids and {len(self.ranks)} ranks"
+            raise ValueError(f"{sizes} are not one table")
+        if len(set(self.query_ids)) != len(self.query_ids):
+            raise ValueError("a query id occurs twice")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one model on one test set."""
+
+    test_set: str
+    """Fingerprint of the test clips and captions: scores are comparable only where it is the same."""
+    values: Mapping[str, float]
+    """Flat names: `text_to_clip/both/R@1`, `clip_to_text/vision/MdR`, `probe/nonverbal/sound`."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """95 % interval `(low, high)` of a value, where there is one."""
+    queries: Mapping[str, QueryTable] = field(default_factory=dict)
+    """Per-query results by `direction/modality`, such as `text_to_clip/both`."""
+
+    def __post_init__(self) -> None:
+        if not self.test_set:
+            raise ValueError("scores need the fingerprint of their test set")
+        for name, value in self.values.items():
+            if not np.isfinite(value):
+                raise ValueError(f"the score {name} is {value}")
+        for name, (low, high) in self.intervals.items():
+            if name not in self.values or not low <= high:
+                raise ValueError(f"the interval {low} to {high} of {name} has no score or runs backwards")
+        for name in self.queries:
+            if name.count("/") != 1:
+                raise ValueError(f"the queries {name!r} are not named direction/modality")
+        self._check_values_follow_queries()
+
+    def _check_values_follow_queries(self) -> None:
+        """A value and the queries it is said to come from can't disagree: one is shown, the other compared."""
+        for name, table in self.queries.items():
+            for metric, value in retrieval_scores(table.ranks).items():
+                stated = self.values.get(f"{name}/{metric}", value)
+                if not np.isclose(stated, value, rtol=1e-9, atol=1e-6):
+                    raise ValueError(f"the score {name}/{metric} is {stated}, but its queries give {value}")
+
+    def write(self, directory: Path) -> None:
+        """Write both files into `directory` (made if missing), each replaced whole; `scores.json` comes last."""
+        ranks = _ranks_bytes(self.queries)
+        document = _Document(
+            test_set=self.test_set,
+            values=dict(self.values),
+            intervals=dict(self.intervals),
+            ranks_sha256=hashlib.sha256(ranks).hexdigest(),
+        )
+        with atomic_file(directory / RANKS_FILE) as partial:
+            partial.write_bytes(ranks)
+        write_json(directory / SCORES_FILE, document.model_dump())
+
+    @classmethod
+    def read(cls, directory: Path) -> "Scores":
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: a file is missing, malformed or not the one that belongs to the other; the message names
+                the file.
+        """
+        document = _read_document(directory / SCORES_FILE)
+        queries = _read_ranks(directory / RANKS_FILE, document.ranks_sha256)
+        try:
+            return cls(document.test_set, document.values, document.intervals, queries)
+        except ValueError as error:
+            raise ValueError(f"{directory / SCORES_FILE}: {error}") from error
+
+
+class _Document(BaseModel):
+    """The content of `scores.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    test_set: str
+    values: dict[str, FiniteFloat]
+    intervals: dict[str, tuple[FiniteFloat, FiniteFloat]]
+    ranks_sha256: str
+
+
+def summarise(
+    test_set: str,
+    queries: Mapping[str, QueryTable],
+    resamples: int,
+    seed: int,
+    others: Mapping[str, float] | None = None,
+    other_intervals: Mapping[str, Interval] | None = None,
+) -> Scores:
+    """Scores of all `queries` (by `direction/modality`) with their intervals, joined by values measured elsewhere."""
+    values, intervals = dict(others or {}), dict(other_intervals or {})
+    for table_name, table in queries.items():
+        found = retrieval_scores(table.ranks)
+        spread = retrieval_intervals(table.ranks, table.clip_ids, resamples, seed)
+        values |= {f"{table_name}/{name}": value for name, value in found.items()}
+        intervals |= {f"{table_name}/{name}": ends for name, ends in spread.items()}
+    return Scores(test_set, values, intervals, dict(queries))
+
+
+def fingerprint(captions: Iterable[tuple[str, str]], content: str = "") -> str:
+    """What tells one test set from another: 16 hex digits of all (clip id, caption), in any order.
+
+    `content` adds what the captions don't show, such as the digest of the stored clips: a test set whose sound
+    was mixed anew is another test set.
+    """
+    lines = sorted(json.dumps(pair) for pair in captions)
+    if not lines:
+        raise ValueError("a test set without captions has no fingerprint")
+    return hashlib.sha256("\n".join([*lines, content]).encode()).hexdigest()[:16]
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether the score `name` counts places (`MdR`, `MnR`) rather than successes."""
+    metric = METRICS.get(name.rsplit("/", 1)[-1])
+    return metric is not None and metric.lower_is_better
+
+
+def _ranks_bytes(queries: Mapping[str, QueryTable]) -> bytes:
+    tables = [_to_arrow(name, queries[name]) for name in sorted(queries)]
+    buffer = io.BytesIO()
+    pq.write_table(pa.concat_tables([_SCHEMA.empty_table(), *tables]), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _to_arrow(name: str, table: QueryTable) -> pa.Table:
+    direction, modality = name.split("/")
+    count = len(table.ranks)
+    texts = [[direction] * count, [modality] * count, list(table.query_ids), list(table.clip_ids)]
+    return pa.table([*texts, table.ranks.rank, *table.ranks.hits.T], schema=_SCHEMA)
+
+
+def _read_document(path: Path) -> _Document:
+    try:
+        return _Document.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: evaluate the model first") from None
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
+        raise ValueError("\n".join([f"{path} is not a scores file:", *lines])) from None
+
+
+def _read_ranks(path: Path, sha256: str) -> dict[str, QueryTable]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: evaluate the model again")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path} is not the one that {SCORES_FILE} beside it was written with: evaluate again")
+    try:
+        table = pq.read_table(io.BytesIO(content))
+        if not table.schema.equals(_SCHEMA):
+            raise ValueError(f"its columns are {', '.join(table.schema.names)}")
+        if any(column.null_count for column in table.columns):
+            raise ValueError("it has empty cells")
+        return _from_arrow(table)
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise ValueError(f"{path} is not a table of ranks: {error}") from error
+
+
+def _from_arrow(table: pa.Table) -> dict[str, QueryTable]:
+    columns = {name: np.asarray(table.column(name).to_pylist()) for name in _SCHEMA.names}
+    keys = np.array([f"{d}/{m}" for d, m in zip(columns["direction"], columns["modality"], strict=True)], dtype=str)
+    return {str(key): _rows(columns, keys == key) for key in np.unique(keys)}
+
+
+def _rows(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> QueryTable:
+    hits = np.stack([columns[name][rows] for name in _HITS], axis=1)
+    return QueryTable(
+        tuple(columns["query_id"][rows].tolist()),
+        tuple(columns["clip_id"][rows].tolist()),
+        QueryRanks(columns["rank"][rows], hits),
+    )

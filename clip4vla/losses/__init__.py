@@ -1,0 +1,1 @@
+"""Contrastive losses that are exact over all ranks."""

@@ -1,0 +1,1 @@
+"""Containers and codecs, through PyAV; nothing else in the package knows them."""

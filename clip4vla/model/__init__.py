@@ -1,0 +1,1 @@
+"""The towers, their fusion and their files."""

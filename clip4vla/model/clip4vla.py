@@ -1,0 +1,217 @@
+"""The model: texts, frames and waveforms in, one unit vector per clip and view out.
+
+The forward pass ends at features; losses are elsewhere, because training over large batches computes features in
+micro-batches, the loss over all of them, and gradients through the towers afterwards (GradCache, arXiv 2101.06983).
+
+Shapes: B clips, F frames, C audio channels, S samples, T audio tiles, R pixels of an image's side and rows and bands
+of a tile, L text tokens, D embedding width.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from clip4vla.audio.frontend import LogMel
+from clip4vla.batch import Batch
+from clip4vla.model.fusion import SequenceFusion, mean_of_present, pool
+from clip4vla.model.pixels import PixelNormalizer
+from clip4vla.model.towers import (
+    Architecture,
+    AudioTower,
+    build_clip,
+    encode_words,
+    find_architecture,
+    load_clip_weights,
+)
+from clip4vla.params import AudioParams, AudioToken, ModelParams
+
+View = Literal["text", "video", "audio", "audio_view", "both"]
+"""What can be asked of a batch: its texts, what is seen, what is heard, what is heard under SpecAugment, and all."""
+MAX_SCALE = 100.0
+"""CLIP's bound of the learned logit scale, and the published fixed one."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Unit vectors (B, D) float32 of a batch, None where a view wasn't asked for.
+
+    `video` and `audio` are what the fusion makes of one modality alone. A clip without frames has zeros in `video`,
+    one without sound zeros in `audio` and `audio_view`: look at the masks.
+    """
+
+    has_video: Tensor
+    """(B,) bool."""
+    has_audio: Tensor
+    """(B,) bool."""
+    text: Tensor | None = None
+    video: Tensor | None = None
+    audio: Tensor | None = None
+    audio_view: Tensor | None = None
+    both: Tensor | None = None
+
+    @staticmethod
+    def concatenate(parts: "list[Features]") -> "Features":
+        """The features of several micro-batches, which were asked for the same views, as one batch's."""
+        wanted = [f.name for f in fields(Features) if getattr(parts[0], f.name) is not None]
+        return Features(**{name: torch.cat([getattr(part, name) for part in parts]) for name in wanted})
+
+
+class Clip4Vla(nn.Module):
+    """CLIP extended with hearing.
+
+    Args:
+        params: the model's section.
+        audio_params: the front end's section.
+        architecture: overrides what `params.architecture` names; weights are then left as initialised.
+
+    Raises:
+        ValueError: the architecture can't be used, or its weights can't be had (see `towers`).
+    """
+
+    def __init__(
+        self, params: ModelParams, audio_params: AudioParams, architecture: Architecture | None = None
+    ) -> None:
+        super().__init__()
+        self.params = params
+        self.audio_params = audio_params
+        self.architecture = architecture or find_architecture(params.architecture, params.weights)
+        self.clip = build_clip(self.architecture)
+        if architecture is None and params.weights is not None:
+            load_clip_weights(self.clip, self.architecture, params.weights)
+        self.audio = AudioTower(self.clip.visual)
+        self.fusion = SequenceFusion(self.clip, params.fusion_layers) if params.fusion == "sequence" else None
+        self.pixels = PixelNormalizer(self.architecture.image_mean, self.architecture.image_std)
+        self.log_mel = LogMel(audio_params, self.image_size)
+        self.logit_scale.requires_grad_(params.temperature == "learned")
+
+    @property
+    def image_size(self) -> int:
+        """R: pixels of an image's side, rows and bands of a tile."""
+        return self.architecture.image_size
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a text may have."""
+        return self.architecture.context_length
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """(1,), the logarithm of the learned scale."""
+        return self.clip.logit_scale
+
+    def scale(self) -> Tensor:
+        """(1,) float32: what similarities are multiplied with, learned but at most 100, or fixed at 100."""
+        if self.params.temperature == "fixed":
+            return torch.full_like(self.logit_scale, MAX_SCALE, dtype=torch.float32)
+        scale = self.logit_scale.float().exp()
+        # CLIP's weights arrive at the bound: a plain clamp would have no gradient there and never come down again
+        return scale - (scale - MAX_SCALE).clamp(min=0).detach()
+
+    def new_parameters(self) -> set[str]:
+        """Names of the parameters outside CLIP's own towers; of all of them when no weights were given to those."""
+        names = {name for name, _ in self.named_parameters()}
+        return names if self.params.weights is None else {name for name in names if not name.startswith("clip.")}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the towers' activations in the backward pass instead of keeping them."""
+        self.clip.set_grad_checkpointing(enable)
+        self.audio.set_grad_checkpointing(enable)
+        if self.fusion is not None:
+            self.fusion.transformer.grad_checkpointing = enable
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Features (B, D) of `tokens` (B, L) at their end token, not normalised."""
+        words = encode_words(self.clip, tokens)
+        if self.clip.text_pool_type == "eos":
+            end = (tokens == self.clip.text_eos_id).int().argmax(dim=1)
+        else:
+            # CLIP's end token has the highest id
+            end = tokens.argmax(dim=1)
+        return words[torch.arange(len(tokens), device=tokens.device), end]
+
+    def encode_video(self, frames: Tensor) -> Tensor:
+        """Features (B, F, D) of `frames` (B, F, 3, R, R) uint8 RGB, not normalised.
+
+        Raises:
+            ValueError: the frames aren't of the image tower's size.
+        """
+        size = (3, self.image_size, self.image_size)
+        if tuple(frames.shape[2:]) != size:
+            raise ValueError(f"frames are {tuple(frames.shape[2:])}, but {self.architecture.name} reads {size}")
+        pixels = self.pixels(frames.flatten(0, 1))
+        return self.clip.visual(pixels.to(self.clip.visual.conv1.weight.dtype)).unflatten(0, frames.shape[:2])
+
+    def encode_audio(self, tiles: Tensor, audio_token: AudioToken, audio_types: Tensor | None = None) -> Tensor:
+        """Features (B, T, D) of `tiles` (B, T, 3, R, R), not normalised; audio_types (B,) for `sample`."""
+        n_tiles = tiles.shape[1]
+        types = None if audio_types is None else audio_types.repeat_interleave(n_tiles)
+        return self.audio(tiles.flatten(0, 1), audio_token, types).unflatten(0, tiles.shape[:2])
+
+    def fuse(self, frames: Tensor, video_mask: Tensor, tiles: Tensor, audio_mask: Tensor) -> Tensor:
+        """What is seen and heard as one (B, D), not of unit length, from features (B, F, D) and (B, T, D)."""
+        if self.fusion is not None:
+            frames, tiles = self.fusion(frames, video_mask, tiles, audio_mask)
+        video, audio = pool(frames, video_mask), pool(tiles, audio_mask)
+        return mean_of_present(video, audio, video_mask.any(1), audio_mask.any(1))
+
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        audio_token: AudioToken,
+        views: Collection[View],
+        generator: torch.Generator | None = None,
+    ) -> Features:
+        """The wanted views of a batch as unit vectors.
+
+        Args:
+            batch: B clips on the model's device.
+            audio_token: what the audio tower listens for; `sample` reads `batch.audio_types`.
+            views: what to compute; nothing else is.
+            generator: draws SpecAugment's masks of `audio_view`.
+
+        Raises:
+            ValueError: see `encode_text`, `encode_video` and `LogMel`.
+        """
+        has_audio = batch.samples > 0
+        vectors: dict[str, Tensor] = {}
+        if "text" in views:
+            vectors["text"] = F.normalize(self.encode_text(batch.tokens).float(), dim=1)
+        nothing = self._nothing(len(batch))
+        seen = heard = nothing
+        if "video" in views or "both" in views:
+            seen = (self.encode_video(batch.frames), batch.video_mask)
+        if "audio" in views or "audio_view" in views or "both" in views:
+            heard, heard_again = self._hear(batch, audio_token, views, generator)
+        if "video" in views:
+            vectors["video"] = F.normalize(self.fuse(*seen, *nothing), dim=1)
+        if "audio" in views:
+            vectors["audio"] = F.normalize(self.fuse(*nothing, *heard), dim=1)
+        if "audio_view" in views:
+            vectors["audio_view"] = F.normalize(self.fuse(*nothing, *heard_again), dim=1)
+        if "both" in views:
+            vectors["both"] = F.normalize(self.fuse(*seen, *heard), dim=1)
+        return Features(has_video=batch.video_mask.any(1), has_audio=has_audio, **vectors)
+
+    def _nothing(self, number: int) -> tuple[Tensor, Tensor]:
+        """Features (B, 0, D) and mask (B, 0) of a modality that isn't looked at."""
+        empty = self.logit_scale.new_empty((number, 0, self.clip.text_projection.shape[1]))
+        return empty, torch.empty((number, 0), dtype=torch.bool, device=empty.device)
+
+    def _hear(
+        self, batch: Batch, audio_token: AudioToken, views: Collection[View], generator: torch.Generator | None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(features, mask) of the tiles and of their augmented view, empty where not wanted."""
+        plain = augmented = self._nothing(len(batch))
+        if "audio_view" in views:
+            tiles, tiles_view, mask = self.log_mel.forward_views(batch.waveform, batch.samples, generator)
+            augmented = (self.encode_audio(tiles_view, audio_token, batch.audio_types), mask)
+        else:
+            tiles, mask = self.log_mel(batch.waveform, batch.samples)
+        if "audio" in views or "both" in views:
+            plain = (self.encode_audio(tiles, audio_token, batch.audio_types), mask)
+        return plain, augmented

@@ -1,0 +1,241 @@
+"""The three towers: text and vision from open_clip, audio as the vision tower's twin with type tokens.
+
+In: the name of an architecture and where its weights are. Out: an `open_clip.CLIP` and the `AudioTower` made from
+its image tower. This module alone knows how open_clip builds, loads and calls its towers.
+
+Shapes: N tiles of any number of clips, R rows and bands of a tile, G patches of a tile, W width of the tower,
+L text tokens, D embedding width.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import load_state_dict
+from open_clip.pretrained import download_pretrained
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from clip4vla.batch import AUDIO_TYPE_INDEX
+from clip4vla.params import AudioToken
+
+ARCHITECTURES = Path(__file__).parent / "architectures"
+UNSUPPORTED_VISION = ("timm_model_name", "attentional_pool", "patch_dropout", "no_ln_pre")
+
+open_clip.add_model_config(ARCHITECTURES)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything needed to build the towers again without open_clip's registry."""
+
+    name: str
+    config: dict[str, Any]
+    """open_clip's own model config: embed_dim, vision_cfg, text_cfg, quick_gelu."""
+    image_mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN
+    image_std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of an image's side; rows and bands of a tile."""
+        return int(self.config["vision_cfg"]["image_size"])
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a text may have."""
+        return int(self.config["text_cfg"].get("context_length", 77))
+
+
+def find_architecture(name: str, weights: str | None) -> Architecture:
+    """The architecture called `name`, as the pretrained tag `weights` wants it.
+
+    Raises:
+        ValueError: there is none of that name, or its image tower isn't a plain VisionTransformer, which is what
+            the audio tower is a twin of.
+    """
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ValueError(
+            f"model.architecture is {name!r}, which is neither an open_clip model nor a file in {ARCHITECTURES}; "
+            f"it knows {', '.join(open_clip.list_models())}"
+        )
+    _check_plain(name, config)
+    tag = open_clip.get_pretrained_cfg(name, weights) if weights else {}
+    if tag.get("quick_gelu"):
+        config["quick_gelu"] = True
+    return Architecture(
+        name,
+        config,
+        tuple(tag.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        tuple(tag.get("std") or open_clip.OPENAI_DATASET_STD),
+    )
+
+
+def _check_plain(name: str, config: dict[str, Any]) -> None:
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    strange = [f"vision_cfg.{key}" for key in UNSUPPORTED_VISION if vision.get(key)]
+    strange += ["a ResNet image tower"] * isinstance(vision.get("layers"), list)
+    strange += ["vision_cfg.pool_type"] * (vision.get("pool_type", "tok") != "tok")
+    strange += ["vision_cfg.image_size"] * (not isinstance(vision.get("image_size", 224), int))
+    strange += ["text_cfg.hf_model_name"] * ("hf_model_name" in text)
+    strange += [key for key in ("custom_text", "multimodal_cfg", "init_logit_bias") if config.get(key)]
+    if strange:
+        raise ValueError(
+            f"model.architecture {name!r} has {', '.join(strange)}: only CLIP models with a plain VisionTransformer, "
+            "pooled by its class token, can lend their image tower to hearing (ViT-B-32, ViT-B-16, ViT-L-14, ...)"
+        )
+
+
+def build_clip(architecture: Architecture) -> open_clip.CLIP:
+    """Text and vision towers with open_clip's random initialisation.
+
+    The logit scale has shape (1,), because DeepSpeed takes no parameter without dimensions.
+    """
+    clip = open_clip.CLIP(**copy.deepcopy(architecture.config), nonscalar_logit_scale=True)
+    assert type(clip.visual) is VisionTransformer
+    return clip
+
+
+def load_clip_weights(clip: open_clip.CLIP, architecture: Architecture, weights: str) -> None:
+    """Fill `clip` from `weights`, the path of a checkpoint or an open_clip pretrained tag.
+
+    Raises:
+        ValueError: neither a file nor a tag; a tag whose file can't be downloaded from here, with the file to bring
+            and where to name it; or a file whose keys or shapes aren't those of the architecture.
+    """
+    path = Path(weights)
+    if not path.is_file():
+        path = _downloaded(architecture.name, weights)
+    state = _read_clip_state(path)
+    if "logit_scale" in state:
+        state["logit_scale"] = state["logit_scale"].reshape(clip.logit_scale.shape)
+    check_state(clip.state_dict(), state, str(path))
+    clip.load_state_dict(state)
+
+
+def _downloaded(name: str, tag: str) -> Path:
+    """The local file of a pretrained tag, downloaded if need be."""
+    config = open_clip.get_pretrained_cfg(name, tag)
+    if not config:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise ValueError(f"model.weights is {tag!r}: there is no such file, nor a tag of {name} (its tags: {tags})")
+    try:
+        return Path(download_pretrained(config))
+    except Exception as error:
+        # hub, network and disk fail in many ways, all with the same cure
+        source = config.get("url") or f"https://huggingface.co/{config.get('hf_hub', '').rstrip('/')}"
+        raise ValueError(
+            f"the weights {tag!r} of {name} can't be downloaded here ({type(error).__name__}: {error}). Bring the "
+            f"checkpoint from {source} to this machine and write its path as model.weights in params.yaml"
+        ) from error
+
+
+def _read_clip_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a CLIP checkpoint: safetensors, a state dict, or OpenAI's TorchScript archive; in float32."""
+    try:
+        state = load_state_dict(str(path))
+    except RuntimeError as error:
+        if "TorchScript" not in str(error):
+            raise
+        state = torch.jit.load(path, map_location="cpu").state_dict()
+    sizes = {"input_resolution", "context_length", "vocab_size"}
+    return {key: value.float() for key, value in state.items() if key not in sizes}
+
+
+def check_state(expected: dict[str, Tensor], found: dict[str, Tensor], source: str) -> None:
+    """Raise a ValueError that names what is missing from `found`, what it has too much, and each differing shape."""
+    missing = sorted(expected.keys() - found.keys())
+    unused = sorted(found.keys() - expected.keys())
+    differing = [
+        f"{key} is {tuple(found[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in sorted(expected.keys() & found.keys())
+        if found[key].shape != expected[key].shape
+    ]
+    faults = [f"it lacks {', '.join(missing)}"] * bool(missing) + [f"it has unknown {', '.join(unused)}"] * bool(unused)
+    if faults + differing:
+        raise ValueError(f"{source} doesn't fit this model: {'; '.join(faults + differing)}")
+
+
+def encode_words(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
+    """Features (N, L, D) of every position of `tokens` (N, L) int64; L may be shorter than the context.
+
+    Raises:
+        ValueError: L is more than the context length.
+    """
+    length = tokens.shape[1]
+    if length > clip.context_length:
+        raise ValueError(f"texts of {length} tokens don't fit the text tower, which reads {clip.context_length}")
+    dtype = clip.transformer.get_cast_dtype()
+    hidden = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[:length].to(dtype)
+    hidden = clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length])
+    return clip.ln_final(hidden) @ clip.text_projection
+
+
+class AudioTower(nn.Module):
+    """A CLIP image tower that reads log-mel tiles and is told what to listen for.
+
+    It starts from the image tower's weights. One or two *type tokens* stand at the end of the sequence and share
+    one new row of the position embedding. Row 0 of `type_embedding` asks for speech (verbal), row 1 for everything
+    else (nonverbal). Source: Ruan et al., arXiv 2303.06591.
+    """
+
+    def __init__(self, visual: VisionTransformer) -> None:
+        super().__init__()
+        width = visual.conv1.out_channels
+        self.conv1 = copy.deepcopy(visual.conv1)
+        self.class_embedding = nn.Parameter(visual.class_embedding.detach().clone())
+        self.type_embedding = nn.Parameter(torch.randn(2, width) * width**-0.5)
+        type_position = torch.randn(1, width) * width**-0.5
+        self.positional_embedding = nn.Parameter(torch.cat([visual.positional_embedding.detach(), type_position]))
+        self.ln_pre = copy.deepcopy(visual.ln_pre)
+        self.transformer = copy.deepcopy(visual.transformer)
+        self.ln_post = copy.deepcopy(visual.ln_post)
+        self.proj = nn.Parameter(visual.proj.detach().clone())
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.transformer.grad_checkpointing = enable
+
+    def forward(self, tiles: Tensor, audio_token: AudioToken, audio_types: Tensor | None = None) -> Tensor:
+        """Features (N, D) of `tiles` (N, 3, R, R), the class token's, not normalised.
+
+        Args:
+            tiles: normalised log-mel tiles.
+            audio_token: what to listen for.
+            audio_types: (N,) int64, read where `audio_token` is `sample`: 0 verbal, 1 nonverbal, -1 unknown,
+                which listens for both in equal parts (the mean of the two embeddings).
+
+        Raises:
+            ValueError: `sample` without audio_types.
+        """
+        hidden = self.hidden(tiles, audio_token, audio_types)
+        return self.ln_post(hidden[:, 0]) @ self.proj
+
+    def hidden(self, tiles: Tensor, audio_token: AudioToken, audio_types: Tensor | None = None) -> Tensor:
+        """The transformer's output (N, 1 + G + number of type tokens, W), before `ln_post`."""
+        patches = self.conv1(tiles.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        first = self.class_embedding.to(patches.dtype).expand(len(tiles), 1, -1)
+        types = self._type_tokens(len(tiles), audio_token, audio_types).to(patches.dtype)
+        last = self.positional_embedding[-1:].expand(types.shape[1], -1)
+        positions = torch.cat([self.positional_embedding[:-1], last])
+        sequence = torch.cat([first, patches, types], dim=1) + positions.to(patches.dtype)
+        return self.transformer(self.ln_pre(sequence))
+
+    def _type_tokens(self, number: int, audio_token: AudioToken, audio_types: Tensor | None) -> Tensor:
+        """(N, 0, 1 or 2, W) embeddings that close the sequence, positions not yet added."""
+        if audio_token == "none":
+            return self.type_embedding[:0].expand(number, -1, -1)
+        if audio_token == "both":
+            return self.type_embedding.expand(number, -1, -1)
+        if audio_token == "sample":
+            if audio_types is None:
+                raise ValueError("audio_token 'sample' needs the audio type of each tile")
+            nonverbal = torch.where(audio_types < 0, 0.5, audio_types.to(self.type_embedding.dtype))
+        else:
+            share = AUDIO_TYPE_INDEX[audio_token] if isinstance(audio_token, str) else audio_token
+            nonverbal = torch.full((number,), float(share), device=self.type_embedding.device)
+        weights = torch.stack([1 - nonverbal, nonverbal], dim=1).to(self.type_embedding.dtype)
+        return (weights @ self.type_embedding).unsqueeze(1)

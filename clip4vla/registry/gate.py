@@ -1,0 +1,139 @@
+"""The gate: scores of a candidate and of the champion in, a `Decision` with its reasons out.
+
+A pure function, so that a promotion can be argued over with nothing but two sets of scores in hand. All
+conditions are checked and reported, not only the first that fails:
+
+- every *floor* is met (of a score that is better when lower, the floor is the greatest value allowed);
+- the *primary* score stands against the champion's, both measured on the same queries and paired: with
+  `require_better` the lower end of the difference's 95 % interval is above 0; without, the difference itself
+  is not below 0 (an equal candidate passes; chance may pass a slightly worse one);
+- no *guard* score is worse than the champion's by more than its tolerance, as measured, without an interval.
+
+A difference is always counted so that more is better: champion minus candidate for `MdR` and `MnR`. Without a
+champion the floors alone decide.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from clip4vla.evaluation.retrieval import METRICS, FloatArray, paired_difference
+from clip4vla.evaluation.scores import QueryTable, Scores, lower_is_better
+from clip4vla.params import GateParams, GuardParams
+from clip4vla.records import Decision
+
+ROUNDING = 1e-9
+"""A score may miss its bound by this much: 0.7 - 0.1 is not exactly 0.6."""
+
+Verdict = tuple[bool, str]
+
+
+def decide(candidate: Scores, champion: Scores | None, gate: GateParams, resamples: int, seed: int) -> Decision:
+    """Judge `candidate`.
+
+    Args:
+        champion: scores of the model in use, or None where there is none yet.
+        resamples: bootstrap resamples behind the primary's interval.
+        seed: of the bootstrap; the same scores and seed give the same decision.
+
+    Raises:
+        ValueError: the gate names a score that candidate or champion lacks, the primary has no per-query results,
+            or the two were measured on different test sets or queries, so that the champion must be evaluated again.
+    """
+    _check_names(candidate, gate, "the candidate", "see gate in params.yaml")
+    verdicts = list(_floors(candidate, gate))
+    if champion is None:
+        verdicts.append((True, "there is no champion yet, so the floors alone decide"))
+    else:
+        _check_same_test(candidate, champion)
+        _check_names(champion, gate, "the champion", "evaluate the champion again first")
+        verdicts.append(_primary(candidate, champion, gate, resamples, seed))
+        verdicts.extend(_guard(candidate, champion, guard) for guard in gate.guards)
+    reasons = tuple(f"{'pass' if passed else 'FAIL'}: {sentence}" for passed, sentence in verdicts)
+    return Decision(all(passed for passed, _ in verdicts), reasons)
+
+
+def _check_names(scores: Scores, gate: GateParams, whose: str, advice: str) -> None:
+    named = [*gate.floors, gate.primary, *(guard.score for guard in gate.guards)]
+    unknown = sorted({name for name in named if name not in scores.values})
+    if unknown:
+        known = ", ".join(sorted(scores.values))
+        raise ValueError(f"{whose} has no score {', '.join(unknown)} ({advice}); it has {known}")
+    table, _, metric = gate.primary.rpartition("/")
+    if table not in scores.queries or metric not in METRICS:
+        raise ValueError(f"{whose} has no per-query results for the primary score {gate.primary} ({advice})")
+
+
+def _check_same_test(candidate: Scores, champion: Scores) -> None:
+    if candidate.test_set != champion.test_set:
+        raise ValueError(
+            f"the champion was evaluated on test set {champion.test_set} and the candidate on {candidate.test_set}: "
+            "evaluate the champion again on the candidate's test set first"
+        )
+
+
+def _floors(candidate: Scores, gate: GateParams) -> Iterator[Verdict]:
+    for name, floor in gate.floors.items():
+        value, sign = candidate.values[name], _sign(name)
+        bound = "at most" if lower_is_better(name) else "at least"
+        yield sign * (value - floor) >= -ROUNDING, f"{name} is {_figure(value)}, {bound} {_figure(floor)} is asked"
+
+
+def _primary(candidate: Scores, champion: Scores, gate: GateParams, resamples: int, seed: int) -> Verdict:
+    table, _, metric_name = gate.primary.rpartition("/")
+    metric, sign = METRICS[metric_name], _sign(gate.primary)
+    ours, theirs = candidate.queries[table], champion.queries[table]
+    order = _same_queries(ours, theirs, table)
+    difference, low, high = paired_difference(
+        sign * _values(ours, metric_name),
+        sign * _values(theirs, metric_name)[order],
+        ours.clip_ids,
+        resamples,
+        seed,
+        metric.statistic,
+    )
+    if gate.require_better:
+        passed, rule = low > ROUNDING, "its lower end must be above 0"
+    else:
+        passed, rule = difference >= -ROUNDING, "the difference must not be below 0"
+    values = (
+        f"{_figure(candidate.values[gate.primary])} against the champion's {_figure(champion.values[gate.primary])}"
+    )
+    interval = f"better by {difference:+.2f} (95 % interval {low:+.2f} to {high:+.2f}) on {len(order)} paired queries"
+    return passed, f"{gate.primary} is {values}, {interval}; {rule}"
+
+
+def _same_queries(ours: QueryTable, theirs: QueryTable, table: str) -> np.ndarray:
+    """Rows (Q,) of `theirs` in the order of `ours`."""
+    rows = {query: row for row, query in enumerate(theirs.query_ids)}
+    if rows.keys() != set(ours.query_ids):
+        odd = sorted(rows.keys() ^ set(ours.query_ids))
+        raise ValueError(
+            f"candidate and champion answered different queries of {table}: {len(odd)} are not shared, such as "
+            f"{odd[0]}; evaluate the champion again first"
+        )
+    return np.array([rows[query] for query in ours.query_ids])
+
+
+def _values(table: QueryTable, metric_name: str) -> FloatArray:
+    return METRICS[metric_name].values(table.ranks)
+
+
+def _guard(candidate: Scores, champion: Scores, guard: GuardParams) -> Verdict:
+    value, reference = candidate.values[guard.score], champion.values[guard.score]
+    loss = _sign(guard.score) * (reference - value)
+    change = f"worse by {_figure(loss)}" if loss > 0 else f"better by {_figure(-loss)}" if loss < 0 else "equal"
+    sentence = (
+        f"{guard.score} is {_figure(value)} against the champion's {_figure(reference)}, {change}; "
+        f"worse by {_figure(guard.tolerance)} at most is allowed"
+    )
+    return loss <= guard.tolerance + ROUNDING, sentence
+
+
+def _sign(name: str) -> float:
+    return -1.0 if lower_is_better(name) else 1.0
+
+
+def _figure(value: float) -> str:
+    """At most four decimals, and none that say nothing."""
+    return f"{value:.4f}".rstrip("0").rstrip(".")

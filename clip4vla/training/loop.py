@@ -1,0 +1,142 @@
+"""A job in, a run result out: reads like the table of contents of a training."""
+
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from clip4vla.atomic import atomic_directory, write_json
+from clip4vla.audio.frontend import max_samples
+from clip4vla.clips.loader import ClipStore, Order, TrainingBatches, training_loader
+from clip4vla.clips.loader import View as ClipView
+from clip4vla.model.checkpoints import load_model, save_model
+from clip4vla.model.clip4vla import Clip4Vla
+from clip4vla.model.fusion import SequenceFusion
+from clip4vla.model.text import Tokenizer
+from clip4vla.tracking import Run, open_tracker, provenance
+from clip4vla.training.engine import Engine, join_ranks
+from clip4vla.training.job import RUN_FILE, Job
+from clip4vla.training.meter import Meter, line
+from clip4vla.training.objective import Objective
+from clip4vla.training.optimizer import learning_rate
+
+STOPPED = 128 + signal.SIGTERM
+"""Exit status of a training that was asked to stop and left a checkpoint."""
+
+
+def train(job: Job) -> None:
+    """Train as `job` says, from its last checkpoint if there is one, and write the run result.
+
+    Raises:
+        ValueError: the job doesn't fit the data or this machine.
+        SystemExit: the training was asked to stop by SIGTERM; a checkpoint is there.
+    """
+    rank, world_size, device = join_ranks()
+    torch.manual_seed(job.seed)
+    model = build_model(job)
+    store = ClipStore([corpus.clips for corpus in job.corpora])
+    order = order_clips(job, store, world_size)
+    micro_batches = -(-(order.clips_per_step // world_size) // job.training.micro_batch_size)
+    objective = Objective.of(job.training, job.audio_token)
+    engine = Engine(model, objective, job.training.optimizer, job.trainer, micro_batches, device)
+    checkpoints = job.checkpoints / job.fingerprint()
+    step = (engine.resume(checkpoints) or {"step": 0})["step"]
+    batches = TrainingBatches(store, clip_view(job, model), order, rank, world_size)
+    with open_tracker(job.root, rank).start(job.task, job.task, {"kind": job.task}, run_id=job.run_id) as run:
+        figures = _run_steps(job, engine, batches, step, checkpoints, run)
+        weights = engine.collect_weights(checkpoints / "final")
+        if weights is not None:
+            write_result(job, engine.model, weights, figures, world_size)
+            shutil.rmtree(job.checkpoints, ignore_errors=True)
+
+
+def build_model(job: Job) -> Clip4Vla:
+    """The model to start from: as it is initialised, or with the weights of a run result.
+
+    A fusion that the run result doesn't have starts from its text tower, as `SequenceFusion` does.
+    """
+    if job.start_from is None:
+        return Clip4Vla(job.model, job.audio).train()
+    before = load_model(job.start_from)
+    model = Clip4Vla(job.model, job.audio, before.architecture)
+    model.clip, model.audio = before.clip, before.audio
+    if model.fusion is not None:
+        model.fusion = before.fusion or SequenceFusion(before.clip, job.model.fusion_layers)
+    return model.train()
+
+
+def order_clips(job: Job, store: ClipStore, world_size: int) -> Order:
+    """The order of the job's clips; every rank takes an equal share of each batch."""
+    weights = tuple(corpus.weight for corpus in job.corpora) if len(job.corpora) > 1 else None
+    batch_size = min(job.training.batch_size, len(store)) // world_size * world_size
+    if batch_size == 0:
+        raise ValueError(f"{len(store)} clips can't be shared among {world_size} ranks")
+    return Order(store.sizes, weights, batch_size, job.training.epochs, job.seed)
+
+
+def clip_view(job: Job, model: Clip4Vla) -> ClipView:
+    """What of a clip the job's model is shown."""
+    tokenize = Tokenizer(model.architecture.name, min(job.training.words, model.context_length))
+    samples = max_samples(job.audio, model.image_size)
+    return ClipView(job.training.frames, model.image_size, samples, tokenize, job.training.time_shift)
+
+
+def _run_steps(
+    job: Job, engine: Engine, batches: TrainingBatches, start: int, checkpoints: Path, run: Run
+) -> dict[str, float]:
+    """The steps from `start` on; final losses and mean speed."""
+    steps = batches.order.steps
+    stop = _stop_on_sigterm()
+    meter = Meter(batches.order.clips_per_step)
+    losses: dict[str, float] = {}
+    waiting_since = time.monotonic()
+    for step, batch in enumerate(training_loader(batches, start, job.trainer.loader_workers), start):
+        waited = time.monotonic() - waiting_since
+        lr = learning_rate(step, steps, job.training.optimizer)
+        losses = engine.step(batch, lr, (job.seed, step, batches.rank))
+        meter.step(waited)
+        done = step + 1
+        if done % job.trainer.log_every == 0 or done == steps:
+            _report(done, steps, losses, lr, meter, run, batches.rank)
+        if done < steps and (done % job.trainer.checkpoint_every == 0 or stop()):
+            engine.save(checkpoints, done, {"step": done}, job.trainer.keep_checkpoints)
+            if stop():
+                raise SystemExit(STOPPED)
+        waiting_since = time.monotonic()
+    return losses | {"clips_per_second": meter.mean_clips_per_second}
+
+
+def _stop_on_sigterm() -> Callable[[], bool]:
+    """Whether SIGTERM has come; it no longer ends the process by itself."""
+    asked: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, note)
+    return lambda: bool(asked)
+
+
+def _report(done: int, steps: int, losses: dict[str, float], lr: float, meter: Meter, run: Run, rank: int) -> None:
+    figures = meter.read()
+    run.metrics({f"loss/{name}" if name != "loss" else name: value for name, value in losses.items()}, done)
+    run.metrics({"lr": lr, **{f"speed/{name}": value for name, value in figures.items()}}, done)
+    if rank == 0:
+        print(line(done, steps, losses, lr, figures, meter.eta_s(steps - done)), flush=True)
+
+
+def write_result(
+    job: Job, model: Clip4Vla, weights: dict[str, torch.Tensor], figures: dict[str, Any], world_size: int
+) -> None:
+    """Write the run result: weights and config that load without DeepSpeed, and `run.json`."""
+    result = Clip4Vla(model.params, model.audio_params, model.architecture)
+    result.load_state_dict(weights)
+    with atomic_directory(job.out) as directory:
+        save_model(result, directory)
+        facts = {"task": job.task, "audio_token": job.audio_token, "world_size": world_size, "run_id": job.run_id}
+        write_json(directory / RUN_FILE, facts | {"metrics": figures} | provenance(job.root))

@@ -1,0 +1,78 @@
+"""What is minimised: named, weighted contrastive terms over the features of a batch.
+
+In: features and the logit scale. Out: a dict of weighted losses, summed in one visible place, `Objective.total`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from clip4vla.losses.contrastive import info_nce, nt_xent
+from clip4vla.model.clip4vla import Features, View
+from clip4vla.params import AudioToken, FinetuneParams, PretrainParams
+
+Loss = Callable[[Features, Tensor], Tensor]
+
+
+def _pair(first: View, second: View) -> Loss:
+    """InfoNCE between two views, over the clips that have both."""
+
+    def loss(features: Features, scale: Tensor) -> Tensor:
+        a, b = getattr(features, first), getattr(features, second)
+        return info_nce(a, b, scale, valid=_has(features, first) & _has(features, second))
+
+    return loss
+
+
+def _has(features: Features, view: View) -> Tensor:
+    """(B,) which clips have the view: a clip without a sound has no audio features to compare."""
+    everyone = features.has_video | features.has_audio
+    return {"video": features.has_video, "audio": features.has_audio}.get(view, everyone)
+
+
+def _audio_audio(features: Features, scale: Tensor) -> Tensor:
+    assert features.audio is not None and features.audio_view is not None
+    return nt_xent(features.audio, features.audio_view, scale, valid=features.has_audio)
+
+
+TERMS: Mapping[str, tuple[tuple[View, View], Loss]] = {
+    "text_audio": (("text", "audio"), _pair("text", "audio")),
+    "video_audio": (("video", "audio"), _pair("video", "audio")),
+    "text_video": (("text", "video"), _pair("text", "video")),
+    "text_both": (("text", "both"), _pair("text", "both")),
+    "audio_audio": (("audio", "audio_view"), _audio_audio),
+}
+"""Every term by its name in params.yaml: the views that it compares, and how."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The terms of a training and the token that tells the audio tower what to listen for."""
+
+    weights: Mapping[str, float]
+    audio_token: AudioToken
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ValueError("every term of the objective has weight 0: there is nothing to train")
+
+    @classmethod
+    def of(cls, training: PretrainParams | FinetuneParams, audio_token: AudioToken) -> "Objective":
+        """The terms whose weight in `training` isn't 0."""
+        weights = {name: getattr(training, name, 0.0) for name in TERMS}
+        return cls({name: weight for name, weight in weights.items() if weight}, audio_token)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """What the model must compute for these terms."""
+        return tuple(dict.fromkeys(view for name in self.weights for view in TERMS[name][0]))
+
+    def losses(self, features: Features, scale: Tensor) -> dict[str, Tensor]:
+        """Each term times its weight: this rank's share of the loss over all ranks' clips."""
+        return {name: weight * TERMS[name][1](features, scale) for name, weight in self.weights.items()}
+
+    @staticmethod
+    def total(losses: Mapping[str, Tensor]) -> Tensor:
+        """What is minimised: the sum of the terms."""
+        return sum(losses.values(), start=next(iter(losses.values())) * 0)

@@ -1,0 +1,38 @@
+"""AdamW's parameter groups and the learning rate of a step: pure functions of params and model."""
+
+import math
+from typing import Any
+
+from torch import nn
+
+from clip4vla.params import OptimizerParams
+
+
+def parameter_groups(model: nn.Module, new: set[str], params: OptimizerParams) -> list[dict[str, Any]]:
+    """Groups by rate (CLIP's towers or new parts) and decay (matrices or not), each with its `lr_ratio`.
+
+    Norms, biases, embeddings, class tokens and the logit scale have no decay. `new` names the parameters that
+    don't start from CLIP's weights.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            ratio = 1.0 if name in new else params.clip_lr_ratio
+            decay = params.weight_decay if _decays(name, parameter) else 0.0
+            groups.setdefault((ratio, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": params.lr * ratio, "lr_ratio": ratio, "weight_decay": decay}
+        for (ratio, decay), parameters in groups.items()
+    ]
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim >= 2 and "embedding" not in name
+
+
+def learning_rate(step: int, steps: int, params: OptimizerParams) -> float:
+    """Rate of step `step` (from 0) of `steps`: linear warm-up to `params.lr`, then half a cosine to 0."""
+    warmup = params.warmup * steps
+    if step < warmup:
+        return params.lr * (step + 1) / (warmup + 1)
+    return params.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))

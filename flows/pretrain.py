@@ -1,0 +1,29 @@
+"""Stage and flow `pretrain`: contrastive pretraining on the pretraining corpora.
+
+Out: `runs/pretrain` with the model and `run.json`; the stage `evaluate` scores it.
+"""
+
+from prefect import flow
+
+from clip4vla.params import load_params
+from flows.stage import Stage
+from flows.training import make_job, report_run, run_job
+
+
+def train() -> None:
+    """Pretrain; each sample's audio token is the kind of its text."""
+    params = load_params()
+    run_job(make_job(params, "pretrain", "pretrain", params.pretrain, "sample", None), "pretrain", {})
+
+
+STAGE = Stage("pretrain", (train,), lambda: report_run("pretrain"))
+
+
+@flow(name="pretrain", log_prints=True)
+def pretrain(through_dvc: bool = False, force: bool = False) -> None:
+    """Pretrain from the corpora in data/clips/pretrain; `through_dvc` keeps dvc.lock true, `force` reruns."""
+    STAGE.run(through_dvc, force)
+
+
+if __name__ == "__main__":
+    STAGE.main(pretrain)

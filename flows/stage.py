@@ -1,0 +1,76 @@
+"""What the flows have in common: steps that are plain functions, run as Prefect tasks, through DVC or by it.
+
+`python -m flows.NAME` is the command of the DVC stage NAME. Started by a person's `dvc repro`, it is a Prefect flow
+whose steps are tasks. A deployment starts the flow with `through_dvc`, which runs `dvc repro NAME`; the command
+inside then finds a mark in its environment and runs the steps plainly, so that there is one flow run, `dvc.lock`
+is true and a cancelled run leaves nothing behind.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import Flow, task
+from prefect.artifacts import create_markdown_artifact
+
+MARK = "CLIP4VLA_INSIDE_FLOW"
+OFF_SWITCHES = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+TERMINATE_S = 90.0
+"""Seconds that DVC and what it runs have to end when a run is cancelled; a training writes its checkpoint."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One DVC stage that is a flow."""
+
+    name: str
+    """Of the DVC stage."""
+    steps: tuple[Callable[[], None], ...]
+    """What is done, in order; a step leaves its results in files and can be run again."""
+    report: Callable[[], str]
+    """Markdown about the results, shown in Prefect."""
+
+    def run(self, through_dvc: bool, force: bool) -> None:
+        """The body of the flow: the steps as tasks, or all of them through DVC, then the report."""
+        if through_dvc:
+            task(name=f"dvc repro {self.name}")(reproduce)(self.name, force)
+        else:
+            for step in self.steps:
+                task(step)()
+        create_markdown_artifact(self.report(), key=self.name, description=f"Results of the stage {self.name}")
+
+    def main(self, flow: Flow[..., None]) -> None:
+        """The body of `python -m flows.NAME`."""
+        os.environ.update(OFF_SWITCHES)
+        if os.environ.get(MARK):
+            for step in self.steps:
+                step()
+        else:
+            flow()
+
+
+def reproduce(stage: str, force: bool) -> None:
+    """Run `dvc repro STAGE` (with `force`, that stage even if nothing changed) and pass on what it prints.
+
+    Raises:
+        RuntimeError: it failed; another `dvc repro` at the same time makes it fail too.
+    """
+    command = [sys.executable, "-m", "dvc", "repro", stage, *(["-f", "-s"] if force else [])]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    process = subprocess.Popen(
+        command, env=os.environ | {MARK: "1", "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert process.stdout is not None
+        for output in process.stdout:
+            print(output, end="", flush=True)
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(TERMINATE_S)
+    if code:
+        raise RuntimeError(f"dvc repro {stage} ended with status {code}; its output above says why")

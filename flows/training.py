@@ -1,0 +1,129 @@
+"""What the training flows share: a job from params.yaml, its MLflow run, and the judgement of its result."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clip4vla.clips.loader import ClipStore, find_clips
+from clip4vla.evaluation.probe import Labels
+from clip4vla.evaluation.scores import Scores
+from clip4vla.evaluation.suite import Judge
+from clip4vla.model.checkpoints import load_model
+from clip4vla.params import AudioToken, FinetuneParams, Params, PretrainParams
+from clip4vla.records import Split
+from clip4vla.tracking import open_tracker
+from clip4vla.training.job import Corpus, Job, read_run
+from clip4vla.training.launch import launch
+
+ROOT = Path.cwd()
+CLIPS = Path("data/clips")
+RUNS = Path("runs")
+CHECKPOINTS = Path("checkpoints")
+EXPERIMENT = "clip4vla"
+
+
+def make_job(
+    params: Params,
+    task: str,
+    name: str,
+    training: PretrainParams | FinetuneParams,
+    audio_token: AudioToken,
+    start_from: Path | None,
+) -> Job:
+    """The training `name` on every corpus of the role `task`, as params.yaml describes it."""
+    paths = find_clips(CLIPS / task, "train")
+    corpora = tuple(Corpus(clips=path, weight=params.corpora[path.parent.name].weight) for path in paths)
+    return Job(
+        task=task,
+        seed=params.seed,
+        corpora=corpora,
+        start_from=start_from,
+        audio_token=audio_token,
+        training=training,
+        model=params.model,
+        audio=params.audio,
+        trainer=params.trainer,
+        root=ROOT,
+        checkpoints=CHECKPOINTS / name,
+        out=RUNS / name,
+        run_id=None,
+    )
+
+
+def run_job(job: Job, run_name: str, tags: Mapping[str, str], parent: str | None = None) -> str | None:
+    """Train, under an MLflow run that a training resumed from a checkpoint goes on with; the run's id."""
+    note = job.checkpoints / job.fingerprint() / "mlflow_run"
+    run_id = note.read_text() if note.is_file() else None
+    with open_tracker(job.root).start(EXPERIMENT, run_name, {"kind": job.task, **tags}, parent, run_id) as run:
+        if run.run_id is not None:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(run.run_id)
+        run.params(headline_params(job))
+        for corpus in job.corpora:
+            run.dataset(corpus.clips.parent.name, str(len(ClipStore([corpus.clips]))), corpus.clips, "train")
+        launch(job.model_copy(update={"run_id": run.run_id}))
+    return run.run_id
+
+
+def headline_params(job: Job) -> dict[str, Any]:
+    """The settings that one compares runs by: flat and few."""
+    training, optimizer = job.training, job.training.optimizer
+    return {
+        "architecture": job.model.architecture,
+        "weights": job.model.weights or "scratch",
+        "fusion": job.model.fusion,
+        "audio_token": job.audio_token,
+        "audio_recipe": job.audio.recipe,
+        "epochs": training.epochs,
+        "batch_size": training.batch_size,
+        "frames": training.frames,
+        "tiles": job.audio.tiles,
+        "lr": optimizer.lr,
+        "clip_lr_ratio": optimizer.clip_lr_ratio,
+        "weight_decay": optimizer.weight_decay,
+        "seed": job.seed,
+    }
+
+
+def judge(
+    params: Params, run_directory: Path, split: Split, training: PretrainParams | FinetuneParams, token: AudioToken
+) -> tuple[Judge, Scores]:
+    """Score the run result on a split of the fine-tuning corpora: retrieval and, where there are labels, the probe."""
+    judge = Judge(load_model(run_directory), training, params.evaluate)
+    store = ClipStore(find_clips(CLIPS / "finetune", split))
+    labels = params.evaluate.labels
+    probe = judge.probe(store, Labels.read(Path(labels))) if labels else None
+    return judge, judge.score(judge.gallery(store, token), probe)
+
+
+def log_scores(scores: Scores, run_id: str | None, prefix: str, kind: str) -> None:
+    """Add scores to the MLflow run that trained the model, under `prefix/`."""
+    with open_tracker(ROOT).start(EXPERIMENT, kind, {"kind": kind}, run_id=run_id) as run:
+        run.metrics({f"{prefix}/{name}": value for name, value in scores.values.items()})
+
+
+def score_table(scores: Mapping[str, Scores]) -> str:
+    """Markdown: text→clip and clip→text R@1 with intervals by modality, and the probe, a column per model."""
+    names = [f"{d}/{m}/R@1" for d in ("text_to_clip", "clip_to_text") for m in ("vision", "audio", "both")]
+    names += sorted({name for s in scores.values() for name in s.values if name.startswith("probe/")})
+    head = ["| score | " + " | ".join(scores) + " |", "| --- |" + " ---: |" * len(scores)]
+    rows = [f"| {name} | " + " | ".join(_cell(s, name) for s in scores.values()) + " |" for name in names]
+    return "\n".join([*head, *rows])
+
+
+def _cell(scores: Scores, name: str) -> str:
+    if name not in scores.values:
+        return ""
+    value = f"{scores.values[name]:.1f}"
+    return (
+        f"{value} [{scores.intervals[name][0]:.1f}, {scores.intervals[name][1]:.1f}]"
+        if name in scores.intervals
+        else value
+    )
+
+
+def report_run(name: str) -> str:
+    """Markdown about the run result of a training: its last losses, and its speed."""
+    facts = read_run(RUNS / name)
+    metrics = "\n".join(f"| {key} | {value:.3f} |" for key, value in facts["metrics"].items())
+    return f"# {name}\n\n| | last |\n| --- | ---: |\n{metrics}\n\nMLflow run `{facts['run_id']}`"

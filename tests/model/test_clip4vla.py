@@ -1,0 +1,201 @@
+"""What the model promises of its features, whatever its weights."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from clip4vla.batch import Batch
+from clip4vla.losses.contrastive import info_nce, nt_xent
+from clip4vla.model.clip4vla import Clip4Vla, Features, View
+
+VIEWS: tuple[View, ...] = get_args(View)
+FUSIONS = ["mean", "sequence"]
+Build = Callable[..., Clip4Vla]
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(2)
+
+
+def everything(model: Clip4Vla, batch: Batch) -> Features:
+    return model(batch, audio_token="sample", views=VIEWS, generator=generator())
+
+
+def lengths(vectors: Tensor | None) -> list[float]:
+    assert vectors is not None
+    return vectors.norm(dim=1).tolist()
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_features_are_unit_vectors_or_zeros(build: Build, batch: Batch, fusion: str) -> None:
+    features = everything(build(fusion=fusion), batch)
+    assert features.has_video.tolist() == [True, True, True, False]
+    assert features.has_audio.tolist() == [True, True, False, True]
+    assert lengths(features.text) == pytest.approx([1, 1, 1, 1])
+    assert lengths(features.video) == pytest.approx([1, 1, 1, 0])
+    assert lengths(features.audio) == pytest.approx([1, 1, 0, 1])
+    assert lengths(features.audio_view) == pytest.approx([1, 1, 0, 1])
+    assert lengths(features.both) == pytest.approx([1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_only_what_is_asked_for_is_computed(build: Build, batch: Batch, view: View) -> None:
+    model = build()
+    features = model(batch, audio_token="sample", views=(view,), generator=generator())
+    assert [name for name in VIEWS if getattr(features, name) is not None] == [view]
+    torch.testing.assert_close(getattr(features, view), getattr(everything(model, batch), view))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_missing_modality_leaves_the_other_alone(build: Build, batch: Batch, fusion: str) -> None:
+    features = everything(build(fusion=fusion), batch)
+    assert features.both is not None
+    assert features.video is not None
+    assert features.audio is not None
+    torch.testing.assert_close(features.both[2], features.video[2])
+    if fusion == "mean":
+        torch.testing.assert_close(features.both[3], features.audio[3])
+
+
+def test_mean_fusion_is_the_direction_of_the_sum(build: Build, batch: Batch) -> None:
+    features = everything(build(), batch)
+    assert features.both is not None
+    assert features.video is not None
+    assert features.audio is not None
+    torch.testing.assert_close(features.both, F.normalize(features.video + features.audio, dim=1))
+
+
+def test_sequence_fusion_lets_frames_attend_to_sound(build: Build, batch: Batch) -> None:
+    model = build(fusion="sequence")
+    louder = replace(batch, waveform=batch.waveform.flip(2))
+    one, other = (everything(model, each).both for each in (batch, louder))
+    assert one is not None
+    assert other is not None
+    assert not torch.allclose(one[0], other[0])
+    torch.testing.assert_close(one[2], other[2])
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_what_is_masked_has_no_say(build: Build, batch: Batch, fusion: str) -> None:
+    model = build(fusion=fusion)
+    frames = torch.where(batch.video_mask[:, :, None, None, None], batch.frames, 255 - batch.frames)
+    waveform = batch.waveform.clone()
+    waveform[2] = 0.5
+    one, other = everything(model, batch), everything(model, replace(batch, frames=frames, waveform=waveform))
+    for view in ("video", "audio", "both"):
+        torch.testing.assert_close(getattr(one, view), getattr(other, view))
+
+
+def test_micro_batches_add_up_to_the_batch(build: Build, batch: Batch) -> None:
+    model = build(fusion="sequence")
+    views: tuple[View, ...] = ("text", "video", "audio", "both")
+    whole = model(batch, audio_token="sample", views=views)
+    parts = [model(batch[rows], audio_token="sample", views=views) for rows in (slice(0, 1), slice(1, 4))]
+    joined = Features.concatenate(parts)
+    assert joined.audio_view is None
+    for name in ("has_video", "has_audio", *views):
+        torch.testing.assert_close(getattr(joined, name), getattr(whole, name), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_parameter_gets_a_gradient(build: Build, batch: Batch, fusion: str) -> None:
+    model = build(fusion=fusion)
+    f = everything(model, batch)
+    for vectors in (f.text, f.video, f.audio, f.audio_view, f.both):
+        assert vectors is not None
+    loss = info_nce(f.text, f.audio, model.scale(), valid=f.has_audio)
+    loss = loss + info_nce(f.video, f.audio, model.scale(), valid=f.has_audio & f.has_video)
+    loss = (
+        loss
+        + nt_xent(f.audio, f.audio_view, model.scale(), valid=f.has_audio)
+        + info_nce(f.text, f.both, model.scale())
+    )
+    loss.backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+    still = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.any()]
+    assert still == []
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_checkpointing_activations_changes_nothing(build: Build, batch: Batch, fusion: str) -> None:
+    gradients = []
+    for enable in (False, True):
+        model = build(fusion=fusion)
+        model.set_grad_checkpointing(enable)
+        features = everything(model, batch)
+        assert features.both is not None
+        assert features.text is not None
+        (features.both * features.text).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_the_learned_scale_stops_at_100_and_can_come_down(build: Build) -> None:
+    model = build()
+    assert model.scale().item() == pytest.approx(1 / 0.07)
+    model.logit_scale.data.fill_(math.log(250))
+    scale = model.scale()
+    assert scale.shape == (1,)
+    assert scale.item() == pytest.approx(100)
+    scale.backward()
+    assert model.logit_scale.grad is not None
+    assert model.logit_scale.grad.item() > 0
+
+
+def test_the_fixed_scale_is_100_and_is_not_learned(build: Build) -> None:
+    model = build(temperature="fixed")
+    assert model.scale().item() == 100
+    assert not model.logit_scale.requires_grad
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_tensor_is_made_on_the_models_device(
+    build: Build, batch: Batch, fusion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's meta device refuses, like a GPU, to mix with the CPU."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    device = torch.device("meta")
+    features = build(fusion=fusion).to(device)(batch.to(device), audio_token="sample", views=("text", "audio", "both"))
+    assert features.both is not None
+    assert features.both.device == device
+
+
+def test_frames_of_another_size_are_refused(build: Build, batch: Batch) -> None:
+    frames = torch.zeros(4, 2, 3, 48, 32, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"\(3, 48, 32\).* tiny reads \(3, 32, 32\)"):
+        build()(replace(batch, frames=frames), audio_token="both", views=("video",))
+
+
+def test_texts_longer_than_the_context_are_refused(build: Build) -> None:
+    with pytest.raises(ValueError, match=r"13 tokens .* reads 12"):
+        build().encode_text(torch.ones(1, 13, dtype=torch.int64))
+
+
+def test_padding_after_the_end_of_a_text_has_no_say(build: Build, batch: Batch) -> None:
+    model, tokens = build(), batch.tokens
+    longer = F.pad(tokens, (0, 3))
+    torch.testing.assert_close(model.encode_text(tokens), model.encode_text(longer))
+
+
+def test_a_model_in_half_precision_gives_features_in_single(build: Build, batch: Batch) -> None:
+    exact = everything(build(fusion="sequence"), batch)
+    rough = everything(build(fusion="sequence").bfloat16(), batch)
+    for view in VIEWS:
+        assert getattr(rough, view).dtype == torch.float32
+        torch.testing.assert_close(getattr(rough, view), getattr(exact, view), rtol=0, atol=0.1)
+
+
+def test_new_parameters_are_those_outside_clips_own_towers(build: Build) -> None:
+    model = build(fusion="sequence")
+    names = {name for name, _ in model.named_parameters()}
+    assert model.new_parameters() == names
+    model.params = model.params.model_copy(update={"weights": "openai"})
+    assert names - model.new_parameters() == {f"clip.{name}" for name, _ in model.clip.named_parameters()}

@@ -1,0 +1,90 @@
+"""A miniature project in a directory of its own: this repository's code and graph, tiny data and towers."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.stamp_package import write_stamp_package
+
+REPOSITORY = Path(__file__).parents[1]
+
+TINY_ARCHITECTURE = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {"context_length": 48, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+TINY_PARAMS: dict[str, Any] = {
+    "stampscenes": {
+        "package": "stamps.deb",
+        "things": 8,
+        "pretrain_clips": 24,
+        "caption_pairs": {"train": 6, "val": 2, "test": 4},
+        "pictures_per_pair": 2,
+        "seconds": 1.2,
+        "size": 48,
+        "fps": 4,
+    },
+    "clips": {"frames": 2, "size": 36},
+    "audio": {"tiles": 2, "hop": 256},
+    "model": {"architecture": "tiny"},
+    "pretrain": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8},
+    "finetune": {"epochs": 1, "batch_size": 6, "micro_batch_size": 3},
+    "ablate": {"audio_tokens": ["none", "both"], "epochs": 1},
+    "trainer": {"loader_workers": 0, "log_every": 1, "checkpoint_every": 1},
+    "evaluate": {"bootstrap": 100},
+    "gate": {"floors": {"text_to_clip/both/R@1": 0.0}},
+}
+
+
+def make_project(directory: Path) -> Path:
+    """Put code, graph, parameters and package into `directory`, and initialise git and DVC there."""
+    for name in ("clip4vla", "flows"):
+        shutil.copytree(REPOSITORY / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(REPOSITORY / name, directory)
+    (directory / "clip4vla/model/architectures/tiny.json").write_text(json.dumps(TINY_ARCHITECTURE))
+    params = _updated(yaml.safe_load((REPOSITORY / "params.yaml").read_text()), TINY_PARAMS)
+    write_params(directory, params)
+    write_stamp_package(directory / "stamps.deb")
+    subprocess.run(["git", "init", "-q"], cwd=directory, check=True)
+    run(directory, "-m", "dvc", "init", "-q").check_returncode()
+    run(directory, "-m", "dvc", "config", "core.analytics", "false").check_returncode()
+    return directory
+
+
+def read_params(directory: Path) -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load((directory / "params.yaml").read_text())
+    return tree
+
+
+def write_params(directory: Path, params: dict[str, Any]) -> None:
+    (directory / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def environment() -> dict[str, str]:
+    """The environment of a command: this Python first, one thread, nothing of the outer project."""
+    kept = {k: v for k, v in os.environ.items() if k not in {"MLFLOW_TRACKING_URI", "DVC_ROOT"}}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return kept | {"PATH": path, "OMP_NUM_THREADS": "1", "CLIP4VLA_INSIDE_FLOW": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with `arguments` in the project; the steps of a flow run plainly, without a Prefect server."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=directory, env=environment(), capture_output=True, text=True, timeout=280
+    )
+
+
+def _updated(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(tree)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(tree.get(key), dict) and key not in {"floors", "caption_pairs"}
+        merged[key] = _updated(tree[key], value) if nested else value
+    return merged

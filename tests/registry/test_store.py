@@ -1,0 +1,330 @@
+"""The registry on a real MLflow store: what is registered, who is champion, and what a kill at any point leaves."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from clip4vla.evaluation.retrieval import QueryRanks
+from clip4vla.evaluation.scores import QueryTable, Scores, summarise
+from clip4vla.params import ClipsParams, OptimizerParams, TrainingParams
+from clip4vla.records import Decision
+from clip4vla.registry import store
+from clip4vla.registry.store import Registry, content_hash
+from clip4vla.tracking import open_client, open_tracker, prepare_store
+
+NAME = "clip4vla"
+YES = Decision(True, ("pass: better",))
+NO = Decision(False, ("pass: floor met", "FAIL: worse than the champion"))
+
+CLIPS = ClipsParams(frames=2, size=32, jpeg_quality=90, max_seconds=5.0, workers=0, max_reject_fraction=0.0)
+OPTIMIZER = OptimizerParams(
+    lr=1e-3, clip_lr_ratio=1.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0, warmup=0.1, clip_norm=1.0
+)
+TRAINING = TrainingParams(
+    epochs=1, batch_size=1, micro_batch_size=1, frames=1, words=8, time_shift=False, optimizer=OPTIMIZER
+)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store, made once."""
+    root = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("DVC_ROOT", raising=False)
+        prepare_store(root)
+    return root
+
+
+@pytest.fixture
+def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return copy_store(template, tmp_path / "project")
+
+
+@pytest.fixture
+def registry(root: Path) -> Registry:
+    return Registry(root)
+
+
+@pytest.fixture(autouse=True)
+def _light_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the run result without the code around it, which most tests have no use for."""
+
+    def save(path: Path, run_directory: Path, *_settings: object) -> None:
+        (path / "artifacts").mkdir(parents=True)
+        for file in run_directory.iterdir():
+            (path / "artifacts" / file.name).write_bytes(file.read_bytes())
+
+    monkeypatch.setattr(store, "save_pyfunc", save)
+
+
+def copy_store(template: Path, root: Path) -> Path:
+    """A store with the same entries; artifacts stay where they are."""
+    (root / "mlruns").mkdir(parents=True)
+    for file in filter(Path.is_file, (template / "mlruns").iterdir()):
+        (root / "mlruns" / file.name).write_bytes(file.read_bytes())
+    return root
+
+
+def scores(value: float = 50.0, test_set: str = "abc") -> Scores:
+    hit = np.array([[1.0] * 3] * int(value) + [[0.0] * 3] * (100 - int(value)))
+    names = tuple(f"q{index}" for index in range(100))
+    table = QueryTable(names, names, QueryRanks(np.where(hit[:, 0] == 1, 1.0, 30.0), hit))
+    return summarise(test_set, {"text_to_clip/both": table}, 100, 0, {"probe/verbal/word": 13.0})
+
+
+def run_result(root: Path, weights: str) -> tuple[str, Path]:
+    """A finished run and a directory that looks like its result."""
+    with open_tracker(root).start("finetune", weights, {"kind": "finetune"}) as run:
+        pass
+    directory = root / "results" / weights
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "model.safetensors").write_text(weights)
+    (directory / "config.json").write_text("{}")
+    (directory / "run.json").write_text(json.dumps({"run_id": run.run_id}))
+    return str(run.run_id), directory
+
+
+def register(registry: Registry, root: Path, weights: str, found: Scores | None = None) -> str:
+    run_id, directory = run_result(root, weights)
+    return registry.register(run_id, directory, found or scores(), NAME, CLIPS, TRAINING)
+
+
+def champion_of(registry: Registry) -> str | None:
+    found = registry.champion(NAME)
+    return found and found[0]
+
+
+def aliases(root: Path) -> dict[str, str]:
+    return {name: str(version) for name, version in open_client(root).get_registered_model(NAME).aliases.items()}
+
+
+def test_a_registry_without_models_has_no_champion(registry: Registry, root: Path) -> None:
+    assert registry.champion(NAME) is None
+    register(registry, root, "one")
+    assert registry.champion(NAME) is None, "a version that nobody promoted is not seen"
+
+
+def test_the_champion_brings_its_scores_and_queries(registry: Registry, root: Path) -> None:
+    version = register(registry, root, "one", scores(40))
+    assert registry.promote(NAME, version, YES) == YES
+    found = registry.champion(NAME)
+    assert found is not None
+    assert found[0] == version
+    assert found[1].values == scores(40).values
+    assert found[1].intervals == scores(40).intervals
+    table, expected = found[1].queries["text_to_clip/both"], scores(40).queries["text_to_clip/both"]
+    assert table.query_ids == expected.query_ids
+    np.testing.assert_array_equal(table.ranks.rank, expected.ranks.rank)
+
+
+def test_a_version_says_what_it_is(registry: Registry, root: Path) -> None:
+    run_id, directory = run_result(root, "one")
+    version = registry.register(run_id, directory, scores(40), NAME, CLIPS, TRAINING)
+    registry.promote(NAME, version, NO)
+    found = open_client(root).get_model_version(NAME, version)
+    assert found.run_id == run_id
+    assert found.tags["content"] == content_hash(directory)
+    assert found.tags["test_set"] == "abc"
+    assert found.tags["git_revision"] == "unknown"
+    assert found.tags["text_to_clip/both/R_at_1"] == "40.00"
+    assert found.tags["probe/verbal/word"] == "13.00"
+    assert found.tags["decision"] == "rejected"
+    assert all(reason in found.description for reason in NO.reasons)
+    assert champion_of(registry) is None
+
+
+def test_the_same_model_is_registered_once(registry: Registry, root: Path) -> None:
+    first, again, other = (register(registry, root, weights) for weights in ("one", "one", "two"))
+    assert first == again != other
+    assert len(open_client(root).search_model_versions(f"name = '{NAME}'")) == 2
+
+
+def test_the_same_weights_with_another_config_are_another_model(registry: Registry, root: Path) -> None:
+    run_id, directory = run_result(root, "one")
+    first = registry.register(run_id, directory, scores(), NAME, CLIPS, TRAINING)
+    (directory / "config.json").write_text('{"fusion": "mean"}')
+    assert registry.register(run_id, directory, scores(), NAME, CLIPS, TRAINING) != first
+
+
+def test_the_champion_can_be_evaluated_anew(registry: Registry, root: Path, tmp_path: Path) -> None:
+    version = register(registry, root, "one", scores(40, "old"))
+    registry.promote(NAME, version, YES)
+    fetched = registry.fetch(NAME, version, tmp_path / "champion")
+    assert (fetched / "model.safetensors").read_text() == "one"
+    run_id = json.loads((fetched / "run.json").read_text())["run_id"]
+    assert registry.register(run_id, fetched, scores(45, "new"), NAME, CLIPS, TRAINING) == version
+    found = registry.champion(NAME)
+    assert found is not None
+    assert (found[0], found[1].test_set, found[1].values["text_to_clip/both/R@1"]) == (version, "new", 45.0)
+    assert open_client(root).get_model_version(NAME, version).tags["test_set"] == "new"
+
+
+def test_artifacts_that_were_changed_are_not_fetched(registry: Registry, root: Path, tmp_path: Path) -> None:
+    version = register(registry, root, "one")
+    (kept,) = (root / "mlruns" / "artifacts").rglob("model.safetensors")
+    kept.write_text("something else")
+    with pytest.raises(ValueError, match=f"version {version} are not those that were registered"):
+        registry.fetch(NAME, version, tmp_path / "fetched")
+
+
+def test_promotions_follow_the_decision(registry: Registry, root: Path) -> None:
+    one, two, three = (register(registry, root, weights) for weights in ("one", "two", "three"))
+    registry.promote(NAME, one, YES)
+    assert aliases(root) == {"champion": one}
+    registry.promote(NAME, two, NO)
+    assert aliases(root) == {"champion": one}
+    registry.promote(NAME, three, YES)
+    assert aliases(root) == {"champion": three, "previous": one}
+
+
+def test_the_champion_stays_champion_when_it_is_judged_again(registry: Registry, root: Path) -> None:
+    one, two = register(registry, root, "one"), register(registry, root, "two")
+    registry.promote(NAME, one, YES)
+    registry.promote(NAME, two, YES)
+    before = open_client(root).get_model_version(NAME, two)
+    answer = registry.promote(NAME, two, NO)
+    assert answer == Decision(True, (f"pass: version {two} is the champion already",))
+    assert aliases(root) == {"champion": two, "previous": one}
+    after = open_client(root).get_model_version(NAME, two)
+    assert (after.tags, after.description) == (before.tags, before.description)
+
+
+def test_rollback_goes_back_version_by_version(registry: Registry, root: Path) -> None:
+    versions = [register(registry, root, weights) for weights in ("one", "two", "three")]
+    for version in versions:
+        registry.promote(NAME, version, YES)
+    one, two, _ = versions
+    assert registry.rollback(NAME) == two
+    assert aliases(root) == {"champion": two, "previous": one}
+    assert registry.rollback(NAME) == one
+    assert aliases(root) == {"champion": one}
+    with pytest.raises(ValueError, match=f"no champion before version {one}"):
+        registry.rollback(NAME)
+
+
+def test_nothing_to_roll_back(registry: Registry) -> None:
+    with pytest.raises(ValueError, match="no champion before version None"):
+        registry.rollback(NAME)
+
+
+def test_what_was_rolled_back_does_not_come_back_by_itself(registry: Registry, root: Path) -> None:
+    one, two = register(registry, root, "one"), register(registry, root, "two")
+    registry.promote(NAME, one, YES)
+    registry.promote(NAME, two, YES)
+    registry.rollback(NAME)
+    answer = registry.promote(NAME, two, YES)
+    assert not answer.promote
+    assert answer.reasons[0] == YES.reasons[0]
+    assert answer.reasons[1].startswith(f"FAIL: version {two} was rolled back on 20")
+    assert champion_of(registry) == one
+    open_client(root).delete_model_version_tag(NAME, two, "rolled_back")
+    assert registry.promote(NAME, two, YES).promote
+    assert aliases(root) == {"champion": two, "previous": one}
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "run.json"])
+def test_half_a_run_result_is_not_registered(registry: Registry, root: Path, file: str) -> None:
+    run_id, directory = run_result(root, "one")
+    (directory / file).unlink()
+    with pytest.raises(ValueError, match=f"no run result: {file} is missing"):
+        registry.register(run_id, directory, scores(), NAME, CLIPS, TRAINING)
+
+
+def test_a_version_that_is_not_there_is_named(registry: Registry, root: Path) -> None:
+    register(registry, root, "one")
+    with pytest.raises(ValueError, match="clip4vla has no version 7"):
+        registry.promote(NAME, "7", YES)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: no code of ours catches it."""
+
+
+class MortalClient:
+    """An MLflow client that is killed at the n-th change, before or after the change is made."""
+
+    CHANGES = ("create_", "log_", "finalize_", "set_", "update_", "delete_")
+
+    def __init__(self, client: MlflowClient, dies_at: int, after: bool) -> None:
+        self._client, self._left, self._after = client, dies_at, after
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        method = getattr(self._client, name)
+        return self._mortal(method) if name.startswith(self.CHANGES) else method
+
+    def _mortal(self, method: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            self._left -= 1
+            if self._left == 0 and not self._after:
+                raise Killed
+            result = method(*args, **kwargs)
+            if self._left == 0:
+                raise Killed
+            return result
+
+        return call
+
+
+def killed_at(root: Path, dies_at: int, after: bool) -> Registry:
+    registry = Registry(root)
+    registry._client = MortalClient(registry._client, dies_at, after)  # type: ignore[assignment]
+    return registry
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_promotion_that_is_killed_anywhere_is_completed_by_the_next(root: Path, tmp_path: Path, after: bool) -> None:
+    old = register(Registry(root), root, "old")
+    Registry(root).promote(NAME, old, YES)
+    run_id, directory = run_result(root, "new")
+
+    def promote(registry: Registry) -> None:
+        version = registry.register(run_id, directory, scores(60), NAME, CLIPS, TRAINING)
+        registry.promote(NAME, version, YES)
+
+    deaths = 0
+    for dies_at in range(1, 100):
+        trial = copy_store(root, tmp_path / f"trial{dies_at}")
+        healthy = Registry(trial)
+        try:
+            promote(killed_at(trial, dies_at, after))
+        except Killed:
+            deaths += 1
+        else:
+            break
+        assert champion_of(healthy) in (old, "2"), "there is a champion at every moment, and it has its scores"
+        promote(healthy)
+        assert aliases(trial) == {"champion": "2", "previous": old}
+        assert len(open_client(trial).search_model_versions(f"name = '{NAME}'")) == 2
+        found = healthy.champion(NAME)
+        assert found is not None
+        assert found[1].values["text_to_clip/both/R@1"] == 60.0
+    assert deaths > 8
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_rollback_that_is_killed_anywhere_is_completed_by_the_next(root: Path, tmp_path: Path, after: bool) -> None:
+    for weights in ("one", "two", "three"):
+        Registry(root).promote(NAME, register(Registry(root), root, weights), YES)
+    deaths = 0
+    for dies_at in range(1, 100):
+        trial = copy_store(root, tmp_path / f"trial{dies_at}")
+        try:
+            killed_at(trial, dies_at, after).rollback(NAME)
+        except Killed:
+            deaths += 1
+        else:
+            break
+        state = aliases(trial)
+        assert state["champion"] in ("2", "3")
+        if state != {"champion": "2", "previous": "1"}:
+            assert Registry(trial).rollback(NAME) == "2"
+        assert aliases(trial) == {"champion": "2", "previous": "1"}
+    assert deaths == 3

@@ -1,0 +1,161 @@
+"""The served model, loaded as a consumer loads it, from what the registry stores and in a process of its own."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from clip4vla.media.encode import encode
+from clip4vla.model.checkpoints import save_model
+from clip4vla.model.clip4vla import Clip4Vla
+from clip4vla.model.towers import find_architecture
+from clip4vla.params import AudioParams, ClipsParams, ModelParams, OptimizerParams, TrainingParams
+from clip4vla.registry.store import save_pyfunc
+
+CLIPS = ClipsParams(frames=3, size=64, jpeg_quality=90, max_seconds=5.0, workers=0, max_reject_fraction=0.0)
+AUDIO = AudioParams(
+    sample_rate=16000,
+    n_fft=512,
+    hop=None,
+    tiles=2,
+    recipe="masked",
+    freq_mask_fraction=0.05,
+    time_mask_fraction=0.15,
+    mask_width=9,
+)
+MODEL = ModelParams(
+    architecture="stamp-small",
+    weights=None,
+    fusion="mean",
+    fusion_layers=1,
+    audio_token="both",
+    temperature="learned",
+)
+OPTIMIZER = OptimizerParams(
+    lr=1e-3, clip_lr_ratio=1.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0, warmup=0.1, clip_norm=1.0
+)
+TRAINING = TrainingParams(
+    epochs=1, batch_size=1, micro_batch_size=1, frames=2, words=16, time_shift=False, optimizer=OPTIMIZER
+)
+
+
+def tiny_model() -> Clip4Vla:
+    architecture = find_architecture("stamp-small", None)
+    config = json.loads(json.dumps(architecture.config))
+    config["embed_dim"] = 32
+    config["vision_cfg"] |= {"width": 64, "layers": 1, "head_width": 32}
+    config["text_cfg"] |= {"width": 64, "layers": 1, "heads": 2}
+    torch.manual_seed(0)
+    return Clip4Vla(MODEL, AUDIO, replace(architecture, config=config)).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model and three media files, one of them broken."""
+    folder = tmp_path_factory.mktemp("serving")
+    save_model(tiny_model(), folder / "run")
+    (folder / "run" / "run.json").write_text("{}")
+    save_pyfunc(folder / "model", folder / "run", CLIPS, TRAINING)
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        frames = rng.integers(0, 255, (8, 64, 64, 3)).astype(np.uint8)
+        encode(folder / f"{name}.mp4", frames, 8, rng.uniform(-0.5, 0.5, 16000).astype(np.float32), 16000)
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> mlflow.pyfunc.PyFuncModel:
+    return mlflow.pyfunc.load_model(str(folder / "model"))
+
+
+def test_texts_and_files_become_unit_vectors_and_errors_stay_in_their_row(model, folder: Path) -> None:
+    rows = [
+        ("a dog barks", None),
+        (None, str(folder / "one.mp4")),
+        (None, str(folder / "broken.mp4")),
+        (None, str(folder / "missing.mp4")),
+        ("a dog barks", str(folder / "one.mp4")),
+        (None, None),
+        ("a cat", None),
+        (None, str(folder / "two.mp4")),
+    ]
+    answers = model.predict(pd.DataFrame(rows, columns=["text", "media"], index=range(10, 18)))
+    assert list(answers.index) == list(range(10, 18))
+    errors = answers["error"].tolist()
+    assert [error is None for error in errors] == [True, True, False, False, False, False, True, True]
+    assert errors[2].startswith("corrupt: ")
+    assert errors[3].startswith("missing: ")
+    assert errors[4] == errors[5] == "a row needs either a text or a media path"
+    vectors = [vector for vector in answers["embedding"] if vector is not None]
+    assert len(vectors) == 4
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.abs(np.array(vectors[0]) - np.array(vectors[2])).max() > 1e-3
+    assert np.abs(np.array(vectors[1]) - np.array(vectors[3])).max() > 1e-3
+
+
+@pytest.mark.parametrize("column", ["text", "media"])
+def test_one_column_is_enough(model, folder: Path, column: str) -> None:
+    value = {"text": "a dog barks", "media": str(folder / "one.mp4")}[column]
+    answers = model.predict(pd.DataFrame({column: [value]}))
+    assert answers["error"].tolist() == [None]
+    assert len(answers["embedding"][0]) == 32
+
+
+def test_the_answer_to_a_row_does_not_depend_on_the_others(model, folder: Path) -> None:
+    many = model.predict(pd.DataFrame({"media": [str(folder / "one.mp4"), str(folder / "two.mp4")] * 9}))
+    alone = model.predict(pd.DataFrame({"media": [str(folder / "two.mp4")]}))
+    np.testing.assert_allclose(np.stack(many["embedding"])[1::2], np.stack([alone["embedding"][0]] * 9), atol=1e-5)
+
+
+def test_texts_are_embedded_as_the_model_does(model) -> None:
+    from clip4vla.model.text import Tokenizer
+
+    text = "a dog barks while someone says perro and the rain falls on the roof of the old house by the sea"
+    with torch.inference_mode():
+        features = tiny_model().encode_text(Tokenizer("stamp-small", TRAINING.words)([text]))
+    expected = torch.nn.functional.normalize(features, dim=1)[0]
+    found = model.predict(pd.DataFrame({"text": [text]}))["embedding"][0]
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_a_version_serves_with_the_code_it_was_stored_with(folder: Path) -> None:
+    """In a fresh process, whatever is installed there: the stored package comes first."""
+    code = (
+        "import json, sys, mlflow, pandas as pd\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "import clip4vla\n"
+        "answer = model.predict(pd.DataFrame({'text': ['a cat']}))\n"
+        "print(json.dumps([clip4vla.__file__, len(answer['embedding'][0])]))\n"
+    )
+    command = [sys.executable, "-c", code, str(folder / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True)
+    file, width = json.loads(done.stdout.splitlines()[-1])
+    assert Path(file) == folder / "model" / "code" / "clip4vla" / "__init__.py"
+    assert width == 32
+
+
+def test_no_caches_are_stored(folder: Path) -> None:
+    stored = [path.name for path in (folder / "model" / "code").rglob("*") if path.is_file()]
+    assert "stamp-small.json" in stored
+    assert not [name for name in stored if name.endswith(".pyc")]
+
+
+def test_the_signature_says_what_goes_in_and_out(model) -> None:
+    signature = model.metadata.signature
+    assert signature.inputs.input_names() == ["text", "media"]
+    assert signature.outputs.input_names() == ["embedding", "error"]
+    assert not any(column.required for column in signature.inputs.inputs)
+
+
+def test_requirements_are_pinned(folder: Path) -> None:
+    lines = (folder / "model" / "requirements.txt").read_text().split()
+    assert f"torch=={torch.__version__.split('+')[0]}" in [line.split("+")[0] for line in lines]
+    assert all("==" in line for line in lines)
