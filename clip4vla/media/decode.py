@@ -1,8 +1,11 @@
 """A span of a media file in, evenly spread RGB frames and 16-bit sound out.
 
 What can't be used is a `MediaError` with a short reason (it becomes a row of the rejects table) and the detail.
+Times are seconds from the first moment of the file, also where a container counts from elsewhere (MPEG-TS).
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +13,18 @@ import av
 import numpy as np
 from av.audio.resampler import AudioResampler
 from av.container import InputContainer
+from av.stream import Disposition
 from numpy.typing import NDArray
 from PIL import Image
 
-SEEK_MARGIN_S = 0.25
+SEEK_BACK_S = (0.25, 5.0, 60.0, math.inf)
+"""How far before a moment to begin to decode; the next one where the container had nothing so early."""
 MIN_SECONDS = 0.1
+GAP_S = 0.1
+"""Sound whose timestamp is further than this from where the sound before it ended is put where it belongs."""
+MISSING_S, MISSING_SHARE = 1.0, 0.1
+"""A file is incomplete when pictures and sound both end this long before the end of the span, and this share of it.
+(Less is how far a duration can be off that a container estimates from its bit rate.)"""
 
 
 class MediaError(Exception):
@@ -36,37 +46,93 @@ class Span:
     """(C, S) with C 1 or 2; None when there is no audio stream."""
 
 
-def decode(
-    path: Path, start_s: float, end_s: float | None, *, frames: int, short_side: int, sample_rate: int
-) -> Span:
+def decode(path: Path, start_s: float, end_s: float | None, *, frames: int, short_side: int, sample_rate: int) -> Span:
     """Decode `frames` evenly spread frames and the sound of `start_s`..`end_s` (None: the end of the file).
 
     A frame is the one on screen at the middle of its share of the span, by timestamps, so that variable frame
-    rates come out right; its shorter side becomes `short_side` pixels. Sound is resampled to `sample_rate`; mono
-    stays mono, more than two channels are mixed down to stereo.
+    rates come out right; its shorter side becomes `short_side` pixels, by bicubic interpolation as CLIP's do. Sound
+    is resampled to `sample_rate`; mono stays mono, more than two channels are mixed down to stereo. The picture on
+    the cover of a sound file is no video.
 
     Raises:
-        MediaError: `missing`, `corrupt`, `no_streams`, or `too_short` (under a tenth of a second in the span).
+        MediaError: `missing`, `corrupt`, `no_streams`, `too_short` (under a tenth of a second in the span), or
+            `truncated` (pictures and sound end before the file says they do).
     """
     if not path.is_file():
         raise MediaError("missing", f"no file {path}")
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video and not container.streams.audio:
-                raise MediaError("no_streams", f"{path} has neither video nor audio")
-            end_s = _end_within_file(container, end_s)
+        with av.open(str(path), metadata_errors="ignore") as container:
+            source = _open_source(container, path)
+            end_s = source.duration_s if end_s is None else min(end_s, source.duration_s)
             if end_s - start_s < MIN_SECONDS:
-                raise MediaError("too_short", f"{path} has {end_s - start_s:.3f} s from {start_s} s on")
-            audio = _decode_audio(container, start_s, end_s, sample_rate) if container.streams.audio else None
-            pictures = _decode_frames(container, start_s, end_s, frames) if container.streams.video else ()
+                raise MediaError("too_short", f"{path} has {max(0.0, end_s - start_s):.3f} s from {start_s} s on")
+            audio, heard_s = _decode_audio(source, start_s, end_s, sample_rate)
+            pictures, seen_s = _decode_frames(source, start_s, end_s, frames)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise MediaError("corrupt", f"{path}: {error}") from error
+    if end_s - max(heard_s, seen_s) > max(MISSING_S, MISSING_SHARE * (end_s - start_s)):
+        raise MediaError("truncated", f"{path} ends at {max(heard_s, seen_s):.3f} s, not at {end_s:.3f} s")
     return Span(tuple(_upright(picture, short_side) for picture in pictures), audio)
 
 
-def _end_within_file(container: InputContainer, end_s: float | None) -> float:
-    duration_s = container.duration / av.time_base if container.duration else _last_timestamp(container)
-    return duration_s if end_s is None else min(end_s, duration_s)
+@dataclass(frozen=True)
+class _Source:
+    """An open file: its streams, and where its clock begins and ends."""
+
+    container: InputContainer
+    video: av.VideoStream | None
+    audio: av.AudioStream | None
+    origin_s: float
+    """Timestamp of the first moment."""
+    duration_s: float
+
+    def pictures(self, start_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Frames with the moment at which each appears, from the one on screen at `start_s` on or earlier."""
+        for time_s, frame in self._decode_from(self.video, start_s):
+            assert isinstance(frame, av.VideoFrame)
+            yield time_s, frame
+
+    def sounds(self, start_s: float) -> Iterator[tuple[float, av.AudioFrame]]:
+        """Pieces of sound with the moment at which each begins, from `start_s` on or earlier."""
+        for time_s, frame in self._decode_from(self.audio, start_s):
+            assert isinstance(frame, av.AudioFrame)
+            yield time_s, frame
+
+    def _decode_from(
+        self, stream: av.VideoStream | av.AudioStream | None, start_s: float
+    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+        """Some demuxers (MPEG-TS) land after what was asked for: then again, from further back."""
+        if stream is None:
+            return
+        for back_s in SEEK_BACK_S:
+            frames = self._decode_near(stream, start_s - back_s)
+            first = next(frames, None)
+            if first is not None and (first[0] <= start_s or start_s <= back_s):
+                yield first
+                yield from frames
+                return
+
+    def _decode_near(
+        self, stream: av.VideoStream | av.AudioStream, time_s: float
+    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+        self.container.seek(int((self.origin_s + time_s) * av.time_base) if time_s > 0 else 0)
+        for frame in self.container.decode(stream):
+            assert isinstance(frame, av.VideoFrame | av.AudioFrame)
+            if frame.time is None:
+                raise ValueError("what was decoded has no timestamp")
+            yield frame.time - self.origin_s, frame
+
+
+def _open_source(container: InputContainer, path: Path) -> _Source:
+    moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    video = moving[0] if moving else None
+    audio = container.streams.audio[0] if container.streams.audio else None
+    if not video and not audio:
+        raise MediaError("no_streams", f"{path} has neither video nor audio")
+    # before 0 there is only what the sound's codec needs to get going
+    origin_s = max(0.0, (container.start_time or 0) / av.time_base)
+    duration_s = container.duration / av.time_base if container.duration else _last_timestamp(container) - origin_s
+    return _Source(container, video, audio, origin_s, duration_s)
 
 
 def _last_timestamp(container: InputContainer) -> float:
@@ -80,59 +146,79 @@ def _last_timestamp(container: InputContainer) -> float:
     return max(ends, default=0.0)
 
 
-def _seek(container: InputContainer, start_s: float) -> None:
-    container.seek(int(max(0.0, start_s - SEEK_MARGIN_S) * av.time_base))
-
-
-def _decode_frames(container: InputContainer, start_s: float, end_s: float, count: int) -> list[av.VideoFrame]:
+def _decode_frames(source: _Source, start_s: float, end_s: float, count: int) -> tuple[list[av.VideoFrame], float]:
+    """`count` frames, none without a video stream, and the time up to which there is something to see."""
     targets_s = [start_s + (i + 0.5) * (end_s - start_s) / count for i in range(count)]
     picked: list[av.VideoFrame] = []
     shown: av.VideoFrame | None = None
-    _seek(container, start_s)
-    for frame in container.decode(video=0):
-        while shown is not None and len(picked) < count and frame.time > targets_s[len(picked)]:
+    until_s = 0.0
+    for time_s, frame in source.pictures(start_s):
+        while shown is not None and len(picked) < count and time_s > targets_s[len(picked)]:
             picked.append(shown)
         shown = frame
+        until_s = time_s + float(frame.duration * (frame.time_base or 0))
         if len(picked) == count:
-            return picked
-    if shown is None:
+            return picked, end_s
+    if source.video and shown is None:
         raise MediaError("corrupt", f"no frame could be decoded between {start_s} and {end_s} s")
-    return picked + [shown] * (count - len(picked))
+    return picked + [shown] * (count - len(picked)) if shown else [], until_s
 
 
 def _upright(frame: av.VideoFrame, short_side: int) -> Image.Image:
     scale = short_side / min(frame.width, frame.height)
     size = (max(short_side, round(frame.width * scale)), max(short_side, round(frame.height * scale)))
-    picture = frame.reformat(*size, format="rgb24", interpolation="AREA").to_image()
+    picture = frame.reformat(*size, format="rgb24", interpolation="BICUBIC").to_image()
     return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
 
 
 def _decode_audio(
-    container: InputContainer, start_s: float, end_s: float, sample_rate: int
-) -> NDArray[np.int16]:
-    stream = container.streams.audio[0]
-    channels = 1 if stream.codec_context.channels == 1 else 2
-    resampler = AudioResampler(format="s16p", layout="mono" if channels == 1 else "stereo", rate=sample_rate)
-    sound = np.zeros((channels, round((end_s - start_s) * sample_rate)), np.int16)
-    _seek(container, start_s)
-    position: int | None = None
-    for frame in container.decode(audio=0):
-        if position is None:
-            position = round(((frame.time or 0.0) - start_s) * sample_rate)
+    source: _Source, start_s: float, end_s: float, sample_rate: int
+) -> tuple[NDArray[np.int16] | None, float]:
+    """The sound of the span, None without an audio stream, and the time up to which there is something to hear."""
+    if not source.audio:
+        return None, 0.0
+    channels = 1 if source.audio.codec_context.channels == 1 else 2
+    track = _Track(np.zeros((channels, round((end_s - start_s) * sample_rate)), np.int16), sample_rate)
+    for time_s, frame in source.sounds(start_s):
+        track.add(time_s - start_s, frame)
+        if track.position >= track.sound.shape[1]:
+            return track.sound, end_s
+    track.flush()
+    return track.sound, start_s + track.position / sample_rate
+
+
+class _Track:
+    """The sound of a span, filled from frames, each put at its time: silence where there are none."""
+
+    def __init__(self, sound: NDArray[np.int16], sample_rate: int) -> None:
+        self.sound = sound
+        self.position = 0
+        """Sample at which the next resampled piece belongs; negative before the span."""
+        self._sample_rate = sample_rate
+        self._resampler: AudioResampler | None = None
+        self._next_s = 0.0
+
+    def add(self, time_s: float, frame: av.AudioFrame) -> None:
+        if self._resampler is None or abs(time_s - self._next_s) > GAP_S:
+            self.flush()
+            layout = "mono" if self.sound.shape[0] == 1 else "stereo"
+            self._resampler = AudioResampler(format="s16p", layout=layout, rate=self._sample_rate)
+            self.position = round(time_s * self._sample_rate)
+            self._next_s = time_s
+        self._next_s += frame.samples / frame.sample_rate
+        self._place(self._resampler, frame)
+
+    def flush(self) -> None:
+        """Place what the resampler still holds."""
+        if self._resampler is not None:
+            self._place(self._resampler, None)
+            self._resampler = None
+
+    def _place(self, resampler: AudioResampler, frame: av.AudioFrame | None) -> None:
         for piece in resampler.resample(frame):
-            position = _place(sound, piece.to_ndarray(), position)
-        if position >= sound.shape[1]:
-            return sound
-    if position is not None:
-        for piece in resampler.resample(None):
-            position = _place(sound, piece.to_ndarray(), position)
-    return sound
-
-
-def _place(sound: NDArray[np.int16], piece: NDArray[np.int16], position: int) -> int:
-    """Copy the part of `piece` (at `position`, which may be negative) that lies within `sound`; return its end."""
-    end = position + piece.shape[1]
-    low, high = max(position, 0), min(end, sound.shape[1])
-    if low < high:
-        sound[:, low:high] = piece[:, low - position : high - position]
-    return end
+            samples = piece.to_ndarray().astype(np.int16, copy=False)
+            end = self.position + samples.shape[1]
+            low, high = max(self.position, 0), min(end, self.sound.shape[1])
+            if low < high:
+                self.sound[:, low:high] = samples[:, low - self.position : high - self.position]
+            self.position = end

@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def encode(
-    path: Path, frames: NDArray[np.uint8], fps: int, audio: NDArray[np.float32], sample_rate: int
-) -> None:
+def encode(path: Path, frames: NDArray[np.uint8], fps: int, audio: NDArray[np.float32], sample_rate: int) -> None:
     """Write `frames` (F, H, W, 3) at `fps` and `audio` (S,) in -1..1 at `sample_rate` to `path`.
 
     H and W must be even (4:2:0 chroma).

@@ -1,0 +1,282 @@
+"""Whatever the container, the codec and its habits: the right frames, the right sound, or a reason why not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip4vla.media.decode import MediaError, Span, decode
+from tests.media.sample import GREYS, SECONDS, index_of, onset, rotate_metadata, tone, write_media
+
+RATE = 16000
+
+
+def read(path: Path, start: float = 0.0, end: float | None = None, frames: int = 4, side: int = 24) -> Span:
+    return decode(path, start, end, frames=frames, short_side=side, sample_rate=RATE)
+
+
+def reason(path: Path, start: float = 0.0, end: float | None = None) -> str:
+    with pytest.raises(MediaError) as error:
+        read(path, start, end)
+    assert str(path) in error.value.detail
+    return error.value.reason
+
+
+FILES = [
+    ("mp4", "libx264", "aac", 16000, "mono"),
+    ("mp4", "libx264", "aac", 44100, "stereo"),
+    ("mp4", "mpeg4", "libmp3lame", 22050, "stereo"),
+    ("mp4", "libx264", "aac", 48000, "5.1"),
+    ("mkv", "libx264", "libopus", 48000, "stereo"),
+    ("mkv", "libvpx-vp9", "libopus", 48000, "5.1"),
+    ("mkv", "mpeg4", "libmp3lame", 44100, "mono"),
+    ("webm", "libvpx-vp9", "libopus", 8000, "mono"),
+    ("avi", "mpeg4", "libmp3lame", 44100, "stereo"),
+    ("avi", "mpeg4", "aac", 32000, "mono"),
+    ("ts", "libx264", "aac", 44100, "stereo"),
+    ("mov", "mpeg4", "aac", 8000, "mono"),
+]
+
+
+@pytest.mark.parametrize(("suffix", "video", "audio", "rate", "layout"), FILES)
+def test_every_format_gives_the_same_frames_and_sound(tmp_path, suffix, video, audio, rate, layout) -> None:
+    path = write_media(tmp_path / f"clip.{suffix}", video, audio, rate=rate, layout=layout)
+    span = read(path)
+    # the middles of four shares of 2 s at 10 frames a second; containers that estimate their length may be off by one
+    assert [index_of(frame) for frame in span.frames] == pytest.approx([2, 7, 12, 17], abs=1)
+    assert all(frame.size == (32, 24) and frame.mode == "RGB" for frame in span.frames)
+    assert span.audio is not None
+    assert span.audio.dtype == np.int16
+    assert span.audio.shape[0] == (1 if layout == "mono" else 2)
+    assert span.audio.shape[1] == pytest.approx(SECONDS * RATE, abs=0.24 * RATE)
+    assert onset(span.audio, RATE) == pytest.approx(1.0, abs=0.04)
+    middle = span.audio[0, int(1.3 * RATE) : int(1.8 * RATE)].astype(float)
+    spectrum = np.abs(np.fft.rfft(middle))
+    assert np.argmax(spectrum) * RATE / len(middle) == pytest.approx(440, abs=4)
+
+
+@pytest.mark.parametrize(("suffix", "video", "audio", "rate", "layout"), FILES)
+def test_picture_and_sound_agree_after_a_seek(tmp_path, suffix, video, audio, rate, layout) -> None:
+    times = [i / 10 for i in range(60)]
+    wave = tone(rate, seconds=6.0, onset_s=4.5)
+    path = write_media(tmp_path / f"long.{suffix}", video, audio, rate=rate, layout=layout, times=times, wave=wave)
+    whole = read(path, frames=60)
+    span = read(path, 4.0, 5.0, frames=2)  # in the middle of a group of pictures
+    assert span.audio is not None
+    assert whole.audio is not None
+    assert span.audio.shape[1] == RATE
+    assert onset(span.audio, RATE) == pytest.approx(0.5, abs=0.04)
+    assert onset(whole.audio, RATE) == pytest.approx(4.5, abs=0.04)
+    assert [index_of(frame) for frame in span.frames] == pytest.approx([42 % GREYS, 47 % GREYS], abs=1)
+    assert [index_of(whole.frames[i]) for i in (10, 40)] == pytest.approx([10, 40 % GREYS], abs=1)
+
+
+def test_frames_come_from_their_own_moment(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "clip.mp4", audio=None)
+    for start, end, expected in [(0, 1, [2, 7]), (1, 2, [12, 17]), (0.3, 0.5, [3, 4]), (1.5, 99, [16, 18])]:
+        assert [index_of(f) for f in read(path, start, end, frames=2).frames] == expected
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm"])
+def test_variable_frame_rate_goes_by_timestamps(tmp_path: Path, suffix: str) -> None:
+    times = [0.0, 0.1, 0.2, 1.0, 1.9, 1.95]
+    path = write_media(tmp_path / f"vfr.{suffix}", "libvpx-vp9" if suffix == "webm" else "libx264", times=times)
+    # on screen at 0.1, 0.3, ... 1.9 s
+    expected = [1, 2, 2, 2, 2, 3, 3, 3, 3, 4]
+    assert [index_of(f) for f in read(path, 0, 2.0, frames=10).frames] == expected
+
+
+def test_a_frame_asked_for_exactly_when_it_appears_is_that_frame(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "clip.mkv", audio=None)
+    assert [index_of(f) for f in read(path, 0.45, 0.55, frames=1).frames] == [5]
+
+
+def test_more_frames_than_there_are_repeat_what_is_on_screen(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "clip.mp4", audio=None, times=[0.0, 0.5])
+    shown = [index_of(f) for f in read(path, frames=8).frames]
+    assert shown == sorted(shown)
+    assert set(shown) == {0, 1}
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_rotation_in_the_metadata_is_obeyed(tmp_path: Path, turns: int) -> None:
+    from clip4vla.media.encode import encode
+
+    picture = np.zeros((48, 96, 3), np.uint8)
+    picture[:24, :24] = 255  # white in the upper left corner
+    path = tmp_path / "turned.mp4"
+    encode(path, np.repeat(picture[None], 8, 0), 8, np.zeros(RATE, np.float32), RATE)
+    frame = np.asarray(read(rotate_metadata(path, turns), frames=1, side=48).frames[0])
+    expected = np.rot90(picture, -turns)
+    assert frame.shape == expected.shape
+    assert np.abs(frame.astype(int) - expected).mean() < 12
+
+
+def test_resizing_is_bicubic_and_keeps_the_aspect(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 255, (30, 50, 3), dtype=np.uint8)).resize((400, 240), Image.BICUBIC)
+    import av
+
+    path = tmp_path / "noise.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 400, 240, "yuv420p"
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_image(noise)))
+        container.mux(stream.encode(None))
+    frame = read(path, frames=1, side=48).frames[0]
+    assert frame.size == (80, 48)
+
+    def distance(filter_: Image.Resampling) -> float:
+        return float(np.abs(np.asarray(frame, int) - np.asarray(noise.resize((80, 48), filter_), int)).mean())
+
+    assert distance(Image.Resampling.BICUBIC) < 4
+    assert distance(Image.Resampling.BICUBIC) < min(map(distance, (Image.Resampling.BOX, Image.Resampling.BILINEAR)))
+
+
+def test_an_odd_portrait_size_is_read(tmp_path: Path) -> None:
+    frame = read(write_media(tmp_path / "clip.mkv", "libx264", None, size=(46, 82)), side=33).frames[0]
+    assert frame.size == (33, 59)
+
+
+def test_video_without_audio_has_no_audio(tmp_path: Path) -> None:
+    span = read(write_media(tmp_path / "silent.mp4", audio=None))
+    assert span.audio is None
+    assert len(span.frames) == 4
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("wav", "pcm_s16le"), ("mp3", "libmp3lame"), ("flac", "flac"),
+                                               ("m4a", "aac"), ("ogg", "libopus")])  # fmt: skip
+def test_audio_without_video_has_no_frames(tmp_path: Path, suffix: str, codec: str) -> None:
+    rate = 48000 if codec == "libopus" else 44100
+    path = write_media(tmp_path / f"sound.{suffix}", None, codec, rate=rate, wave=tone(rate, 6.0, 4.5))
+    for start, end, expected in [(0.0, None, 4.5), (4.0, 5.0, 0.5), (4.4, 6.0, 0.1)]:
+        span = read(path, start, end)
+        assert span.frames == ()
+        assert span.audio is not None
+        assert onset(span.audio, RATE) == pytest.approx(expected, abs=0.01)
+
+
+def test_a_picture_on_the_cover_is_no_video(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=RATE, layout="mono")
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        image = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 200, np.uint8), format="rgb24")
+        container.mux(cover.encode(image.reformat(format="yuvj420p")))
+        container.mux(cover.encode(None))
+        frame = av.AudioFrame.from_ndarray(tone(RATE)[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = RATE, 0
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    span = read(path)
+    assert span.frames == ()
+    assert span.audio is not None
+
+
+def test_sound_that_starts_later_stays_later(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "late.mkv", audio_at=0.5, wave=tone(RATE, 1.5, 0.0))
+    span = read(path)
+    assert span.audio is not None
+    assert onset(span.audio, RATE) == pytest.approx(0.5, abs=0.04)
+    assert not span.audio[:, : int(0.4 * RATE)].any()
+    later = read(path, 0.25, 2.0)
+    assert later.audio is not None
+    assert onset(later.audio, RATE) == pytest.approx(0.25, abs=0.04)
+
+
+def test_a_gap_in_the_sound_is_silence(tmp_path: Path) -> None:
+    wave = tone(RATE, 2.0, 0.0)
+    wave[: int(1.5 * RATE)] *= 0.02
+    path = write_media(tmp_path / "gap.mkv", "libx264", "pcm_s16le", wave=wave, gap=(0.5, 1.2))
+    span = read(path)
+    assert span.audio is not None
+    assert not span.audio[:, int(0.6 * RATE) : int(1.1 * RATE)].any()
+    assert onset(span.audio, RATE) == pytest.approx(1.5, abs=0.02)
+
+
+def test_channels_are_kept_apart(tmp_path: Path) -> None:
+    wave = np.stack([tone(RATE, onset_s=0.0), np.zeros(2 * RATE, np.float32)])
+    span = read(write_media(tmp_path / "left.mkv", "libx264", "pcm_s16le", layout="stereo", wave=wave))
+    assert span.audio is not None
+    assert np.abs(span.audio[0]).max() > 10000
+    assert np.abs(span.audio[1]).max() == 0
+
+
+def test_a_span_beyond_the_end_is_cut_to_the_file(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "clip.mp4")
+    span = read(path, 1.0, 50.0)
+    assert span.audio is not None
+    assert span.audio.shape[1] == RATE
+    assert [index_of(frame) for frame in span.frames] == [11, 13, 16, 18]
+    assert reason(path, 2.0) == "too_short"
+    assert reason(path, 30.0, 40.0) == "too_short"
+    assert reason(path, 1.0, 1.05) == "too_short"
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "ts"])
+def test_a_clock_that_does_not_begin_at_zero(tmp_path: Path, suffix: str) -> None:
+    times = [7 + i / 10 for i in range(20)]
+    path = write_media(tmp_path / f"late.{suffix}", times=times, audio_at=7.0, options={"avoid_negative_ts": "0"})
+    span = read(path)
+    assert [index_of(frame) for frame in span.frames] == pytest.approx([2, 7, 12, 17], abs=1)
+    assert span.audio is not None
+    assert onset(span.audio, RATE) == pytest.approx(1.0, abs=0.04)
+    later = read(path, 0.8, 1.8, frames=1)
+    assert later.audio is not None
+    assert onset(later.audio, RATE) == pytest.approx(0.2, abs=0.04)
+    assert index_of(later.frames[0]) == pytest.approx(12.5, abs=1)
+
+
+def test_a_live_webm_states_no_duration(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "live.webm", "libvpx-vp9", "libopus", rate=48000, options={"live": "1"})
+    span = read(path)
+    assert span.audio is not None
+    assert span.audio.shape[1] == pytest.approx(2 * RATE, abs=0.1 * RATE)
+    assert [index_of(frame) for frame in span.frames] == pytest.approx([2, 7, 12, 17], abs=1)
+
+
+def test_what_is_no_media_says_why(tmp_path: Path) -> None:
+    empty, text, half = tmp_path / "empty.mp4", tmp_path / "text.mp4", tmp_path / "half.mp4"
+    empty.touch()
+    text.write_text("this is not a video\n" * 1000)
+    whole = write_media(tmp_path / "whole.mp4")
+    half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])  # its index is at the end: nothing to find
+    assert reason(empty) == "corrupt"
+    assert reason(text) == "corrupt"
+    assert reason(half) == "corrupt"
+    assert reason(tmp_path / "missing.mp4") == "missing"
+    assert reason(tmp_path) == "missing"
+
+
+@pytest.mark.parametrize(("suffix", "options"), [("mp4", {"movflags": "faststart"}), ("mkv", {})])
+def test_a_file_that_breaks_off_is_never_padded(tmp_path: Path, suffix: str, options: dict[str, str]) -> None:
+    times = [i / 10 for i in range(60)]
+    whole = write_media(tmp_path / f"whole.{suffix}", times=times, wave=tone(RATE, 6.0, 1.0), options=options)
+    broken = tmp_path / f"broken.{suffix}"
+    broken.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.6)])
+    assert reason(broken) in {"truncated", "corrupt"}
+    span = read(broken, 0.0, 1.5)
+    assert [index_of(frame) for frame in span.frames] == [1, 5, 9, 13]
+
+
+def test_garbage_inside_is_corrupt_or_harmless(tmp_path: Path) -> None:
+    data = bytearray(write_media(tmp_path / "clip.mkv").read_bytes())
+    rng = np.random.default_rng(0)
+    for trial in range(12):
+        damaged = bytearray(data)
+        for place in rng.integers(0, len(data), 40):
+            damaged[place] = int(rng.integers(256))
+        path = tmp_path / f"{trial}.mkv"
+        path.write_bytes(bytes(damaged))
+        try:
+            span = read(path)
+        except MediaError as error:
+            assert error.reason in {"corrupt", "truncated", "too_short", "no_streams"}  # noqa: PT017
+        else:
+            assert len(span.frames) in {0, 4}
