@@ -17,7 +17,6 @@ from prefect import Flow, task
 from prefect.artifacts import create_markdown_artifact
 
 MARK = "CLIP4VLA_INSIDE_FLOW"
-OFF_SWITCHES = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 TERMINATE_S = 90.0
 """Seconds that DVC and what it runs have to end when a run is cancelled; a training writes its checkpoint."""
 
@@ -44,7 +43,6 @@ class Stage:
 
     def main(self, flow: Flow[..., None]) -> None:
         """The body of `python -m flows.NAME`."""
-        os.environ.update(OFF_SWITCHES)
         if os.environ.get(MARK):
             for step in self.steps:
                 step()

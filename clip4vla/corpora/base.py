@@ -6,11 +6,13 @@ entry that says nothing usable. It knows nothing of tasks, decoding or training,
 """
 
 import importlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from clip4vla.records import Reject, SourceRecord
+from clip4vla.records import Reject, SourceRecord, Split, Text
 
 
 class Adapter(Protocol):
@@ -25,18 +27,84 @@ class Adapter(Protocol):
 
 
 ADAPTERS = {
-    "stampscenes": "clip4vla.corpora.stampscenes.adapter",
-    "msrvtt": "clip4vla.corpora.msrvtt",
+    "audiocaps": "clip4vla.corpora.audiocaps:read",
+    "audioset": "clip4vla.corpora.audioset:read",
+    "folder": "clip4vla.corpora.folder:read",
+    "howto100m": "clip4vla.corpora.howto100m:read",
+    "msrvtt": "clip4vla.corpora.msrvtt:read",
+    "msrvtt-1ka": "clip4vla.corpora.msrvtt:read_1ka",
+    "msrvtt-1ka-7k": "clip4vla.corpora.msrvtt:read_1ka_7k",
+    "stampscenes": "clip4vla.corpora.stampscenes.adapter:read",
+    "vatex": "clip4vla.corpora.vatex:read",
+    "vatex-hgr": "clip4vla.corpora.vatex:read_hgr",
 }
 
 
 def find_adapter(name: str) -> Adapter:
-    """The `read` function of the module that is named `name` here.
+    """The adapter that is named `name` here.
 
     Raises:
         ValueError: there is no such adapter.
     """
     if name not in ADAPTERS:
         raise ValueError(f"there is no corpus adapter {name!r}; there are {', '.join(sorted(ADAPTERS))}")
-    adapter: Adapter = importlib.import_module(ADAPTERS[name]).read
+    module, function = ADAPTERS[name].split(":")
+    adapter: Adapter = getattr(importlib.import_module(module), function)
     return adapter
+
+
+@dataclass(frozen=True)
+class Excerpt(SourceRecord):
+    """A span of a longer recording, which people keep either whole or already cut.
+
+    `media` names the whole recording. A file that has one of `cut_names` is the span and nothing else.
+    """
+
+    cut_names: tuple[str, ...] = ()
+
+
+def make_excerpt(
+    clip_id: str, media: str, split: Split, texts: Sequence[Text], span: tuple[float, float], where: str
+) -> Excerpt | Reject:
+    """The clip that is `span` (seconds) of the recording `media`, or why there is none; `where` it's written."""
+    start_s, end_s = span
+    if not media:
+        return Reject(clip_id, media, split, "no_id", where)
+    if not (0 <= start_s < end_s < math.inf):
+        return Reject(clip_id, media, split, "bad_span", f"{where}: {start_s} to {end_s} s")
+    return Excerpt(clip_id, media, split, tuple(texts), start_s, end_s, cut_names(media, start_s, end_s))
+
+
+def cut_names(media: str, start_s: float, end_s: float) -> tuple[str, ...]:
+    """What the usual tools call a file that holds `start_s`..`end_s` of the recording `media` and nothing else.
+
+    `ID` alone is the whole recording. `ID_START`, `ID_START_END`, and each of the three after a Y, are cut; START
+    and END in seconds (30, 30.000, 000030) or milliseconds (30000).
+    """
+    names = [f"Y{media}"]
+    for write in (_seconds, "{:.3f}".format, _padded, _milliseconds):
+        start, end = write(start_s), write(end_s)
+        names += [f"{y}{media}_{start}{rest}" for rest in ("", f"_{end}") for y in ("", "Y")]
+    return tuple(dict.fromkeys(names))
+
+
+def _seconds(time_s: float) -> str:
+    return f"{time_s:g}"
+
+
+def _padded(time_s: float) -> str:
+    return f"{round(time_s):06d}"
+
+
+def _milliseconds(time_s: float) -> str:
+    return str(round(time_s * 1000))
+
+
+def parse_seconds(value: object) -> float:
+    """Seconds of a cell of a table, NaN (which no span accepts) for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan

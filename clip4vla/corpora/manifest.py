@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip4vla.atomic import atomic_directory
+from clip4vla.corpora.base import Excerpt
+from clip4vla.corpora.media_index import MediaIndex
 from clip4vla.records import Reject, SourceRecord, Text
 
 TEXTS = pa.list_(pa.struct([("text", pa.string()), ("audio_type", pa.string())]))
@@ -25,6 +28,8 @@ MANIFEST_SCHEMA = pa.schema(
         ("texts", TEXTS),
     ]
 )
+GROUP = 10_000
+"""Rows of a group in a Parquet file."""
 REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("clip_id", "media", "split", "reason", "detail")])
 
 
@@ -51,50 +56,103 @@ class Accepted:
 def write_manifest(entries: Iterable[SourceRecord | Reject], media: Path, out: Path) -> Accepted:
     """Write `out/manifest.parquet` and `out/rejects.parquet`; `media` in the manifest is relative to `media`.
 
-    A record is rejected when its media file is `missing`, its clip id a `duplicate`, or when it has `no_text`.
+    A record is rejected when its media file is `missing` or `ambiguous`, its clip id a `duplicate`, when it has
+    `no_text`, or when it is no valid Unicode (`bad_text`). An excerpt whose media is already cut has no span left.
+
+    Raises:
+        ValueError: there is no directory `media`, or what `entries` raises.
     """
-    found = _index(media)
-    accepted: list[SourceRecord] = []
-    rejects: list[Reject] = []
+    files = MediaIndex(media)
+    accepted = 0
+    rejected: Counter[str] = Counter()
     seen: set[str] = set()
-    for entry in entries:
-        checked = entry if isinstance(entry, Reject) else _check(entry, found, seen)
-        if isinstance(checked, Reject):
-            rejects.append(checked)
-        else:
-            seen.add(checked.clip_id)
-            accepted.append(checked)
-    with atomic_directory(out) as directory:
-        pq.write_table(
-            pa.Table.from_pylist([asdict(r) for r in accepted], MANIFEST_SCHEMA), directory / "manifest.parquet"
-        )
-        write_rejects(rejects, directory / "rejects.parquet")
-    return Accepted(len(accepted), Counter(reject.reason for reject in rejects))
+    with (
+        atomic_directory(out) as directory,
+        _Table(directory / "manifest.parquet", MANIFEST_SCHEMA) as manifest,
+        _Table(directory / "rejects.parquet", REJECTS_SCHEMA) as rejects,
+    ):
+        for entry in entries:
+            checked = entry if isinstance(entry, Reject) else _check(entry, files, seen)
+            if isinstance(checked, Reject):
+                rejected[checked.reason] += 1
+                rejects.add(_reject_row(checked))
+            else:
+                seen.add(checked.clip_id)
+                accepted += 1
+                manifest.add(asdict(checked))
+    return Accepted(accepted, rejected)
 
 
-def _index(media: Path) -> dict[str, str]:
-    """Relative path of every file under `media`, by that path and by the path without its suffix."""
-    paths = sorted(p.relative_to(media).as_posix() for p in media.rglob("*") if p.is_file())
-    return {Path(p).with_suffix("").as_posix(): p for p in reversed(paths)} | {p: p for p in paths}
+class _Table:
+    """A Parquet file to which rows are added; only a group of them is held in memory."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema)
+        self._schema = schema
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
+        self._rows.clear()
+
+    def __enter__(self) -> "_Table":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+        self._writer.close()
 
 
-def _check(record: SourceRecord, found: dict[str, str], seen: set[str]) -> SourceRecord | Reject:
+def _reject_row(reject: Reject) -> dict[str, str]:
+    """What is no valid Unicode is written with question marks."""
+    return {key: value.encode(errors="replace").decode() for key, value in asdict(reject).items()}
+
+
+def _check(record: SourceRecord, files: MediaIndex, seen: set[str]) -> SourceRecord | Reject:
     def reject(reason: str, detail: str) -> Reject:
         return Reject(record.clip_id, record.media, record.split, reason, detail)
 
+    texts = tuple(Text(text.text.strip(), text.audio_type) for text in record.texts if text.text.strip())
+    if not all(_is_unicode(string) for string in (record.clip_id, record.media, *(text.text for text in texts))):
+        return reject("bad_text", "half a surrogate pair")
     if record.clip_id in seen:
         return reject("duplicate", "another record has this clip id")
-    texts = tuple(Text(text.text.strip(), text.audio_type) for text in record.texts if text.text.strip())
     if not texts:
         return reject("no_text", "no sentence about it")
-    if record.media not in found:
+    cut = _find_cut(record, files)
+    found = cut or files.find(record.media)
+    if not found:
         return reject("missing", f"no media file {record.media}[.*]")
-    return SourceRecord(record.clip_id, found[record.media], record.split, texts, record.start_s, record.end_s)
+    if len(found) > 1:
+        return reject("ambiguous", ", ".join(found))
+    span = (0.0, None) if cut else (record.start_s, record.end_s)
+    return SourceRecord(record.clip_id, found[0], record.split, texts, *span)
 
 
-def write_rejects(rejects: list[Reject], path: Path) -> None:
+def _find_cut(record: SourceRecord, files: MediaIndex) -> list[str]:
+    """The file that is just this excerpt, if there is one."""
+    names = record.cut_names if isinstance(record, Excerpt) else ()
+    return next((found for name in names if (found := files.find(name))), [])
+
+
+def _is_unicode(string: str) -> bool:
+    try:
+        string.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def write_rejects(rejects: Iterable[Reject], path: Path) -> None:
     """Write a rejects table."""
-    pq.write_table(pa.Table.from_pylist([asdict(r) for r in rejects], REJECTS_SCHEMA), path)
+    with _Table(path, REJECTS_SCHEMA) as table:
+        for reject in rejects:
+            table.add(_reject_row(reject))
 
 
 def read_manifest(path: Path) -> list[SourceRecord]:

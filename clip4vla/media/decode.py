@@ -131,12 +131,18 @@ def _open_source(container: InputContainer, path: Path) -> _Source:
         raise MediaError("no_streams", f"{path} has neither video nor audio")
     # before 0 there is only what the sound's codec needs to get going
     origin_s = max(0.0, (container.start_time or 0) / av.time_base)
-    duration_s = container.duration / av.time_base if container.duration else _last_timestamp(container) - origin_s
-    return _Source(container, video, audio, origin_s, duration_s)
+    return _Source(container, video, audio, origin_s, _duration(container, origin_s))
+
+
+def _duration(container: InputContainer, origin_s: float) -> float:
+    """Seconds from the first moment to the last; Matroska states the timestamp of the last."""
+    if not container.duration:
+        return _last_timestamp(container) - origin_s
+    return container.duration / av.time_base - (origin_s if "matroska" in container.format.name else 0.0)
 
 
 def _last_timestamp(container: InputContainer) -> float:
-    """Seconds to the end of the last packet, for containers that don't state their duration (a live webm)."""
+    """End of the last packet, for containers that don't state their duration (a live webm)."""
     ends = [
         float((packet.pts + (packet.duration or 0)) * packet.time_base)
         for packet in container.demux()

@@ -4,13 +4,16 @@ In: a batch of this rank's clips. Out: the losses of the whole batch over all ra
 
 Gradients are cached (GradCache, Gao et al., arXiv 2101.06983): features of all micro-batches first, without a
 graph; the loss over them gives their gradients; then each micro-batch passes again and takes its gradient back
-through the towers. The result is that of one pass over the whole batch, in the memory of one micro-batch.
+through the towers. The result is that of one pass over the whole batch, in the memory of one micro-batch. What is
+drawn at random is a function of (seed, step, rank, micro-batch), so that the second pass, and a resumed run, draw the
+same.
 """
 
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,16 @@ from torch import distributed as dist
 from clip4vla.batch import Batch
 from clip4vla.model.clip4vla import Clip4Vla, Features
 from clip4vla.params import OptimizerParams, TrainerParams
+from clip4vla.training.checkpoints import (
+    Notes,
+    begin_checkpoint,
+    checkpoint_name,
+    make_universal,
+    newest_checkpoint,
+    prune_checkpoints,
+)
 from clip4vla.training.objective import Objective
 from clip4vla.training.optimizer import parameter_groups
-
-RandomState = tuple[Tensor, Tensor | None]
 
 
 def join_ranks() -> tuple[int, int, torch.device]:
@@ -45,17 +54,22 @@ def join_ranks() -> tuple[int, int, torch.device]:
 
 
 class _Views(nn.Module):
-    """The model as the engine calls it: the objective's views of a micro-batch, and the logit scale."""
+    """The model as the engine calls it: the objective's views of a micro-batch by name, and the logit scale.
+
+    ZeRO 3 brings parameters back for the backward pass of a module when it finds tensors in what the module returned,
+    in tuples and dicts. Some of the model's are read outside the module that owns them; they count as this module's.
+    """
 
     def __init__(self, model: Clip4Vla, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Features, Tensor]:
-        views, token = self.objective.views, self.objective.audio_token
-        features = self.model(batch, audio_token=token, views=views, generator=generator)
-        return features, self.model.scale()
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        token, views = self.objective.audio_token, self.objective.views
+        features = self.model.forward(batch, audio_token=token, views=views)  # no module of its own: see above
+        found = {f.name: getattr(features, f.name) for f in fields(features)}
+        return {name: value for name, value in found.items() if value is not None}, self.model.scale()
 
 
 class Engine:
@@ -64,6 +78,10 @@ class Engine:
     Args:
         model: on the CPU; moved to `device`.
         micro_batches: passes per step, the same on every rank.
+        checkpoints: directory of this training's checkpoints, on a disk that all ranks see.
+
+    Raises:
+        ValueError: there is a checkpoint that this engine can't resume from.
     """
 
     def __init__(
@@ -74,11 +92,17 @@ class Engine:
         trainer: TrainerParams,
         micro_batches: int,
         device: torch.device,
+        checkpoints: Path,
     ) -> None:
         self.objective = objective
         self.device = device
         self.micro_batches = micro_batches
         self.half = trainer.precision == "bf16" or (trainer.precision == "auto" and device.type == "cuda")
+        # bf16 without ZeRO keeps no float32 weights to step on
+        self.zero_stage = max(1, trainer.zero_stage) if self.half else trainer.zero_stage
+        self._checkpoints = checkpoints
+        self._found = newest_checkpoint(checkpoints)
+        self._converts = self._found is not None and not self._found.fits(dist.get_world_size(), self.zero_stage)
         if trainer.activation_checkpointing:
             model.set_grad_checkpointing()
         groups = parameter_groups(model, model.new_parameters(), optimizer)
@@ -86,8 +110,20 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=_Views(model.to(device), objective),
             optimizer=adamw,
-            config=_deepspeed_config(optimizer, trainer, micro_batches, self.half),
+            config=self._config(optimizer),
         )
+
+    def _config(self, optimizer: OptimizerParams) -> dict[str, Any]:
+        return {
+            "train_micro_batch_size_per_gpu": 1,  # only its product with the micro-batches is checked, nothing is cut
+            "gradient_accumulation_steps": self.micro_batches,
+            "gradient_clipping": optimizer.clip_norm,
+            "zero_optimization": {"stage": self.zero_stage},
+            "bf16": {"enabled": self.half},
+            "checkpoint": {"load_universal": self._converts},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 1_000_000_000,
+        }
 
     @property
     def model(self) -> Clip4Vla:
@@ -98,113 +134,116 @@ class Engine:
     def step(self, batch: Batch, lr: float, seed: tuple[int, ...]) -> dict[str, float]:
         """One optimizer step on this rank's share of the batch, at rate `lr`.
 
-        `seed` (step, rank) decides what is drawn at random on the way.
+        `seed` (seed of the training, step, rank) decides what is drawn at random on the way.
 
         Returns:
             The weighted losses over the clips of all ranks, by term, and their sum as `loss`.
+
+        Raises:
+            ValueError: there are fewer clips than micro-batches.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr * group["lr_ratio"]
-        pieces = [piece.to(self.device) for piece in _split(batch, self.micro_batches)]
-        losses = self._step_whole(pieces[0], seed) if len(pieces) == 1 else self._step_cached(pieces, seed)
+        batch = batch.to(self.device)
+        shares = _shares(len(batch), self.micro_batches)
+        losses = self._step_whole(batch, seed) if len(shares) == 1 else self._step_cached(batch, shares, seed)
         return _over_ranks(losses | {"loss": Objective.total(losses)})
 
     def _step_whole(self, batch: Batch, seed: tuple[int, ...]) -> dict[str, Tensor]:
-        features, scale = self._engine(batch, self._generator(seed))
+        features, scale = self._forward(batch, (*seed, 0))
         losses = self.objective.losses(features, scale)
         self._backward(Objective.total(losses) * dist.get_world_size())
         return losses
 
-    def _step_cached(self, pieces: list[Batch], seed: tuple[int, ...]) -> dict[str, Tensor]:
-        states: list[RandomState] = []
-        parts: list[Features] = []
+    def _step_cached(self, batch: Batch, shares: list[slice], seed: tuple[int, ...]) -> dict[str, Tensor]:
         with torch.no_grad():
-            for index, piece in enumerate(pieces):
-                states.append(_random_state(self.device))
-                features, scale = self._engine(piece, self._generator((*seed, index)))
-                parts.append(features)
-        features = _as_leaves(Features.concatenate(parts))
-        scale = scale.detach().requires_grad_()
+            passes = [self._forward(batch[rows], (*seed, index)) for index, rows in enumerate(shares)]
+        features = _as_leaves(Features.concatenate([part for part, _ in passes]))
+        scale = passes[0][1].detach().requires_grad_()
         losses = self.objective.losses(features, scale)
         (Objective.total(losses) * dist.get_world_size()).backward()
-        after = _random_state(self.device)
-        for index, (piece, state) in enumerate(zip(pieces, states, strict=True)):
-            _set_random_state(state, self.device)
-            again, scale_again = self._engine(piece, self._generator((*seed, index)))
-            rows = slice(index * len(pieces[0]), index * len(pieces[0]) + len(piece))
+        assert scale.grad is not None
+        for index, rows in enumerate(shares):
+            again, scale_again = self._forward(batch[rows], (*seed, index))
             surrogate = _inner_product(again, features, rows)
             if index == 0 and scale_again.requires_grad:
                 surrogate = surrogate + (scale_again * scale.grad).sum()
             self._backward(surrogate)
-        _set_random_state(after, self.device)
         return losses
+
+    def _forward(self, batch: Batch, seed: tuple[int, ...]) -> tuple[Features, Tensor]:
+        """Features of a micro-batch and the logit scale; the same `seed` draws the same masks and dropouts."""
+        torch.manual_seed(hash(seed) & 0x7FFF_FFFF_FFFF_FFFF)
+        features, scale = self._engine(batch)
+        return Features(**features), scale
 
     def _backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`; DeepSpeed steps when it has seen all micro-batches."""
         self._engine.backward(loss, scale_wrt_gas=False)
         self._engine.step()
 
-    def _generator(self, seed: tuple[int, ...]) -> torch.Generator:
-        mixed = hash(seed) & 0x7FFF_FFFF_FFFF_FFFF
-        return torch.Generator(self.device).manual_seed(mixed)
+    def any_rank(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank, the same answer for all; every rank has to ask."""
+        flags = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(flags)
+        return bool(flags)
 
-    def save(self, directory: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
+    def save(self, step: int, keep: int) -> None:
         """Write the checkpoint of `step`, which is visible only when whole, and drop all but the last `keep`."""
-        self._engine.save_checkpoint(str(directory), tag=f"step{step:09d}", client_state=dict(state))
+        if dist.get_rank() == 0:
+            begin_checkpoint(self._checkpoints, Notes(step, dist.get_world_size(), self.zero_stage))
+        dist.barrier()
+        self._engine.save_checkpoint(str(self._checkpoints), tag=checkpoint_name(step))
         dist.barrier()
         if dist.get_rank() == 0:
-            for old in sorted(directory.glob("step*"))[:-keep]:
-                shutil.rmtree(old)
+            prune_checkpoints(self._checkpoints, keep)
 
-    def resume(self, directory: Path) -> dict[str, Any] | None:
-        """Load the newest whole checkpoint; its state, or None where there is none."""
-        if not (directory / "latest").is_file():
-            return None
-        path, state = self._engine.load_checkpoint(str(directory))
+    def resume(self) -> int:
+        """Load the newest whole checkpoint; the number of steps that it has behind it, 0 where there is none.
+
+        It may have been written on another number of ranks.
+
+        Raises:
+            ValueError: DeepSpeed can't load it.
+            RuntimeError: it can't be converted for this number of ranks.
+        """
+        if self._found is None:
+            return 0
+        name = checkpoint_name(self._found.step)
+        universal = self._checkpoints / "universal"
+        if self._converts:
+            if dist.get_rank() == 0:
+                make_universal(self._checkpoints / name, universal)
+            dist.barrier()
+            name = universal.name
+        path, _ = self._engine.load_checkpoint(str(self._checkpoints), tag=name)
         if path is None:
-            raise ValueError(f"the checkpoint in {directory} can't be loaded; remove it to begin anew")
-        return dict(state)
+            raise ValueError(f"{self._checkpoints / name} can't be loaded; remove it to begin anew")
+        dist.barrier()
+        if dist.get_rank() == 0:
+            shutil.rmtree(universal, ignore_errors=True)
+        return self._found.step
 
-    def collect_weights(self, scratch: Path) -> dict[str, Tensor] | None:
-        """The model's float32 weights on rank 0, None on the others; ZeRO's parts pass through `scratch`."""
-        if not self.half and self._engine.zero_optimization_stage() == 0:
+    def collect_weights(self) -> dict[str, Tensor] | None:
+        """The model's float32 weights on rank 0, None on the others; ZeRO's parts pass through the disk."""
+        if self.zero_stage == 0:
             return self.model.state_dict() if dist.get_rank() == 0 else None
-        self._engine.save_checkpoint(str(scratch), tag="final")
+        final = self._checkpoints / "final"
+        self._engine.save_checkpoint(str(final), tag="final")
         dist.barrier()
         if dist.get_rank() != 0:
             return None
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(scratch), tag="final")
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(final), tag="final")
+        shutil.rmtree(final)
         return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
 
 
-def _deepspeed_config(
-    optimizer: OptimizerParams, trainer: TrainerParams, micro_batches: int, half: bool
-) -> dict[str, Any]:
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # only their product with the micro-batches is checked, nothing is cut
-        "gradient_accumulation_steps": micro_batches,
-        "gradient_clipping": optimizer.clip_norm,
-        # bf16 without ZeRO keeps no float32 weights to step on
-        "zero_optimization": {"stage": max(1, trainer.zero_stage) if half else trainer.zero_stage},
-        "bf16": {"enabled": half},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1_000_000_000,
-    }
-
-
-def _split(batch: Batch, pieces: int) -> list[Batch]:
-    size = -(-len(batch) // pieces)
-    return [batch[start : start + size] for start in range(0, len(batch), size)]
-
-
-def _random_state(device: torch.device) -> RandomState:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _set_random_state(state: RandomState, device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
+def _shares(clips: int, pieces: int) -> list[slice]:
+    """`clips` rows cut into `pieces` whose sizes differ by one at most."""
+    if clips < pieces:
+        raise ValueError(f"{clips} clips can't be cut into {pieces} micro-batches")
+    bounds = [clips * index // pieces for index in range(pieces + 1)]
+    return [slice(low, high) for low, high in pairwise(bounds)]
 
 
 _VIEWS = ("text", "video", "audio", "audio_view", "both")

@@ -1,19 +1,29 @@
-"""A job in, its run result out: torchrun starts the ranks, retries from the last checkpoint, and dies well."""
+"""A job in, its run result out: torchrun's agent starts the ranks of this node and ends them when one fails.
 
-import os
+The agent works in this process, not in one of its own: a signal to it reaches the ranks, which then leave a
+checkpoint, and the ranks notice when it is killed. Ranks on several nodes: see `multinode`.
+"""
+
+import fcntl
 import signal
-import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from clip4vla.params import TrainerParams
 from clip4vla.training.job import Job
 
-GRACE_S = 60.0
-"""Seconds a training has to write its checkpoint when it is asked to stop."""
+AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What the agent passes on to the ranks, which have its 30 s to write a checkpoint."""
 
 
 def ranks_here(trainer: TrainerParams) -> int:
@@ -21,53 +31,75 @@ def ranks_here(trainer: TrainerParams) -> int:
     return trainer.ranks or max(1, torch.cuda.device_count())
 
 
-def torchrun_command(job_file: Path, ranks: int, logs: Path) -> list[str]:
-    """The command that starts `ranks` ranks on this node; rank 0 prints, each leaves a file under `logs`."""
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
-        *("--log-dir", str(logs), "--redirects", "3", "--tee", "3", "--local-ranks-filter", "0"),
-        *("-m", "clip4vla.training.run", str(job_file)),
-    ]
-
-
 def launch(job: Job) -> None:
-    """Train `job` in processes of its own and wait for them.
+    """Train `job` in processes of its own and wait for them. Rank 0 prints here.
 
     Raises:
-        RuntimeError: the training failed; the message names the rank's last words. A checkpoint may be there, from
-            which the same job goes on.
+        RuntimeError: the training failed, or another process is at it; the message names the rank that failed first
+            and its last words. A checkpoint may be there, from which the same job goes on.
+        SystemExit: this process was asked to stop; a checkpoint is there if training had begun.
     """
     job.checkpoints.mkdir(parents=True, exist_ok=True)
     job_file = job.checkpoints / "job.json"
-    job.write(job_file)
-    ranks = ranks_here(job.trainer)
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
-    with tempfile.TemporaryDirectory() as logs:
-        process = subprocess.Popen(torchrun_command(job_file, ranks, Path(logs)), env=environment)
+    with _alone(job.checkpoints / "lock"), _own_signals(), tempfile.TemporaryDirectory() as logs:
+        job.write(job_file)
         try:
-            code = process.wait()
-        finally:
-            _end(process)
-        if code:
-            raise RuntimeError(f"the training ended with status {code}. {_last_words(Path(logs))}")
+            agent = elastic_launch(_agent_config(ranks_here(job.trainer), logs), sys.executable)
+            agent("-m", "clip4vla.training.run", str(job_file))
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
+            words = _last_words(Path(logs), rank)
+            raise RuntimeError(f"the training failed: rank {rank} ended first, by {how}. {words}") from None
+        except SignalException as stopped:
+            raise SystemExit(128 + stopped.sigval) from None
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process that still runs to stop, and make it stop."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+def _agent_config(ranks: int, logs: str) -> LaunchConfig:
+    """`ranks` ranks on this node; rank 0 prints, each leaves its output under `logs`."""
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",  # a host's own name doesn't always lead to it
+        max_restarts=0,
+        log_line_prefix_template=" ",  # an empty one would mean torchrun's own
+        logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=Std.ALL, tee=Std.ALL, local_ranks_filter={0}),
+    )
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Refuse to train where another process does: the two would write into each other's checkpoints."""
+    with lock.open("w") as file:
         try:
-            process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another process is training into {lock.parent}: wait for it, or end it") from None
+        yield
 
 
-def _last_words(logs: Path) -> str:
-    """The last line of each rank's errors, by rank."""
-    words = []
-    for log in sorted(logs.rglob("stderr.log"), key=lambda path: int(path.parent.name)):
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Give this process its signal handlers back, which the agent replaces."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in AGENT_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _last_words(logs: Path, rank: int) -> str:
+    """The last line that `rank` wrote to its errors."""
+    for log in logs.glob(f"*/attempt_0/{rank}/stderr.log"):
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         if lines:
-            words.append(f"rank {log.parent.name}: {lines[-1]}")
-    return "; ".join(words)
+            return f"Its last words: {lines[-1].strip()}"
+    return "It left no word"

@@ -3,8 +3,7 @@
 import shutil
 import signal
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -12,12 +11,14 @@ import torch
 
 from clip4vla.atomic import atomic_directory, write_json
 from clip4vla.audio.frontend import max_samples
+from clip4vla.batch import Batch
 from clip4vla.clips.loader import ClipStore, Order, TrainingBatches, training_loader
 from clip4vla.clips.loader import View as ClipView
 from clip4vla.model.checkpoints import load_model, save_model
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.fusion import SequenceFusion
 from clip4vla.model.text import Tokenizer
+from clip4vla.model.towers import check_state
 from clip4vla.tracking import Run, open_tracker, provenance
 from clip4vla.training.engine import Engine, join_ranks
 from clip4vla.training.job import RUN_FILE, Job
@@ -27,6 +28,7 @@ from clip4vla.training.optimizer import learning_rate
 
 STOPPED = 128 + signal.SIGTERM
 """Exit status of a training that was asked to stop and left a checkpoint."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def train(job: Job) -> None:
@@ -34,7 +36,7 @@ def train(job: Job) -> None:
 
     Raises:
         ValueError: the job doesn't fit the data or this machine.
-        SystemExit: the training was asked to stop by SIGTERM; a checkpoint is there.
+        SystemExit: the training was asked to stop by SIGTERM or SIGINT; a checkpoint is there.
     """
     rank, world_size, device = join_ranks()
     torch.manual_seed(job.seed)
@@ -43,13 +45,13 @@ def train(job: Job) -> None:
     order = order_clips(job, store, world_size)
     micro_batches = -(-(order.clips_per_step // world_size) // job.training.micro_batch_size)
     objective = Objective.of(job.training, job.audio_token)
-    engine = Engine(model, objective, job.training.optimizer, job.trainer, micro_batches, device)
     checkpoints = job.checkpoints / job.fingerprint()
-    step = (engine.resume(checkpoints) or {"step": 0})["step"]
+    engine = Engine(model, objective, job.training.optimizer, job.trainer, micro_batches, device, checkpoints)
+    step = engine.resume()
     batches = TrainingBatches(store, clip_view(job, model), order, rank, world_size)
     with open_tracker(job.root, rank).start(job.task, job.task, {"kind": job.task}, run_id=job.run_id) as run:
-        figures = _run_steps(job, engine, batches, step, checkpoints, run)
-        weights = engine.collect_weights(checkpoints / "final")
+        figures = _run_steps(job, engine, batches, step, run)
+        weights = engine.collect_weights()
         if weights is not None:
             write_result(job, engine.model, weights, figures, world_size)
             shutil.rmtree(job.checkpoints, ignore_errors=True)
@@ -59,21 +61,34 @@ def build_model(job: Job) -> Clip4Vla:
     """The model to start from: as it is initialised, or with the weights of a run result.
 
     A fusion that the run result doesn't have starts from its text tower, as `SequenceFusion` does.
+
+    Raises:
+        ValueError: the run result's fusion is of another depth than the job's.
     """
     if job.start_from is None:
         return Clip4Vla(job.model, job.audio).train()
     before = load_model(job.start_from)
     model = Clip4Vla(job.model, job.audio, before.architecture)
-    model.clip, model.audio = before.clip, before.audio
+    model.clip.load_state_dict(before.clip.state_dict())
+    model.audio.load_state_dict(before.audio.state_dict())
     if model.fusion is not None:
-        model.fusion = before.fusion or SequenceFusion(before.clip, job.model.fusion_layers)
+        fusion = (before.fusion or SequenceFusion(before.clip, job.model.fusion_layers)).state_dict()
+        check_state(model.fusion.state_dict(), fusion, f"the fusion of {job.start_from}")
+        model.fusion.load_state_dict(fusion)
     return model.train()
 
 
 def order_clips(job: Job, store: ClipStore, world_size: int) -> Order:
-    """The order of the job's clips; every rank takes an equal share of each batch."""
+    """The order of the job's clips; every rank takes an equal share of each batch.
+
+    Raises:
+        ValueError: the batch has no equal shares, or there are fewer clips than ranks.
+    """
     weights = tuple(corpus.weight for corpus in job.corpora) if len(job.corpora) > 1 else None
-    batch_size = min(job.training.batch_size, len(store)) // world_size * world_size
+    wanted = job.training.batch_size
+    if wanted % world_size:
+        raise ValueError(f"{job.task}.batch_size is {wanted}, which {world_size} ranks can't share equally")
+    batch_size = min(wanted, len(store)) // world_size * world_size
     if batch_size == 0:
         raise ValueError(f"{len(store)} clips can't be shared among {world_size} ranks")
     return Order(store.sizes, weights, batch_size, job.training.epochs, job.seed)
@@ -86,16 +101,15 @@ def clip_view(job: Job, model: Clip4Vla) -> ClipView:
     return ClipView(job.training.frames, model.image_size, samples, tokenize, job.training.time_shift)
 
 
-def _run_steps(
-    job: Job, engine: Engine, batches: TrainingBatches, start: int, checkpoints: Path, run: Run
-) -> dict[str, float]:
+def _run_steps(job: Job, engine: Engine, batches: TrainingBatches, start: int, run: Run) -> dict[str, float]:
     """The steps from `start` on; final losses and mean speed."""
     steps = batches.order.steps
-    stop = _stop_on_sigterm()
+    loaded = _start_loader(batches, start, job.trainer.loader_workers)
+    stop = _stop_when_asked()
     meter = Meter(batches.order.clips_per_step)
     losses: dict[str, float] = {}
     waiting_since = time.monotonic()
-    for step, batch in enumerate(training_loader(batches, start, job.trainer.loader_workers), start):
+    for step, batch in enumerate(loaded, start):
         waited = time.monotonic() - waiting_since
         lr = learning_rate(step, steps, job.training.optimizer)
         losses = engine.step(batch, lr, (job.seed, step, batches.rank))
@@ -103,23 +117,47 @@ def _run_steps(
         done = step + 1
         if done % job.trainer.log_every == 0 or done == steps:
             _report(done, steps, losses, lr, meter, run, batches.rank)
-        if done < steps and (done % job.trainer.checkpoint_every == 0 or stop()):
-            engine.save(checkpoints, done, {"step": done}, job.trainer.keep_checkpoints)
-            if stop():
+        # the signal reaches the ranks at different moments, but they must save the same step
+        stopping = engine.any_rank(stop())
+        if done < steps and (stopping or done % job.trainer.checkpoint_every == 0):
+            engine.save(done, job.trainer.keep_checkpoints)
+            if stopping:
                 raise SystemExit(STOPPED)
         waiting_since = time.monotonic()
     return losses | {"clips_per_second": meter.mean_clips_per_second}
 
 
-def _stop_on_sigterm() -> Callable[[], bool]:
-    """Whether SIGTERM has come; it no longer ends the process by itself."""
+def _stop_when_asked() -> Callable[[], bool]:
+    """Whether a signal to stop has come; it no longer ends the process by itself."""
     asked: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
         asked.append(number)
 
-    signal.signal(signal.SIGTERM, note)
+    for number in STOP_SIGNALS:
+        signal.signal(number, note)
     return lambda: bool(asked)
+
+
+def _start_loader(batches: TrainingBatches, start: int, workers: int) -> Iterator[Batch]:
+    """The batches from `start` on, by workers that outlive a signal to stop.
+
+    The launcher signals them too, but the rank has a step to finish. What starts them inherits that signals are
+    ignored; torch lets workers be terminated again, so they are told once more.
+    """
+    loader = training_loader(batches, start, workers)
+    loader.worker_init_fn = _ignore_stop_signals
+    before = [(number, signal.getsignal(number)) for number in STOP_SIGNALS]
+    _ignore_stop_signals()
+    loaded = iter(loader)
+    for number, handler in before:
+        signal.signal(number, handler)
+    return loaded
+
+
+def _ignore_stop_signals(_: int = 0) -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _report(done: int, steps: int, losses: dict[str, float], lr: float, meter: Meter, run: Run, rank: int) -> None:

@@ -32,7 +32,8 @@ def _has(features: Features, view: View) -> Tensor:
 
 
 def _audio_audio(features: Features, scale: Tensor) -> Tensor:
-    assert features.audio is not None and features.audio_view is not None
+    assert features.audio is not None
+    assert features.audio_view is not None
     return nt_xent(features.audio, features.audio_view, scale, valid=features.has_audio)
 
 

@@ -12,7 +12,7 @@ ORPHAN_CHECK_S = 1.0
 
 
 def _end_with_parent() -> None:
-    """End this rank when its launcher is gone: kill -9 of torchrun would else leave it running for ever."""
+    """End this rank when its launcher is gone: kill -9 of it would else leave it running for ever."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -24,9 +24,16 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _share_cores() -> None:
+    """Give each rank of this node its share of the cores, unless the environment says how many; before torch starts."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
+
+
 def main() -> None:
     """Train as the job file on the command line says."""
     _end_with_parent()
+    _share_cores()
     from clip4vla.training.loop import train
 
     try:

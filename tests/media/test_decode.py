@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from clip4vla.media.decode import MediaError, Span, decode
+from clip4vla.media.encode import encode
 from tests.media.sample import GREYS, SECONDS, index_of, onset, rotate_metadata, tone, write_media
 
 RATE = 16000
@@ -78,10 +80,11 @@ def test_frames_come_from_their_own_moment(tmp_path: Path) -> None:
         assert [index_of(f) for f in read(path, start, end, frames=2).frames] == expected
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm"])
-def test_variable_frame_rate_goes_by_timestamps(tmp_path: Path, suffix: str) -> None:
-    times = [0.0, 0.1, 0.2, 1.0, 1.9, 1.95]
-    path = write_media(tmp_path / f"vfr.{suffix}", "libvpx-vp9" if suffix == "webm" else "libx264", times=times)
+@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx-vp9")])
+def test_variable_frame_rate_goes_by_timestamps(tmp_path: Path, suffix: str, codec: str) -> None:
+    path = write_media(
+        tmp_path / f"vfr.{suffix}", codec, "libopus", rate=48000, times=[0.0, 0.1, 0.2, 1.0, 1.9, 1.95]
+    )
     # on screen at 0.1, 0.3, ... 1.9 s
     expected = [1, 2, 2, 2, 2, 3, 3, 3, 3, 4]
     assert [index_of(f) for f in read(path, 0, 2.0, frames=10).frames] == expected
@@ -101,8 +104,6 @@ def test_more_frames_than_there_are_repeat_what_is_on_screen(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 def test_rotation_in_the_metadata_is_obeyed(tmp_path: Path, turns: int) -> None:
-    from clip4vla.media.encode import encode
-
     picture = np.zeros((48, 96, 3), np.uint8)
     picture[:24, :24] = 255  # white in the upper left corner
     path = tmp_path / "turned.mp4"
@@ -115,9 +116,8 @@ def test_rotation_in_the_metadata_is_obeyed(tmp_path: Path, turns: int) -> None:
 
 def test_resizing_is_bicubic_and_keeps_the_aspect(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    noise = Image.fromarray(rng.integers(0, 255, (30, 50, 3), dtype=np.uint8)).resize((400, 240), Image.BICUBIC)
-    import av
-
+    grain = Image.fromarray(rng.integers(0, 255, (60, 100), dtype=np.uint8))
+    noise = grain.resize((400, 240), Image.Resampling.BICUBIC).convert("RGB")
     path = tmp_path / "noise.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
@@ -131,7 +131,7 @@ def test_resizing_is_bicubic_and_keeps_the_aspect(tmp_path: Path) -> None:
     def distance(filter_: Image.Resampling) -> float:
         return float(np.abs(np.asarray(frame, int) - np.asarray(noise.resize((80, 48), filter_), int)).mean())
 
-    assert distance(Image.Resampling.BICUBIC) < 4
+    assert distance(Image.Resampling.BICUBIC) < 2
     assert distance(Image.Resampling.BICUBIC) < min(map(distance, (Image.Resampling.BOX, Image.Resampling.BILINEAR)))
 
 
@@ -159,8 +159,6 @@ def test_audio_without_video_has_no_frames(tmp_path: Path, suffix: str, codec: s
 
 
 def test_a_picture_on_the_cover_is_no_video(tmp_path: Path) -> None:
-    import av
-
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:
         sound = container.add_stream("aac", rate=RATE, layout="mono")
@@ -222,7 +220,7 @@ def test_a_span_beyond_the_end_is_cut_to_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["mkv", "mp4", "ts"])
 def test_a_clock_that_does_not_begin_at_zero(tmp_path: Path, suffix: str) -> None:
     times = [7 + i / 10 for i in range(20)]
-    path = write_media(tmp_path / f"late.{suffix}", times=times, audio_at=7.0, options={"avoid_negative_ts": "0"})
+    path = write_media(tmp_path / f"late.{suffix}", rate=48000, times=times, audio_at=7.0)
     span = read(path)
     assert [index_of(frame) for frame in span.frames] == pytest.approx([2, 7, 12, 17], abs=1)
     assert span.audio is not None

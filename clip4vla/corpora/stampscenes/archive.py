@@ -4,12 +4,17 @@ A member that has no business in the archive (an absolute path, `..`, a link, a 
 is then not what it says.
 """
 
+import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import arpy
+
+
+UNREADABLE = (arpy.ArchiveFormatError, arpy.ArchiveAccessError, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError)
 
 
 @contextmanager
@@ -22,7 +27,7 @@ def _open_part(deb: Path, prefix: str) -> Iterator[tarfile.TarFile]:
                 raise ValueError(f"{deb} has no {prefix}: it is not a Debian package")
             with tarfile.open(fileobj=archive.archived_files[name]) as tar:
                 yield tar
-    except (arpy.ArchiveFormatError, tarfile.TarError, EOFError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{deb} is not a readable Debian package: {error}") from error
 
 
@@ -33,8 +38,10 @@ def read_version(deb: Path) -> tuple[str, str]:
         ValueError: not a Debian package.
     """
     with _open_part(deb, "control.tar") as tar:
-        file = tar.extractfile("./control")
-        fields = dict(line.split(": ", 1) for line in file.read().decode().splitlines() if ": " in line) if file else {}
+        control = [member for member in tar if PurePosixPath(member.name) == PurePosixPath("control")]
+        file = tar.extractfile(control[0]) if control else None
+        lines = file.read().decode(errors="replace").splitlines() if file else []
+    fields = dict(line.split(": ", 1) for line in lines if ": " in line)
     return fields.get("Package", ""), fields.get("Version", "")
 
 

@@ -35,7 +35,7 @@ from clip4vla.progress import track
 
 DESTINATION = Path("data/corpora/stampscenes")
 SAMPLE_RATE = 16_000
-PICTURE_SHARE = 0.8
+PICTURE_SHARE = 0.9
 """Largest side of a picture, of the frame's."""
 MSRVTT_SPLIT = {"train": "train", "val": "validate", "test": "test"}
 

@@ -10,15 +10,15 @@ from clip4vla.params import StampScenesParams
 
 LEVEL = 0.1
 """Root mean square of the leading sound, of full scale."""
-GAP_S = 0.15
-"""Pause between repetitions of a sound effect shorter than the clip."""
+EFFECT_GAP_S, VOICE_GAP_S = 0.15, 0.3
+"""Pause between repetitions of a sound effect and of a voice that are shorter than the clip."""
 
 
 def render_frames(thing: Thing, params: StampScenesParams, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The picture of `thing` moving on a straight line over a gradient: (F, H, W, 3)."""
     side = params.size
     background = _gradient(side, rng)
-    picture = _resized(thing.picture, rng.uniform(0.75, 1.0))
+    picture = _resized(thing.picture, rng.uniform(0.85, 1.0))
     room = np.array([side - picture.width, side - picture.height])
     start, end = rng.uniform(0, 1, (2, 2)) * room
     count = round(params.seconds * params.fps)
@@ -48,10 +48,10 @@ def render_audio(
 ) -> NDArray[np.float32]:
     """Voice and sound effect over noise: (S,) mono in -1..1."""
     length = round(params.seconds * sample_rate)
-    voice = _levelled(_placed(things[scene.said].voice, length, rng))
+    voice = _levelled(_repeated(things[scene.said].voice, length, round(VOICE_GAP_S * sample_rate), rng))
     sound = things[scene.heard].sound
     assert sound is not None, "a thing that is heard has a sound"
-    effect = _levelled(_repeated(sound, length, round(GAP_S * sample_rate), rng))
+    effect = _levelled(_repeated(sound, length, round(EFFECT_GAP_S * sample_rate), rng))
     background = _gain(rng.uniform(*params.background_db))
     if scene.leading == "verbal":
         effect = effect * background
@@ -70,14 +70,6 @@ def _levelled(wave: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scaled so that where it sounds at all its root mean square is LEVEL."""
     active = wave[np.abs(wave) > 0]
     return wave * (LEVEL / np.sqrt(np.mean(active**2))) if len(active) else wave
-
-
-def _placed(wave: NDArray[np.float32], length: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Once, somewhere in the clip."""
-    out = np.zeros(length, np.float32)
-    start = int(rng.integers(length - len(wave) + 1))
-    out[start : start + len(wave)] = wave
-    return out
 
 
 def _repeated(wave: NDArray[np.float32], length: int, gap: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -1,0 +1,93 @@
+"""Your own media: one or more `.csv` or `.jsonl` files that say which texts belong to which files.
+
+Columns (keys): `path` and `text`; if wanted `start` and `end` (seconds into the file), `split` (train, val, test) and
+`audio_type` (verbal: the words said, nonverbal: other sounds). Rows of the same path and span are texts of one clip.
+A clip without a split gets one by the SHA-256 of its path: 80 % train, 10 % val, 10 % test, the same on any machine
+and for all clips of a file.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_args
+
+from clip4vla.corpora.base import parse_seconds
+from clip4vla.corpora.tables import Row, read_csv, read_json_lines
+from clip4vla.records import SPLITS, AudioType, Reject, SourceRecord, Split, Text
+
+COLUMNS = ("path", "text", "start", "end", "split", "audio_type")
+REQUIRED = COLUMNS[:2]
+
+
+@dataclass
+class _Clip:
+    """What the rows of one path and span have said so far."""
+
+    split: Split
+    where: str
+    texts: list[Text] = field(default_factory=list)
+
+
+def read(annotations: Path) -> Iterator[SourceRecord | Reject]:
+    """Yield the clips of all tables in `annotations`; see `base.Adapter`."""
+    tables = [read_csv(file, REQUIRED) for file in sorted(annotations.glob("*.csv"))]
+    tables += [read_json_lines(file, REQUIRED) for file in sorted(annotations.glob("*.jsonl"))]
+    if not tables:
+        raise ValueError(f"{annotations} has neither a .csv nor a .jsonl file")
+    clips: dict[tuple[str, float, float | None], _Clip] = {}
+    for row in chain.from_iterable(tables):
+        reject = _add(row, clips)
+        if reject:
+            yield reject
+    for (path, start_s, end_s), clip in clips.items():
+        yield SourceRecord(_clip_id(path, start_s, end_s), path, clip.split, tuple(clip.texts), start_s, end_s)
+
+
+def _add(row: Row, clips: dict[tuple[str, float, float | None], _Clip]) -> Reject | None:
+    """Add the row to its clip, or say why it can't be."""
+    unknown = [str(key) for key in row.cells if key not in COLUMNS]
+    if unknown:
+        raise ValueError(f"{row.where}: unknown column {', '.join(unknown)}; there are {', '.join(COLUMNS)}")
+    cells = {key: _blank_to_none(row.cells.get(key)) for key in COLUMNS}
+    path, text = cells["path"], cells["text"]
+    split = cells["split"] or (split_of(path) if isinstance(path, str) else "")
+    start_s = 0.0 if cells["start"] is None else parse_seconds(cells["start"])
+    end_s = None if cells["end"] is None else parse_seconds(cells["end"])
+
+    def reject(reason: str, detail: object) -> Reject:
+        return Reject(str(path or ""), str(path or ""), str(split), reason, f"{row.where}: {detail}")
+
+    if not isinstance(path, str):
+        return reject("no_path", path)
+    if not isinstance(text, str):
+        return reject("no_text", text)
+    if split not in SPLITS:
+        return reject("unknown_split", split)
+    if cells["audio_type"] not in (None, *get_args(AudioType)):
+        return reject("unknown_audio_type", cells["audio_type"])
+    if not 0 <= start_s < (float("inf") if end_s is None else end_s) or end_s == float("inf"):
+        return reject("bad_span", f"{cells['start']} to {cells['end']}")
+    clip = clips.setdefault((path, start_s, end_s), _Clip(split, row.where))
+    if clip.split != split:
+        raise ValueError(f"{row.where}: {path} is in {split} here, but in {clip.split} at {clip.where}")
+    clip.texts.append(Text(text, cells["audio_type"]))
+    return None
+
+
+def _blank_to_none(value: Any) -> Any:
+    stripped = value.strip() if isinstance(value, str) else value
+    return None if stripped == "" else stripped
+
+
+def split_of(path: str) -> Split:
+    """The split of a file that has none, by the hash of its path."""
+    tenth = int.from_bytes(hashlib.sha256(path.encode(errors="surrogatepass")).digest()[:8]) % 10
+    return "test" if tenth == 9 else "val" if tenth == 8 else "train"
+
+
+def _clip_id(path: str, start_s: float, end_s: float | None) -> str:
+    if start_s == 0 and end_s is None:
+        return path
+    return f"{path}#{start_s:g}-{'' if end_s is None else format(end_s, 'g')}"

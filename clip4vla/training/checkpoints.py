@@ -1,0 +1,95 @@
+"""A training's checkpoints as files: which one to resume from, which ones to keep, and one made ready for other ranks.
+
+In: the directory of one training's checkpoints. Out: `Checkpoint`s. DeepSpeed writes the tensors of `stepNNN/` and,
+last of all, its name into `latest`, so that what a killed save left behind is never resumed from. What DeepSpeed
+doesn't say of a checkpoint, on how many ranks and with which ZeRO stage it was written, lies beside the tensors.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from clip4vla.atomic import write_json
+
+NOTES_FILE = "notes.json"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What must be known of a checkpoint to resume from it."""
+
+    step: int
+    """Optimizer steps that were done."""
+    world_size: int
+    zero_stage: int
+
+    def fits(self, world_size: int, zero_stage: int) -> bool:
+        """Whether ranks of this number and stage can load it as it is.
+
+        Without ZeRO there is one file for all ranks; with it each rank has its own part, and other ranks need the
+        universal form.
+
+        Raises:
+            ValueError: not even that helps: ZeRO 0 and the others keep different things.
+        """
+        if (self.zero_stage == 0) != (zero_stage == 0):
+            raise ValueError(
+                f"the checkpoint at step {self.step} was written with trainer.zero_stage {self.zero_stage} and can't "
+                f"be resumed with {zero_stage}: set it back, or remove the checkpoint to begin anew"
+            )
+        return zero_stage == 0 or (self.world_size, self.zero_stage) == (world_size, zero_stage)
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the directory of the checkpoint at `step`; names sort as steps do."""
+    return f"step{step:09d}"
+
+
+def begin_checkpoint(directory: Path, notes: Notes) -> None:
+    """Make the directory of a checkpoint, empty but for its notes: a killed save on other ranks left other files."""
+    path = directory / checkpoint_name(notes.step)
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    write_json(path / NOTES_FILE, asdict(notes))
+
+
+def newest_checkpoint(directory: Path) -> Notes | None:
+    """The newest whole checkpoint, None where there is none.
+
+    Raises:
+        ValueError: what `latest` names is gone or isn't ours.
+    """
+    latest = directory / "latest"
+    if not latest.is_file():
+        return None
+    path = directory / latest.read_text().strip()
+    try:
+        return Notes(**json.loads((path / NOTES_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"the checkpoint {path} can't be read ({error}); remove {directory} to begin anew") from error
+
+
+def prune_checkpoints(directory: Path, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints."""
+    for old in sorted(directory.glob("step*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def make_universal(checkpoint: Path, out: Path) -> None:
+    """Write `checkpoint` to `out` in DeepSpeed's universal form, which any number of ranks can load.
+
+    Raises:
+        RuntimeError: DeepSpeed couldn't; the message has its last line.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    command = [
+        *(sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"),
+        *("--input_folder", str(checkpoint), "--output_folder", str(out)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip()).rsplit("\n", 1)[-1]
+        raise RuntimeError(f"{checkpoint} can't be converted for another number of ranks: {last}")

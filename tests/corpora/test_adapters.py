@@ -1,0 +1,362 @@
+"""The published formats, on small samples: what each says, its splits, and what it says of broken files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clip4vla.corpora import tables
+from clip4vla.corpora.base import ADAPTERS, Excerpt, find_adapter
+from clip4vla.corpora.folder import split_of
+from clip4vla.corpora.howto100m import Caption, merge_captions
+from clip4vla.records import Reject, SourceRecord
+from tests.corpora.conftest import SAMPLES
+
+FOLDERS = {"msrvtt-1ka": "msrvtt", "msrvtt-1ka-7k": "msrvtt", "vatex-hgr": "vatex"}
+PUBLISHED = sorted(set(ADAPTERS) - {"stampscenes"})
+
+
+def sample(name: str) -> Path:
+    return SAMPLES / FOLDERS.get(name, name)
+
+
+def read(name: str, annotations: Path | None = None) -> list[SourceRecord | Reject]:
+    return list(find_adapter(name)(annotations or sample(name)))
+
+
+def splits(entries: list[SourceRecord | Reject]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        assert isinstance(entry, SourceRecord), entry
+        found.setdefault(entry.split, []).append(entry.clip_id)
+    return found
+
+
+def texts(entry: SourceRecord | Reject) -> list[str]:
+    assert isinstance(entry, SourceRecord)
+    return [text.text for text in entry.texts]
+
+
+@pytest.fixture
+def copy(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    return Path(shutil.copytree(sample(request.param), tmp_path / "annotations"))
+
+
+def test_an_unknown_adapter_names_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"no corpus adapter 'nonesuch'; there are audiocaps, .*vatex-hgr"):
+        find_adapter("nonesuch")
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+def test_an_empty_directory_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        read(name, tmp_path)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        read(name, tmp_path / "missing")
+
+
+def test_msrvtt_has_the_official_splits() -> None:
+    entries = read("msrvtt")
+    assert splits(entries) == {"train": ["video0", "video1", "video2"], "val": ["video3"], "test": ["video4", "video5"]}
+    assert all(len(texts(entry)) == 3 for entry in entries)
+    # its videos are published already cut: `start time` and `end time` are of the YouTube video
+    assert all(e.start_s == 0 and e.end_s is None for e in entries if isinstance(e, SourceRecord))
+
+
+def test_msrvtt_1ka_tests_on_one_sentence_a_clip_and_trains_on_all_the_others() -> None:
+    entries = read("msrvtt-1ka")
+    assert splits(entries) == {"test": ["video4", "video1"], "train": ["video0", "video2", "video3", "video5"]}
+    assert texts(entries[0]) == ["a person is connecting a cable to a box"]
+    assert texts(entries[1]) == ["a woman sings, then laughs"]
+    assert all(len(texts(entry)) == 3 for entry in entries[2:])
+    assert splits(read("msrvtt-1ka-7k"))["train"] == ["video0", "video2"]
+
+
+@pytest.mark.parametrize("copy", ["msrvtt"], indirect=True)
+def test_msrvtt_1ka_can_have_validation_clips_and_never_trains_on_test_clips(copy: Path) -> None:
+    (copy / "MSRVTT_val.csv").write_text("video_id\nvideo3\n")
+    (copy / "MSRVTT_train.9k.csv").write_text("video_id\nvideo0\nvideo3\nvideo4\nvideo99\n")
+    entries = read("msrvtt-1ka", copy)
+    rejects = [entry for entry in entries if isinstance(entry, Reject)]
+    assert [(reject.clip_id, reject.reason) for reject in rejects] == [("video4", "in_test")]
+    kept = [entry for entry in entries if isinstance(entry, SourceRecord)]
+    assert [(entry.clip_id, entry.split) for entry in kept[2:]] == [
+        ("video3", "val"), ("video0", "train"), ("video99", "train"),
+    ]  # fmt: skip
+    assert texts(kept[-1]) == []  # the manifest rejects it
+
+
+@pytest.mark.parametrize("copy", ["msrvtt"], indirect=True)
+def test_msrvtt_rejects_what_it_cannot_place(copy: Path) -> None:
+    tree = json.loads((copy / "MSRVTT_data.json").read_text())
+    tree["videos"][0]["split"] = "dev"
+    tree["sentences"].append({"video_id": "video77", "caption": "of nothing", "sen_id": 99})
+    (copy / "MSRVTT_data.json").write_text(json.dumps(tree))
+    rejects = [entry for entry in read("msrvtt", copy) if isinstance(entry, Reject)]
+    assert [(r.clip_id, r.reason) for r in rejects] == [("video0", "unknown_split"), ("video77", "unknown_video")]
+
+
+def test_vatex_has_the_official_splits_and_spans_of_recordings() -> None:
+    entries = read("vatex")
+    assert [len(ids) for ids in splits(entries).values()] == [2, 2, 1]
+    first = entries[0]
+    assert isinstance(first, Excerpt)
+    assert (first.clip_id, first.media, first.start_s, first.end_s) == (
+        "aaaaaaaaaa0_000122_000132", "aaaaaaaaaa0", 122, 132,
+    )  # fmt: skip
+    assert texts(first) == [f"A drummer with {n} people , seen from above ." for n in ("two", "three")]
+    assert first.clip_id in first.cut_names
+
+
+@pytest.mark.parametrize("copy", ["vatex"], indirect=True)
+def test_vatex_hgr_splits_by_lists_of_either_kind(copy: Path) -> None:
+    expected = splits(read("vatex-hgr", copy))
+    assert expected == {
+        "train": ["aaaaaaaaaa0_000122_000132", "b_b-bbbbbb1_000000_000010"],
+        "val": ["ccccccccc_2_000069_000079"],
+        "test": ["-dddddddd_3_000005_000015"],
+    }
+    assert all(len(texts(entry)) == 2 for entry in read("vatex-hgr", copy))
+    (copy / "public_split").mkdir()
+    for text, array in (("train_list.txt", "trn"), ("val_list.txt", "val"), ("test_list.txt", "tst")):
+        names = (copy / text).read_text().split()
+        np.save(copy / "public_split" / f"{array}_names.npy", np.array(names, "S" if array == "val" else None))
+        (copy / text).unlink()
+    assert splits(read("vatex-hgr", copy)) == expected
+
+
+@pytest.mark.parametrize("copy", ["vatex"], indirect=True)
+def test_vatex_hgr_does_not_unpickle_a_list(copy: Path) -> None:
+    (copy / "train_list.txt").unlink()
+    (copy / "public_split").mkdir()
+    np.save(copy / "public_split" / "trn_names.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"trn_names\.npy:1: .*train_list\.txt"):
+        read("vatex-hgr", copy)
+
+
+@pytest.mark.parametrize("copy", ["vatex"], indirect=True)
+def test_vatex_refuses_two_files_for_a_split_and_rejects_an_id_without_a_span(copy: Path) -> None:
+    tree = json.loads((copy / "vatex_training_v1.0.json").read_text())
+    tree[0]["videoID"] = "aaaaaaaaaa0"
+    (copy / "vatex_training_v1.0.json").write_text(json.dumps(tree))
+    first = read("vatex", copy)[0]
+    assert isinstance(first, Reject)
+    assert first.reason == "bad_id"
+    shutil.copy(copy / "vatex_training_v1.0.json", copy / "vatex_training_v1.1.json")
+    with pytest.raises(ValueError, match="more than one"):
+        read("vatex", copy)
+
+
+def test_audiocaps_gathers_five_sentences_a_clip() -> None:
+    entries = read("audiocaps")
+    found = {e.clip_id: (e.split, len(e.texts), e.start_s, e.end_s) for e in entries if isinstance(e, SourceRecord)}
+    assert found == {
+        "aB3_dE-fG1h_130": ("train", 1, 130, 140),
+        "Yx_5uaaaaaa_30": ("train", 1, 30, 40),
+        "vvvvvvvvvvv_0": ("val", 5, 0, 10),
+        "ttttttttttt_6": ("test", 5, 6, 16),
+        "uuuuuuuuuuu_250": ("test", 5, 250, 260),
+    }
+    assert texts(entries[1]) == ['Rain falls, and "thunder" rolls']
+    assert all(t.audio_type == "nonverbal" for e in entries if isinstance(e, SourceRecord) for t in e.texts)
+
+
+def test_audioset_makes_a_sentence_of_labels() -> None:
+    entries = read("audioset")
+    assert [texts(entry)[0] for entry in entries] == [
+        "the sound of Speech, Gush",
+        "the sound of Domestic animals, pets",
+        "the sound of Domestic animals, pets, Inside, small room",
+        "the sound of Speech",
+    ]
+    assert [e.split for e in entries] == ["train", "train", "train", "test"]
+    assert [(e.media, e.start_s, e.end_s) for e in entries if isinstance(e, SourceRecord)][-1] == ("dddddddddd-", 7, 15)
+    assert all(t.audio_type == "nonverbal" for e in entries if isinstance(e, SourceRecord) for t in e.texts)
+
+
+@pytest.mark.parametrize("copy", ["audioset"], indirect=True)
+def test_audioset_rejects_labels_without_a_name(copy: Path) -> None:
+    with (copy / "eval_segments.csv").open("a") as file:
+        file.write('eeeeeeeeeee, 0.000, 10.000, "/m/09x0r,/m/nonesuch"\nfffffffffff, 9.000, 9.000, "/m/09x0r"\n')
+    rejects = [entry for entry in read("audioset", copy) if isinstance(entry, Reject)]
+    assert [(r.media, r.reason) for r in rejects] == [("eeeeeeeeeee", "unknown_label"), ("fffffffffff", "bad_span")]
+    assert rejects[0].detail.endswith("eval_segments.csv:5: /m/nonesuch")
+
+
+def test_howto100m_merges_captions_of_listed_videos() -> None:
+    entries = read("howto100m")
+    assert [(e.clip_id, e.media) for e in entries] == [
+        ("nVbIUDjzWY4_0.820_14.000", "nVbIUDjzWY4"),
+        ("nVbIUDjzWY4_30.000_45.000", "nVbIUDjzWY4"),
+        ("aaaaaaaaaaa_2.000_6.500", "aaaaaaaaaaa"),
+        ("bbbbbbbbbbb", "bbbbbbbbbbb"),
+    ]
+    assert texts(entries[0]) == ["hello and welcome to the workshop today we clean a chain"]
+    assert isinstance(entries[-1], Reject)
+    assert entries[-1].reason == "no_caption"
+    assert all(t.audio_type == "verbal" for e in entries if isinstance(e, SourceRecord) for t in e.texts)
+
+
+@pytest.mark.parametrize("copy", ["howto100m"], indirect=True)
+def test_howto100m_rejects_captions_without_a_time(copy: Path) -> None:
+    said = {
+        "nVbIUDjzWY4": {"start": [1, "x", 3], "end": [2.5, 3, 2], "text": ["kept", "no start", "backwards"]},
+        "aaaaaaaaaaa": {"start": [1.0], "end": [], "text": ["lengths differ"]},
+        "bbbbbbbbbbb": {"start": [1.0], "end": [1.0], "text": ["no time at all"]},
+    }
+    (copy / "raw_caption.json").write_text(json.dumps(said))
+    entries = read("howto100m", copy)
+    assert [e.reason if isinstance(e, Reject) else texts(e) for e in entries] == [
+        "bad_span", "bad_span", ["kept"], "bad_captions", "bad_span",
+    ]  # fmt: skip
+    (copy / "raw_caption.json").rename(copy / "caption.json")
+    assert read("howto100m", copy)[2] == entries[2]
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ([(0, 10), (10, 14), (14, 24)], [(0, 14), (14, 24)]),  # a tie goes to the left
+        ([(0, 10), (12, 16), (17, 26)], [(0, 10), (12, 26)]),  # the right gives 14 s, the left 16 s
+        ([(0, 3), (3, 6), (6, 9), (9, 12)], [(0, 12)]),
+        ([(0, 3)], [(0, 3)]),
+        ([(0, 20), (21, 22)], [(0, 22)]),
+        ([(5, 6), (0, 4)], [(0, 6)]),  # they need not come in order
+        ([(0, 12), (3, 5)], [(0, 12)]),  # they may overlap
+        ([], []),
+    ],
+)
+def test_captions_are_merged_with_the_neighbour_that_gives_the_shorter_span(spans, expected) -> None:
+    merged = merge_captions([Caption(start, end, f"{start}") for start, end in spans])
+    assert [(caption.start_s, caption.end_s) for caption in merged] == expected
+    assert " ".join(caption.text for caption in merged).split() == [str(start) for start, _ in sorted(spans)]
+
+
+def test_a_folder_has_texts_by_path_and_span() -> None:
+    entries = read("folder")
+    assert [(e.clip_id, e.split, len(e.texts)) for e in entries if isinstance(e, SourceRecord)] == [
+        ("holiday/sea.mp4#0-10", "train", 2),
+        ("holiday/sea.mp4#12.5-20", "train", 1),
+        ("talk.mkv", "test", 1),
+        ("clips/été.webm", "val", 1),
+        ("clips/one.mp4#3-8.5", split_of("clips/one.mp4"), 1),
+    ]
+    first = entries[0]
+    assert isinstance(first, SourceRecord)
+    assert [text.audio_type for text in first.texts] == ["nonverbal", None]
+    assert texts(entries[2]) == ["a talk about\ntwo things"]
+
+
+def test_splits_by_hash_are_eight_one_one_and_never_change() -> None:
+    found = [split_of(f"videos/{index}.mp4") for index in range(5000)]
+    assert [found.count(split) / 5000 for split in ("train", "val", "test")] == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
+    # as they were on the day this was written: another order would move test clips into training
+    assert [split_of(name) for name in ("a.mp4", "b.mp4", "c.mp4", "d.mp4", "f/e.mkv")] == [
+        "val",
+        "val",
+        "test",
+        "train",
+        "train",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (",text,,,,", "no_path"),
+        ("a.mp4, ,,,,", "no_text"),
+        ("a.mp4,text,5,5,,", "bad_span"),
+        ("a.mp4,text,-1,5,,", "bad_span"),
+        ("a.mp4,text,soon,5,,", "bad_span"),
+        ("a.mp4,text,1,inf,,", "bad_span"),
+        ("a.mp4,text,nan,,,", "bad_span"),
+        ("a.mp4,text,,,everything,", "unknown_split"),
+        ("a.mp4,text,,,,loud", "unknown_audio_type"),
+    ],
+)
+def test_a_row_of_a_folder_that_says_nothing_usable_is_rejected(tmp_path: Path, line: str, reason: str) -> None:
+    (tmp_path / "clips.csv").write_text(f"path,text,start,end,split,audio_type\nb.mp4,fine,,,,\n{line}\n")
+    entries = read("folder", tmp_path)
+    assert [entry.reason for entry in entries if isinstance(entry, Reject)] == [reason]
+    assert f"clips.csv:3: {''}" in next(entry.detail for entry in entries if isinstance(entry, Reject))
+    assert len(entries) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("clips.csv", "", r"clips\.csv:1: empty"),
+        ("clips.csv", "path;text\na;b\n", r"clips\.csv:1: no column path, text"),
+        ("clips.csv", "path,text,path\na,b,c\n", r"clips\.csv:1: a column twice"),
+        ("clips.csv", "path,text\na.mp4,one, two\n", r"clips\.csv:2: 3 cells, but 2 columns"),
+        ("clips.csv", "path,text\n\n\na.mp4\n", r"clips\.csv:4: 1 cells, but 2 columns"),
+        ("clips.csv", 'path,text\na.mp4,"never closed\nb.mp4,x\n', r"clips\.csv:2: not valid CSV"),
+        ("clips.csv", "path,text,spilt\na.mp4,b,test\n", r"clips\.csv:2: unknown column spilt"),
+        ("clips.csv", b"path,text\na.mp4,ok\nb.mp4,caf\xe9\n", r"clips\.csv:3: not UTF-8"),
+        ("clips.csv", "path,text,split\na.mp4,b,test\na.mp4,c,train\n", r"csv:3: a\.mp4 is in train here, but in test"),
+        ("clips.jsonl", '{"path": "a", "text": "b"}\n{"path": "a"', r"clips\.jsonl:2: not valid JSON"),
+        ("clips.jsonl", '\n["a", "b"]\n', r"clips\.jsonl:2: not a JSON object"),
+        ("clips.jsonl", '{"path": "a"}\n', r"clips\.jsonl:1: no key text"),
+        ("clips.jsonl", "[" * 100_000, r"clips\.jsonl:1: not valid JSON"),
+    ],
+)
+def test_a_broken_table_names_file_and_line(tmp_path: Path, name: str, content: str | bytes, complaint: str) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=complaint):
+        read("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", r":1: not valid JSON: '\{' should be next"),
+        ('{"a": {"start": [1]}', r":1: not valid JSON: ',' should be next"),
+        ('{"a": 1,\n\n "b" 2}', r":3: not valid JSON: ':' should be next"),
+        ('{"a": 1,\n 5: 2}', r":2: not valid JSON: 5 is no key"),
+        ('{"a": [1,\n 2,, 3]}', r":2: not valid JSON: Expecting value"),
+        ('{"a": "never closed}', r":1: not valid JSON: Unterminated"),
+        ('{"a": ' + "[" * 100_000, r":1: not valid JSON: too deeply nested"),
+    ],
+)
+def test_a_broken_stream_of_json_names_file_and_line(tmp_path: Path, content: str, complaint: str) -> None:
+    (tmp_path / "big.json").write_text(content)
+    with pytest.raises(ValueError, match=r"big\.json" + complaint):
+        list(tables.read_json_members(tmp_path / "big.json"))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
+def test_a_stream_of_json_is_what_json_says(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "CHUNK", chunk)
+    tree = {"a": {"start": [1.25, 2e3], "text": ['é \\ " \n', "\U0001f600"]}, "": None, "number": 12345, "c": [[]]}
+    for text in (json.dumps(tree), json.dumps(tree, indent=3, ensure_ascii=False), "\ufeff  {}  "):
+        (tmp_path / "big.json").write_text(text, encoding="utf-8")
+        expected = tree if len(text) > 10 else {}
+        assert dict(tables.read_json_members(tmp_path / "big.json")) == expected
+
+
+@pytest.mark.parametrize(("name", "file"), [("msrvtt", "MSRVTT_data.json"), ("vatex", "vatex_training_v1.0.json")])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "7", '{"videos": [], "sentences": 3}', '[{"videoID": "x"}]',
+                                     '[{"videoID": "x", "enCap": "one"}]', "[" * 100_000, "\udcff"])  # fmt: skip
+def test_a_broken_tree_names_the_file(tmp_path: Path, name: str, file: str, content: str) -> None:
+    (tmp_path / file).write_text(content, errors="surrogateescape")
+    if (name, content) == ("vatex", "[]"):
+        assert read(name, tmp_path) == []
+        return
+    with pytest.raises(ValueError, match=file):
+        read(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_byte_order_mark_changes_nothing(name: str, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(sample(name), tmp_path / "copy"))
+    for file in copied.glob("*.*"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    if name == "folder":  # a line break inside a quoted cell is part of the text
+        expected = [[t.replace("\n", "\r\n") for t in texts(e)] for e in read(name)]
+        assert [texts(e) for e in read(name, copied)] == expected
+    else:
+        assert [e for e in read(name, copied) if isinstance(e, SourceRecord)] == [
+            e for e in read(name) if isinstance(e, SourceRecord)
+        ]

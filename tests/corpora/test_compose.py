@@ -1,0 +1,89 @@
+"""The stages fetch and corpus on the miniature package: complete, playable, the same bytes every time."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from clip4vla.corpora.base import find_adapter
+from clip4vla.corpora.stampscenes.compose import choose_things, compose
+from clip4vla.corpora.stampscenes.fetch import fetch
+from clip4vla.media.decode import decode
+from clip4vla.params import StampScenesParams
+from clip4vla.records import SourceRecord
+
+
+def digests(directory: Path) -> dict[str, str]:
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    return {str(p.relative_to(directory)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="module")
+def corpus(package: Path, stamp_params: StampScenesParams, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    destination = tmp_path_factory.mktemp("corpus") / "stampscenes"
+    compose(package, stamp_params, destination)
+    return destination
+
+
+def test_both_parts_are_read_by_their_adapters(corpus: Path, stamp_params: StampScenesParams) -> None:
+    for part, adapter in (("pretrain", "stampscenes"), ("captions", "msrvtt")):
+        records = list(find_adapter(adapter)(corpus / part / "annotations"))
+        assert all(isinstance(record, SourceRecord) for record in records)
+        videos = {path.name for path in (corpus / part / "videos").iterdir()}
+        assert videos == {f"{record.clip_id}.mp4" for record in records}
+    splits = [record.split for record in records]
+    pairs = stamp_params.caption_pairs
+    assert {s: splits.count(s) for s in pairs} == {s: n * stamp_params.pictures_per_pair for s, n in pairs.items()}
+    labels = json.loads((corpus / "labels.json").read_text(encoding="utf-8"))
+    assert set(labels["clips"]) == {record.clip_id for record in records}
+    for record in records:
+        label = labels["clips"][record.clip_id]
+        assert label["sound"] in labels["sound"]
+        assert label["word"] in labels["word"]
+        assert all(label["seen"] in text.text and label["word"] in text.text for text in record.texts)
+
+
+def test_a_clip_can_be_seen_and_heard(corpus: Path, stamp_params: StampScenesParams) -> None:
+    video = next((corpus / "captions" / "videos").iterdir())
+    span = decode(video, 0.0, None, frames=2, short_side=stamp_params.size, sample_rate=16000)
+    assert span.frames[0].size == (stamp_params.size, stamp_params.size)
+    assert span.audio is not None
+    assert span.audio.shape[0] == 1
+    assert span.audio.shape[1] / 16000 == pytest.approx(stamp_params.seconds, abs=1 / stamp_params.fps)
+    assert span.audio.std() > 300
+
+
+def test_composing_again_gives_the_same_bytes(
+    corpus: Path, package: Path, stamp_params: StampScenesParams, tmp_path: Path
+) -> None:
+    compose(package, stamp_params, tmp_path / "again")
+    assert digests(tmp_path / "again") == digests(corpus)
+
+
+def test_too_few_things_are_refused(package: Path, stamp_params: StampScenesParams) -> None:
+    with pytest.raises(ValueError, match="things is 50, but the package has 10"):
+        choose_things(package, stamp_params.model_copy(update={"things": 50}))
+
+
+def test_fetching_records_what_the_package_is(package: Path, tmp_path: Path) -> None:
+    fetch(str(package), tmp_path / "raw")
+    note = json.loads((tmp_path / "raw" / "package.json").read_text(encoding="utf-8"))
+    assert note["version"] == "2022.06.04-1"
+    assert note["sha256"] == hashlib.sha256(package.read_bytes()).hexdigest()
+    assert (tmp_path / "raw" / "tuxpaint-stamps-default.deb").read_bytes() == package.read_bytes()
+
+
+def test_a_package_that_is_not_there_or_another_leaves_nothing(tmp_path: Path) -> None:
+    other = tmp_path / "other.deb"
+    other.write_bytes(b"!<arch>\nnothing of the kind")
+    for path, complaint in ((tmp_path / "missing.deb", "is no file"), (other, "not a readable")):
+        with pytest.raises(ValueError, match=complaint):
+            fetch(str(path), tmp_path / "raw")
+        assert not (tmp_path / "raw").exists()
+
+
+def test_without_apt_the_message_says_what_to_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(ValueError, match=r"stampscenes\.package"):
+        fetch(None, tmp_path / "raw")

@@ -1,0 +1,186 @@
+"""From an adapter's entries to a manifest: nothing vanishes, and every record names one file that is there."""
+
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from clip4vla.corpora import __main__ as command
+from clip4vla.corpora import manifest
+from clip4vla.corpora.base import cut_names, make_excerpt
+from clip4vla.corpora.manifest import read_manifest, write_manifest
+from clip4vla.corpora.media_index import MediaIndex
+from clip4vla.records import Reject, SourceRecord, Text
+from tests.corpora.conftest import SAMPLES
+
+
+def touch(directory: Path, *names: str) -> Path:
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).touch()
+    return directory
+
+
+def record(name: str, *texts: str, media: str | None = None) -> SourceRecord:
+    return SourceRecord(name, media or name, "train", tuple(Text(text) for text in texts))
+
+
+def test_accepted_and_rejected_are_what_was_read(tmp_path: Path) -> None:
+    media = touch(tmp_path / "media", "a.mp4", "b.mkv", "twice.mp4", "deep/twice.mkv", "deep/er/c.webm")
+    entries = [
+        record("a", "one", "  two  ", " "),
+        record("b", " \n"),
+        record("a", "again"),
+        record("gone", "text"),
+        record("c", "found in a folder"),
+        record("a2", "text", media="a.mp4"),
+        record("half", "text \ud800", media="a"),
+        Reject("x", "x", "train", "unknown_split", "line 3 \ud800"),
+    ]
+    result = write_manifest(entries, media, tmp_path / "out")
+    assert (result.accepted, dict(result.rejected)) == (
+        3,
+        {"no_text": 1, "duplicate": 1, "missing": 1, "bad_text": 1, "unknown_split": 1},
+    )
+    assert result.accepted + result.rejected.total() == len(entries)
+    accepted = read_manifest(tmp_path / "out" / "manifest.parquet")
+    assert [(r.clip_id, r.media) for r in accepted] == [("a", "a.mp4"), ("c", "deep/er/c.webm"), ("a2", "a.mp4")]
+    assert accepted[0].texts == (Text("one"), Text("two"))
+    rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    assert [reject["reason"] for reject in rejects] == ["no_text", "duplicate", "missing", "bad_text", "unknown_split"]
+
+
+def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "GROUP", 2)
+    media = touch(tmp_path / "media", *(f"{i}.mp4" for i in range(5)))
+    texts = (Text("said", "verbal"), Text("heard", "nonverbal"), Text("both, “quoted”\nand more"))
+    records = [SourceRecord(str(i), f"{i}.mp4", "val", texts, i / 7, (i + 1) / 7 if i else None) for i in range(5)]
+    for out in ("one", "two"):
+        write_manifest(records, media, tmp_path / out)
+    assert read_manifest(tmp_path / "one" / "manifest.parquet") == records
+    for name in ("manifest.parquet", "rejects.parquet"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_an_adapter_that_fails_leaves_the_last_manifest(tmp_path: Path) -> None:
+    media = touch(tmp_path / "media", "a.mp4")
+    write_manifest([record("a", "text")], media, tmp_path / "out")
+
+    def failing():
+        yield record("b", "text")
+        raise ValueError("file.csv:3: broken")
+
+    with pytest.raises(ValueError, match=r"file\.csv:3"):
+        write_manifest(failing(), media, tmp_path / "out")
+    assert [r.clip_id for r in read_manifest(tmp_path / "out" / "manifest.parquet")] == ["a"]
+
+
+def test_a_fraction_of_rejects_can_be_too_much(tmp_path: Path) -> None:
+    media = touch(tmp_path / "media", "a.mp4")
+    entries = [record("a", "text"), record("gone", "text")]
+    result = write_manifest(entries, media, tmp_path / "out")
+    result.check(0.5)
+    with pytest.raises(ValueError, match=r"1 accepted, 1 rejected \(missing 1\)"):
+        result.check(0.49)
+    with pytest.raises(ValueError, match="nothing accepted"):
+        write_manifest([], media, tmp_path / "out").check(1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.mp4", ["a.mp4"]),  # a path
+        ("./a.mp4", ["a.mp4"]),
+        ("a", ["a.mp4"]),  # a path without its suffix wins over a file in a folder
+        ("x/a", ["x/a.mp4"]),
+        ("b", ["x/b.webm"]),  # a name in any folder
+        ("b.webm", ["x/b.webm"]),
+        ("v1.5", ["v1.5.mkv"]),  # an id with dots
+        ("v1", []),
+        ("V", ["V.MP4"]),
+        ("notes", []),  # notes beside the media are none
+        ("notes.json", ["notes.json"]),  # unless they are asked for
+        ("both", ["both.mkv"]),  # a video rather than the sound that was made of it
+        ("twin", ["x/twin.mp4", "y/twin.mp4"]),
+        ("sound", ["y/sound.flac", "y/sound.wav"]),
+        ("cafe\u0301", ["caf\u00e9.mp4"]),  # the same accent, coded otherwise
+        ("hidden", []),
+        ("", []),
+        ("../a", []),
+        ("/a.mp4", []),
+    ],
+)
+def test_media_are_found_by_name(tmp_path: Path, name: str, expected: list[str]) -> None:
+    touch(tmp_path, "a.mp4", "x/a.mp4", "x/b.webm", "v1.5.mkv", "V.MP4", "notes.json", "notes.en.vtt", "both.wav")
+    touch(tmp_path, "both.mkv", "x/twin.mp4", "y/twin.mp4", "y/sound.wav", "y/sound.flac", "caf\u00e9.mp4")
+    touch(tmp_path, ".hidden.mp4", "._a.mp4")
+    assert MediaIndex(tmp_path).find(name) == expected
+
+
+def test_media_that_cannot_be_told_apart_are_rejected(tmp_path: Path) -> None:
+    media = touch(tmp_path / "media", "x/a.mp4", "y/a.mp4")
+    result = write_manifest([record("a", "text")], media, tmp_path / "out")
+    assert result.rejected == {"ambiguous": 1}
+    assert pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()[0]["detail"] == "x/a.mp4, y/a.mp4"
+
+
+def test_no_directory_of_media_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no directory of media"):
+        write_manifest([record("a", "text")], tmp_path / "nowhere", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("file", "span"),
+    [
+        ("Ab3-_5678 0.mp4".replace(" ", ""), (30.0, 40.0)),  # the whole recording
+        ("Ab3-_56780_30.wav", (0.0, None)),
+        ("YAb3-_56780.wav", (0.0, None)),
+        ("train/YAb3-_56780_30.000_40.000.flac", (0.0, None)),
+        ("Ab3-_56780_000030_000040.mp4", (0.0, None)),
+        ("Ab3-_56780_30000_40000.m4a", (0.0, None)),
+        ("Ab3-_56780_30_40.mkv", (0.0, None)),
+    ],
+)
+def test_the_span_of_what_is_cut_already_is_not_cut_again(tmp_path: Path, file: str, span) -> None:
+    excerpt = make_excerpt("clip", "Ab3-_56780", "train", [Text("text")], (30.0, 40.0), "here")
+    assert isinstance(excerpt, SourceRecord)
+    write_manifest([excerpt], touch(tmp_path / "media", file), tmp_path / "out")
+    (found,) = read_manifest(tmp_path / "out" / "manifest.parquet")
+    assert (found.media, (found.start_s, found.end_s)) == (file, span)
+
+
+def test_another_span_of_the_recording_is_not_taken_for_it(tmp_path: Path) -> None:
+    excerpt = make_excerpt("clip", "Ab3-_56780", "train", [Text("text")], (30.0, 40.0), "here")
+    media = touch(tmp_path / "media", "Ab3-_56780_40.mp4", "Ab3-_56780_30_50.mp4", "Ab3-_5678.mp4")
+    assert write_manifest([excerpt], media, tmp_path / "out").rejected == {"missing": 1}
+
+
+def test_the_bare_name_is_never_that_of_a_cut(tmp_path: Path) -> None:
+    assert "Yx" not in cut_names("Yx", 0, 10)
+    assert len(cut_names("x", 0.5, 10)) == len(set(cut_names("x", 0.5, 10)))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["corpora", *map(str, arguments)])
+    command.main()
+
+
+def test_the_command_writes_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    media = touch(tmp_path / "media", "video0.mp4", "video1.mp4", "video3.mp4", "video4.mp4")
+    common = ("--annotations", SAMPLES / "msrvtt", "--media", media, "--out", tmp_path / "out")
+    run(monkeypatch, "msrvtt", *common)
+    assert capsys.readouterr().out == "msrvtt: 4 accepted, 2 rejected (missing 2)\n"
+    assert len(read_manifest(tmp_path / "out" / "manifest.parquet")) == 4
+    with pytest.raises(SystemExit, match="more than 10"):
+        run(monkeypatch, "msrvtt", *common, "--max-reject-fraction", "0.1")
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    common = ("--annotations", tmp_path, "--media", tmp_path, "--out", tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"msrvtt: .* has neither MSRVTT_data\.json"):
+        run(monkeypatch, "msrvtt", *common)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "nonesuch", *common)
+    assert "invalid choice" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

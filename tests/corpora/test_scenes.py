@@ -1,0 +1,76 @@
+"""What the clips of StampScenes show, whatever the seed: no leak between splits, no clip that gives itself away."""
+
+from collections import Counter
+from itertools import combinations
+
+import pytest
+
+from clip4vla.corpora.stampscenes.scenes import caption_scenes, captions, pretraining_scenes, pretraining_text
+from clip4vla.params import StampScenesParams
+
+THINGS, SOUNDING = 30, 12
+LABELS = [f"a thing{index}" for index in range(THINGS)]
+SPOKEN = [f"una cosa{index}" for index in range(THINGS)]
+
+
+def params(stamp_params: StampScenesParams, seed: int) -> StampScenesParams:
+    pairs = {"train": 150, "val": 30, "test": 60}
+    changes = {"seed": seed, "pretrain_clips": 100, "caption_pairs": pairs, "pictures_per_pair": 3}
+    return stamp_params.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_pair_of_sound_and_word_is_in_two_splits(stamp_params: StampScenesParams, seed: int) -> None:
+    scenes = caption_scenes(params(stamp_params, seed), THINGS, SOUNDING)
+    pairs = {
+        split: {(s.heard, s.said) for s in scenes if s.split == split}
+        for split in params(stamp_params, 0).caption_pairs
+    }
+    assert {split: len(found) for split, found in pairs.items()} == {"train": 150, "val": 30, "test": 60}
+    for one, other in combinations(pairs.values(), 2):
+        assert not one & other
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_three_things_of_a_caption_clip_differ(stamp_params: StampScenesParams, seed: int) -> None:
+    scenes = caption_scenes(params(stamp_params, seed), THINGS, SOUNDING)
+    assert len(scenes) == 3 * 240
+    assert all(len({s.seen, s.heard, s.said}) == 3 for s in scenes)
+    assert all(s.heard < SOUNDING and max(s.seen, s.said) < THINGS for s in scenes)
+    assert len({(s.seen, s.heard, s.said) for s in scenes}) == len(scenes)
+    assert [s.clip_id for s in scenes] == [f"video{index}" for index in range(len(scenes))]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_half_of_pretraining_is_narrated_half_is_sounding(stamp_params: StampScenesParams, seed: int) -> None:
+    scenes = pretraining_scenes(params(stamp_params, seed), THINGS, SOUNDING)
+    assert Counter(s.leading for s in scenes) == {"verbal": 50, "nonverbal": 50}
+    assert len({s.clip_id for s in scenes}) == 100
+    for scene in scenes:
+        assert scene.seen == (scene.said if scene.leading == "verbal" else scene.heard)
+        assert scene.said != scene.heard  # the other kind of sound never gives the answer
+        text = pretraining_text(scene, LABELS, SPOKEN)
+        assert text.audio_type == scene.leading
+        assert (SPOKEN if scene.leading == "verbal" else LABELS)[scene.seen] in text.text
+
+
+def test_scenes_and_captions_are_a_function_of_the_seed(stamp_params: StampScenesParams) -> None:
+    one, same, other = (params(stamp_params, seed) for seed in (1, 1, 2))
+    for scenes in (caption_scenes, pretraining_scenes):
+        assert scenes(one, THINGS, SOUNDING) == scenes(same, THINGS, SOUNDING)
+        assert scenes(one, THINGS, SOUNDING) != scenes(other, THINGS, SOUNDING)
+    scene = caption_scenes(one, THINGS, SOUNDING)[0]
+    assert captions(scene, LABELS, SPOKEN, 1) == captions(scene, LABELS, SPOKEN, 1)
+
+
+def test_every_caption_says_what_is_seen_heard_and_said(stamp_params: StampScenesParams) -> None:
+    for scene in caption_scenes(params(stamp_params, 1), THINGS, SOUNDING)[:50]:
+        sentences = captions(scene, LABELS, SPOKEN, 1)
+        assert len(set(sentences)) == len(sentences) == 3
+        for sentence in sentences:
+            assert all(word in sentence for word in (LABELS[scene.seen], LABELS[scene.heard], SPOKEN[scene.said]))
+
+
+def test_too_many_pairs_are_refused(stamp_params: StampScenesParams) -> None:
+    with pytest.raises(ValueError, match=r"asks for 240 pairs, but 8 things give"):
+        caption_scenes(params(stamp_params, 1), 8, 4)

@@ -1,0 +1,131 @@
+"""Tiny towers, batches of noise, and one optimizer step written out naively, for the tests of training."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from clip4vla.batch import Batch
+from clip4vla.model.clip4vla import Clip4Vla, Features
+from clip4vla.model.towers import Architecture
+from clip4vla.params import AudioParams, ModelParams, OptimizerParams
+from clip4vla.training.objective import Objective
+from clip4vla.training.optimizer import parameter_groups
+
+AUDIO = AudioParams(
+    sample_rate=16000,
+    n_fft=512,
+    hop=None,
+    tiles=2,
+    recipe="masked",
+    freq_mask_fraction=0.1,
+    time_mask_fraction=0.15,
+    mask_width=9,
+)
+ARCHITECTURE = Architecture(
+    "tiny",
+    {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8},
+        "text_cfg": {"context_length": 12, "vocab_size": 64, "width": 16, "heads": 2, "layers": 2},
+    },
+)
+MODEL = ModelParams(
+    architecture="tiny", weights=None, fusion="mean", fusion_layers=2, audio_token="both", temperature="learned"
+)
+OPTIMIZER = OptimizerParams(
+    lr=0.01,
+    clip_lr_ratio=1.0,
+    betas=(0.9, 0.98),
+    eps=0.01,  # as large as gradients are, so that the step depends on their size and not on their sign alone
+    weight_decay=0.2,
+    warmup=0.0,
+    clip_norm=1000.0,
+)
+EVERYTHING = Objective(
+    {"text_audio": 1.0, "video_audio": 0.5, "text_video": 0.3, "text_both": 0.2, "audio_audio": 0.7}, "sample"
+)
+
+
+def build(temperature: str = "learned", fusion: str = "mean", dropout: float = 0.0) -> Clip4Vla:
+    """The tiny model, always with the same weights; with `dropout` the audio tower draws at random."""
+    torch.manual_seed(0)
+    model = Clip4Vla(MODEL.model_copy(update={"temperature": temperature, "fusion": fusion}), AUDIO, ARCHITECTURE)
+    if dropout:
+        model.audio.ln_pre = nn.Sequential(model.audio.ln_pre, nn.Dropout(dropout))
+    return model.train()
+
+
+def make_batch(clips: int, seed: int) -> Batch:
+    """Clips of noise: the second has no sound, the third no pictures, the fourth only one."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, 63, (clips, 9), generator=generator)
+    tokens[:, -1] = 63
+    samples = torch.randint(9000, 50000, (clips,), generator=generator)
+    video_mask = torch.ones(clips, 2, dtype=torch.bool)
+    samples[1], video_mask[2], video_mask[3, 1] = 0, False, False
+    return Batch(
+        clip_ids=tuple(f"clip{row}" for row in range(clips)),
+        frames=torch.randint(0, 256, (clips, 2, 3, 32, 32), dtype=torch.uint8, generator=generator),
+        video_mask=video_mask,
+        waveform=0.1 * torch.randn(clips, 1, 50000, generator=generator),
+        samples=samples,
+        tokens=tokens,
+        audio_types=torch.randint(-1, 2, (clips,), generator=generator),
+    )
+
+
+def naive_info_nce(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    logits = scale * a @ b.T
+    target = torch.arange(len(a))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def naive_nt_xent(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    views = torch.cat([a, b])
+    itself = torch.eye(len(views), dtype=torch.bool)
+    logits = (scale * views @ views.T).masked_fill(itself, -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(views)).roll(len(a)))
+
+
+def naive_losses(features: Features, scale: Tensor, weights: dict[str, float]) -> dict[str, Tensor]:
+    """Every term by whole similarity matrices over the clips that have what it compares."""
+    heard, seen = features.has_audio, features.has_video
+    seen_and_heard = seen & heard
+    terms = {
+        "text_audio": lambda: naive_info_nce(features.text[heard], features.audio[heard], scale),
+        "video_audio": lambda: naive_info_nce(features.video[seen_and_heard], features.audio[seen_and_heard], scale),
+        "text_video": lambda: naive_info_nce(features.text[seen], features.video[seen], scale),
+        "text_both": lambda: naive_info_nce(features.text, features.both, scale),
+        "audio_audio": lambda: naive_nt_xent(features.audio[heard], features.audio_view[heard], scale),
+    }
+    return {name: weight * terms[name]() for name, weight in weights.items()}
+
+
+class NaiveTraining:
+    """One process, one graph over the whole batch, torch's own clipping and AdamW.
+
+    It draws at random for each rank and micro-batch what `Engine` promises to draw.
+    """
+
+    def __init__(self, model: Clip4Vla, objective: Objective, optimizer: OptimizerParams) -> None:
+        self.model, self.objective, self.clip_norm = model, objective, optimizer.clip_norm
+        groups = parameter_groups(model, model.new_parameters(), optimizer)
+        self.adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
+
+    def step(self, batch: Batch, shares: Sequence[Sequence[slice]], seed: int, step: int) -> dict[str, float]:
+        """`shares`: for each rank, the rows of each of its micro-batches."""
+        parts = []
+        for rank, pieces in enumerate(shares):
+            for index, rows in enumerate(pieces):
+                torch.manual_seed(hash((seed, step, rank, index)) & 0x7FFF_FFFF_FFFF_FFFF)
+                token, views = self.objective.audio_token, self.objective.views
+                parts.append(self.model(batch[rows], audio_token=token, views=views))
+        losses = naive_losses(Features.concatenate(parts), self.model.scale(), dict(self.objective.weights))
+        total = torch.stack(list(losses.values())).sum()
+        self.adamw.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.adamw.step()
+        return {name: loss.item() for name, loss in losses.items()} | {"loss": total.item()}
