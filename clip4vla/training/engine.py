@@ -239,10 +239,11 @@ class Engine:
 
 
 def _shares(clips: int, pieces: int) -> list[slice]:
-    """`clips` rows cut into `pieces` whose sizes differ by one at most."""
+    """`clips` rows cut into `pieces` whose sizes differ by one at most, the larger ones first."""
     if clips < pieces:
         raise ValueError(f"{clips} clips can't be cut into {pieces} micro-batches")
-    bounds = [clips * index // pieces for index in range(pieces + 1)]
+    size, odd = divmod(clips, pieces)
+    bounds = [index * size + min(index, odd) for index in range(pieces + 1)]
     return [slice(low, high) for low, high in pairwise(bounds)]
 
 

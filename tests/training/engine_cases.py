@@ -90,6 +90,7 @@ class Partitioned(Engine):
         return config
 
 
+import time; T=time.time()
 def start(case: Case, device: torch.device, checkpoints: Path) -> Engine:
     model = build(case.temperature, case.fusion, case.dropout)
     optimizer = OPTIMIZER.model_copy(update={"clip_norm": case.clip_norm})

@@ -31,11 +31,11 @@ def read(out: Path, name: str, rank: int = 0) -> Any:
 
 
 def micro_batches(case: Case) -> list[list[slice]]:
-    """For each rank the rows of its micro-batches in the whole batch, sizes differing by one at most."""
+    """For each rank the rows of its micro-batches in the whole batch, sizes differing by one at most, larger ones first."""
     shares = []
     for rank in range(case.world_size):
         rows = torch.arange(CLIPS)[case.rows(rank)].tensor_split(case.micro_batches)
-        shares.append(sorted((slice(int(r[0]), int(r[-1]) + 1) for r in rows), key=lambda piece: piece.start))
+        shares.append([slice(int(piece[0]), int(piece[-1]) + 1) for piece in rows])
     return shares
 
 
