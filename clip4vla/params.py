@@ -183,7 +183,9 @@ class TrainerParams(Section):
     """`auto` is bf16 on a GPU and fp32 on a CPU."""
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     activation_checkpointing: bool
-    loader_workers: Annotated[int, Field(ge=0)]
+    loader_workers: Annotated[int, Field(ge=0)] | None
+    """Processes that prepare a rank's batches; null means none on a CPU, where they would take its cores, and 8
+    beside a GPU."""
     checkpoint_every: Positive
     """Steps between checkpoints."""
     keep_checkpoints: Positive

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clip4vla.atomic import write_json
-from clip4vla.clips.format import SCHEMA, encode_row
+from clip4vla.clips import format as row_format
+from clip4vla.clips.format import SCHEMA
 from clip4vla.corpora.manifest import Accepted, read_manifest, write_rejects
-from clip4vla.media.decode import MediaError, decode
+from clip4vla.media import decode
 from clip4vla.params import AudioParams, ClipsParams, load_params
 from clip4vla.progress import track
 from clip4vla.records import SPLITS, Reject, SourceRecord
@@ -56,6 +58,9 @@ class Job:
 def ingest(manifest: Path, media: Path, out: Path, clips: ClipsParams, audio: AudioParams) -> Accepted:
     """Decode every record of `manifest` into `out/SPLIT.lance` and `out/rejects.parquet`.
 
+    What a run that was killed, or had too many rejects, has decoded is kept for the next one; only chunks with rejects
+    are decoded again, since their media may have been mended.
+
     Raises:
         ValueError: more than `clips.max_reject_fraction` was rejected; `out` is then left as it was.
     """
@@ -64,19 +69,21 @@ def ingest(manifest: Path, media: Path, out: Path, clips: ClipsParams, audio: Au
     job = Job(media, partial, clips, audio.sample_rate)
     records = read_manifest(manifest)
     chunks = list(_chunks(records))
-    waiting = [chunk for chunk in chunks if not _note(job, chunk).exists()]
+    waiting = [chunk for chunk in chunks if not _is_done(job, chunk)]
     _run(job, waiting, len(records))
     result = _commit(job, chunks)
     result.check(clips.max_reject_fraction)
     shutil.rmtree(out, ignore_errors=True)
-    os.replace(partial, out)
+    partial.replace(out)
+    _tidy(out)
     return result
 
 
 def _fingerprint(manifest: Path, clips: ClipsParams, audio: AudioParams) -> str:
     """What the fragments depend on; a partial run with another one is begun anew."""
     settings = clips.model_dump_json(exclude={"workers", "max_reject_fraction"}) + str(audio.sample_rate)
-    return hashlib.sha256(manifest.read_bytes() + settings.encode()).hexdigest()
+    code = [Path(module.__file__).read_bytes() for module in (row_format, decode) if module.__file__]
+    return hashlib.sha256(b"".join([manifest.read_bytes(), settings.encode(), *code])).hexdigest()
 
 
 def _begin(partial: Path, fingerprint: str) -> None:
@@ -99,16 +106,29 @@ def _note(job: Job, chunk: Chunk) -> Path:
     return job.directory / "chunks" / f"{chunk.name}.json"
 
 
+def _is_done(job: Job, chunk: Chunk) -> bool:
+    """Whether an earlier run has stored the whole chunk."""
+    note = _note(job, chunk)
+    return note.exists() and not json.loads(note.read_text(encoding="utf-8"))["rejects"]
+
+
 def _run(job: Job, chunks: list[Chunk], records: int) -> None:
     left = sum(len(chunk.records) for chunk in chunks)
     if left < records:
         print(f"continuing: {records - left:,} of {records:,} clips are already there", file=sys.stderr)
-    workers = min(job.clips.workers or os.cpu_count() or 1, max(1, len(chunks)))
+    for _ in track((clip for count in _decode_all(job, chunks) for clip in range(count)), left, "clips"):
+        pass
+
+
+def _decode_all(job: Job, chunks: list[Chunk]) -> Iterator[int]:
+    """Decode the chunks, one process each or, where one is enough, here; yield how many clips each had."""
+    workers = min(job.clips.workers or os.cpu_count() or 1, len(chunks))
+    if workers <= 1:
+        yield from (ingest_chunk(job, chunk) for chunk in chunks)
+        return
     # Lance's threads do not survive a fork
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        done = pool.map(ingest_chunk, [job] * len(chunks), chunks)
-        for _ in track((clip for count in done for clip in range(count)), left, "clips"):
-            pass
+        yield from pool.map(ingest_chunk, [job] * len(chunks), chunks)
 
 
 def ingest_chunk(job: Job, chunk: Chunk) -> int:
@@ -119,7 +139,7 @@ def ingest_chunk(job: Job, chunk: Chunk) -> int:
     for record in chunk.records:
         try:
             rows.append(_ingest_clip(record, job))
-        except MediaError as error:
+        except decode.MediaError as error:
             rejects.append(Reject(record.clip_id, record.media, record.split, error.reason, error.detail))
     fragments = []
     if rows:
@@ -135,7 +155,7 @@ def _dataset(job: Job, split: str) -> str:
 
 
 def _ingest_clip(record: SourceRecord, job: Job) -> dict[str, object]:
-    span = decode(
+    span = decode.decode(
         job.media / record.media,
         record.start_s,
         record.end_s,
@@ -145,7 +165,7 @@ def _ingest_clip(record: SourceRecord, job: Job) -> dict[str, object]:
     )
     longest = round(job.clips.max_seconds * job.sample_rate)
     span = type(span)(span.frames, None if span.audio is None else _middle(span.audio, longest))
-    return encode_row(record, span, job.clips.jpeg_quality)
+    return row_format.encode_row(record, span, job.clips.jpeg_quality)
 
 
 def _middle(audio: NDArray[np.int16], longest: int) -> NDArray[np.int16]:
@@ -162,12 +182,18 @@ def _commit(job: Job, chunks: list[Chunk]) -> Accepted:
         stored = [f for chunk, note in notes.items() if chunk.split == split for f in note["fragments"]]
         if stored:
             fragments = [lance.FragmentMetadata.from_json(json.dumps(fragment)) for fragment in stored]
-            lance.LanceDataset.commit(_dataset(job, split), lance.LanceOperation.Overwrite(SCHEMA, fragments))
+            dataset = lance.LanceDataset.commit(_dataset(job, split), lance.LanceOperation.Overwrite(SCHEMA, fragments))
+            # files of chunks that were killed half-way or decoded again belong to no version
+            dataset.cleanup_old_versions(timedelta(0), delete_unverified=True)
     rejects = [Reject(**reject) for note in notes.values() for reject in note["rejects"]]
     write_rejects(rejects, job.directory / "rejects.parquet")
-    shutil.rmtree(job.directory / "chunks")
-    (job.directory / "fingerprint").unlink()
     return Accepted(sum(note["rows"] for note in notes.values()), Counter(reject.reason for reject in rejects))
+
+
+def _tidy(out: Path) -> None:
+    """Remove what only a resumed run needs."""
+    shutil.rmtree(out / "chunks")
+    (out / "fingerprint").unlink()
 
 
 def main() -> None:

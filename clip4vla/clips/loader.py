@@ -6,7 +6,7 @@ next clips. Shape legend: see `clip4vla.batch`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,11 @@ class ClipStore:
         return sum(self.sizes)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Clip]:
-        """The clips at `indices`, in that order."""
+        """The clips at `indices`, in that order.
+
+        Raises:
+            IndexError: there is no such clip.
+        """
         starts = np.concatenate([[0], np.cumsum(self.sizes)])
         wanted = np.asarray(indices)
         clips: list[Clip | None] = [None] * len(wanted)
@@ -78,7 +82,9 @@ class ClipStore:
                 rows = dataset.take((wanted[places] - low).tolist(), columns=COLUMNS).to_pylist()
                 for place, row in zip(places, rows, strict=True):
                     clips[place] = decode_row(row)
-        return [clip for clip in clips if clip is not None]
+        if None in clips:
+            raise IndexError(f"of {len(self)} clips there is none at {wanted[[clip is None for clip in clips]]}")
+        return clips  # type: ignore[return-value]
 
 
 def find_clips(directory: Path, split: Split) -> list[Path]:
@@ -118,38 +124,44 @@ class Order:
         """The clips of `step`, over all ranks."""
         epoch, place = divmod(step, self.steps_per_epoch)
         start = place * self.clips_per_step
-        return self._permutation(epoch)[start : start + self.clips_per_step]
+        return _permutation(self, epoch)[start : start + self.clips_per_step]
 
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        rng = np.random.default_rng((self.seed, epoch))
-        parts, low = [], 0
-        for size, quota in zip(self.sizes, self._quotas(), strict=True):
-            rounds = -(-quota // size)
-            drawn = np.concatenate([rng.permutation(size) for _ in range(rounds)]) if rounds else np.zeros(0, int)
-            parts.append(low + drawn[:quota])
-            low += size
-        return rng.permutation(np.concatenate(parts))
-
-    def _quotas(self) -> list[int]:
+    def quotas(self) -> list[int]:
+        """Clips of each data set in an epoch."""
         if self.weights is None:
             return list(self.sizes)
         bounds = np.round(np.cumsum([0.0, *self.weights]) / sum(self.weights) * sum(self.sizes)).astype(int)
         return np.diff(bounds).tolist()
 
 
+@lru_cache(maxsize=2)
+def _permutation(order: Order, epoch: int) -> NDArray[np.int64]:
+    rng = np.random.default_rng((order.seed, epoch))
+    parts, low = [], 0
+    for size, quota in zip(order.sizes, order.quotas(), strict=True):
+        rounds = -(-quota // size)
+        drawn = np.concatenate([rng.permutation(size) for _ in range(rounds)]) if rounds else np.zeros(0, int)
+        parts.append(low + drawn[:quota])
+        low += size
+    return rng.permutation(np.concatenate(parts))
+
+
 class TrainingBatches(Dataset[Batch]):
-    """The batches of one rank by step; cropping, frames and sentences are drawn anew each epoch."""
+    """The batches of one rank by step; cropping, frames and sentences are drawn anew each epoch.
+
+    What is drawn for a clip depends on its place in the whole batch, so that it's the same on any number of ranks.
+    """
 
     def __init__(self, store: ClipStore, view: View, order: Order, rank: int, world_size: int) -> None:
         self.store, self.view, self.order = store, view, order
         self.rank, self.world_size = rank, world_size
 
     def __getitem__(self, step: int) -> Batch:
-        mine = self.order.indices(step)[self.rank :: self.world_size]
-        rng = np.random.default_rng((self.order.seed, step, self.rank))
-        clips = self.store.take(mine)
-        texts = [clip.texts[rng.integers(len(clip.texts))] for clip in clips]
-        return collate(clips, texts, self.view, rng)
+        places = range(self.rank, self.order.clips_per_step, self.world_size)
+        rngs = [np.random.default_rng((self.order.seed, step, place)) for place in places]
+        clips = self.store.take(self.order.indices(step)[places])
+        texts = [clip.texts[rng.integers(len(clip.texts))] for clip, rng in zip(clips, rngs, strict=True)]
+        return collate(clips, texts, self.view, rngs)
 
 
 def training_loader(batches: TrainingBatches, start_step: int, workers: int) -> DataLoader[Batch]:
@@ -165,10 +177,20 @@ def training_loader(batches: TrainingBatches, start_step: int, workers: int) -> 
     )
 
 
-def collate(clips: Sequence[Clip], texts: Sequence[Text], view: View, rng: np.random.Generator | None) -> Batch:
-    """Clips and one sentence each to a batch; `rng` draws crops and frames, None takes the middle of everything."""
-    frames, video_mask = _stack_frames(clips, view, rng)
-    waveform, samples = _stack_audio(clips, view, rng)
+def collate(
+    clips: Sequence[Clip], texts: Sequence[Text], view: View, rngs: Sequence[np.random.Generator] | None
+) -> Batch:
+    """Clips and one sentence each to a batch.
+
+    Args:
+        clips: B of them.
+        texts: the sentence of each.
+        view: what of a clip is wanted.
+        rngs: draw the crops and frames of each clip; None takes the middle of everything.
+    """
+    drawn: Sequence[np.random.Generator | None] = rngs or [None] * len(clips)
+    frames, video_mask = _stack_frames(clips, view, drawn)
+    waveform, samples = _stack_audio(clips, view, drawn)
     return Batch(
         clip_ids=tuple(clip.clip_id for clip in clips),
         frames=frames,
@@ -180,12 +202,14 @@ def collate(clips: Sequence[Clip], texts: Sequence[Text], view: View, rng: np.ra
     )
 
 
-def _stack_frames(clips: Sequence[Clip], view: View, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+def _stack_frames(
+    clips: Sequence[Clip], view: View, rngs: Sequence[np.random.Generator | None]
+) -> tuple[Tensor, Tensor]:
     """(B, F, 3, H, W) uint8 and (B, F) bool."""
     size = view.image_size
     frames = np.zeros((len(clips), view.frames, size, size, 3), np.uint8)
     mask = np.zeros((len(clips), view.frames), bool)
-    for row, clip in enumerate(clips):
+    for row, (clip, rng) in enumerate(zip(clips, rngs, strict=True)):
         chosen = _choose(len(clip.frames), view.frames, rng)
         corner = rng.uniform(0, 1, 2) if rng else np.array([0.5, 0.5])
         for place, index in enumerate(chosen):
@@ -210,12 +234,14 @@ def _crop(frame: NDArray[np.uint8], size: int, corner: NDArray[np.float64]) -> N
     return frame[top : top + size, left : left + size]
 
 
-def _stack_audio(clips: Sequence[Clip], view: View, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+def _stack_audio(
+    clips: Sequence[Clip], view: View, rngs: Sequence[np.random.Generator | None]
+) -> tuple[Tensor, Tensor]:
     """(B, C, S) float32 in -1..1 and (B,) int64; mono becomes two equal channels beside a stereo clip."""
     channels = max((clip.audio.shape[0] for clip in clips if clip.audio is not None), default=1)
     waveform = np.zeros((len(clips), channels, view.max_samples), np.float32)
     samples = np.zeros(len(clips), np.int64)
-    for row, clip in enumerate(clips):
+    for row, (clip, rng) in enumerate(zip(clips, rngs, strict=True)):
         if clip.audio is not None:
             piece = _window(clip.audio, view.max_samples, rng)
             if rng and view.time_shift:

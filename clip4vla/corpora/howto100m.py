@@ -54,6 +54,8 @@ def _clips(video_id: str, said: Any, where: str) -> Iterator[SourceRecord | Reje
     if captions is None:
         yield Reject(video_id, video_id, "train", "bad_captions", f"{where}: no start, end and text of equal lengths")
         return
+    if not captions:
+        yield Reject(video_id, video_id, "train", "no_caption", where)
     for caption in captions:
         if not caption.has_span():
             detail = f"{where}: {caption.start_s} to {caption.end_s} s: {caption.text}"

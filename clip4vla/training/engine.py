@@ -106,10 +106,11 @@ class Engine:
         if trainer.activation_checkpointing:
             model.set_grad_checkpointing()
         groups = parameter_groups(model, model.new_parameters(), optimizer)
-        adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+        self._group_settings = [{key: group[key] for key in ("lr_ratio", "weight_decay")} for group in groups]
+        self._adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps, fused=True)
         self._engine, *_ = deepspeed.initialize(
             model=_Views(model.to(device), objective),
-            optimizer=adamw,
+            optimizer=self._adamw,
             config=self._config(optimizer),
         )
 
@@ -142,7 +143,7 @@ class Engine:
         Raises:
             ValueError: there are fewer clips than micro-batches.
         """
-        for group in self._engine.optimizer.param_groups:
+        for group in self._adamw.param_groups:
             group["lr"] = lr * group["lr_ratio"]
         batch = batch.to(self.device)
         shares = _shares(len(batch), self.micro_batches)
@@ -219,10 +220,21 @@ class Engine:
         path, _ = self._engine.load_checkpoint(str(self._checkpoints), tag=name)
         if path is None:
             raise ValueError(f"{self._checkpoints / name} can't be loaded; remove it to begin anew")
+        self._set_optimizer_right()
         dist.barrier()
         if dist.get_rank() == 0:
             shutil.rmtree(universal, ignore_errors=True)
         return self._found.step
+
+    def _set_optimizer_right(self) -> None:
+        """Undo what DeepSpeed 0.19 does on loading the universal form into ZeRO 3.
+
+        Every group gets the settings of the first, and all parameters count their steps in one tensor, together.
+        """
+        for group, settings in zip(self._adamw.param_groups, self._group_settings, strict=True):
+            group.update(settings)
+        for state in self._adamw.state.values():
+            state["step"] = state["step"].clone()
 
     def collect_weights(self) -> dict[str, Tensor] | None:
         """The model's float32 weights on rank 0, None on the others; ZeRO's parts pass through the disk."""
@@ -235,7 +247,8 @@ class Engine:
             return None
         weights = get_fp32_state_dict_from_zero_checkpoint(str(final), tag="final")
         shutil.rmtree(final)
-        return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+        # ZeRO 1 keeps float32 weights of what is trained only
+        return {name: weights.get(f"model.{name}", kept).float() for name, kept in self.model.state_dict().items()}
 
 
 def _shares(clips: int, pieces: int) -> list[slice]:

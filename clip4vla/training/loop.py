@@ -19,6 +19,7 @@ from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.fusion import SequenceFusion
 from clip4vla.model.text import Tokenizer
 from clip4vla.model.towers import check_state
+from clip4vla.params import TrainerParams
 from clip4vla.tracking import Run, open_tracker, provenance
 from clip4vla.training.engine import Engine, join_ranks
 from clip4vla.training.job import RUN_FILE, Job
@@ -29,6 +30,9 @@ from clip4vla.training.optimizer import learning_rate
 STOPPED = 128 + signal.SIGTERM
 """Exit status of a training that was asked to stop and left a checkpoint."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+WORKERS_BESIDE_GPU = 8
 
 
 def train(job: Job) -> None:
@@ -104,7 +108,7 @@ def clip_view(job: Job, model: Clip4Vla) -> ClipView:
 def _run_steps(job: Job, engine: Engine, batches: TrainingBatches, start: int, run: Run) -> dict[str, float]:
     """The steps from `start` on; final losses and mean speed."""
     steps = batches.order.steps
-    loaded = _start_loader(batches, start, job.trainer.loader_workers)
+    loaded = _start_loader(batches, start, loader_workers(job.trainer))
     stop = _stop_when_asked()
     meter = Meter(batches.order.clips_per_step)
     losses: dict[str, float] = {}
@@ -125,6 +129,13 @@ def _run_steps(job: Job, engine: Engine, batches: TrainingBatches, start: int, r
                 raise SystemExit(STOPPED)
         waiting_since = time.monotonic()
     return losses | {"clips_per_second": meter.mean_clips_per_second}
+
+
+def loader_workers(trainer: TrainerParams) -> int:
+    """Processes that prepare a rank's batches; none beside a CPU's training unless they are asked for."""
+    if trainer.loader_workers is not None:
+        return trainer.loader_workers
+    return WORKERS_BESIDE_GPU if torch.cuda.is_available() else 0
 
 
 def _stop_when_asked() -> Callable[[], bool]:

@@ -156,7 +156,7 @@ def test_another_span_of_the_recording_is_not_taken_for_it(tmp_path: Path) -> No
     assert write_manifest([excerpt], media, tmp_path / "out").rejected == {"missing": 1}
 
 
-def test_the_bare_name_is_never_that_of_a_cut(tmp_path: Path) -> None:
+def test_the_bare_name_is_never_that_of_a_cut() -> None:
     assert "Yx" not in cut_names("Yx", 0, 10)
     assert len(cut_names("x", 0.5, 10)) == len(set(cut_names("x", 0.5, 10)))
 

@@ -1,0 +1,77 @@
+"""A miniature of a corpus: eleven training clips and a few more, of every kind that there is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clip4vla.clips.ingest import ingest
+from clip4vla.corpora.manifest import write_manifest
+from clip4vla.params import AudioParams, ClipsParams
+from clip4vla.records import SourceRecord, Split, Text
+from tests.media.sample import tone, write_media
+
+RATE = 8000
+CLIPS = ClipsParams(frames=3, size=32, jpeg_quality=90, max_seconds=1.5, workers=1, max_reject_fraction=0.5)
+AUDIO = AudioParams(
+    sample_rate=RATE, n_fft=256, hop=128, tiles=1, recipe="masked", freq_mask_fraction=0, time_mask_fraction=0, mask_width=0
+)  # fmt: skip
+KINDS = ("mono", "stereo", "silent", "sound")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where it lies."""
+
+    manifest: Path
+    media: Path
+
+
+def write_kind(media: Path, kind: str) -> str:
+    """One media file of `kind`; its name."""
+    if kind == "sound":
+        return write_media(media / "sound.wav", None, "pcm_s16le", rate=RATE, wave=tone(RATE, 2.0, 0.2)).name
+    if kind == "silent":
+        return write_media(media / "silent.mp4", "libx264", None).name
+    waves = np.stack([tone(16000, 2.0, 0.3), 0.5 * tone(16000, 2.0, 0.6)])
+    wave = waves if kind == "stereo" else waves[0]
+    return write_media(media / f"{kind}.mkv", "libx264", "pcm_s16le", layout=kind, wave=wave, size=(48, 64)).name
+
+
+def write_corpus(directory: Path, counts: dict[Split, int], broken: int = 0) -> Corpus:
+    """Clips of all kinds in turn, then `broken` ones that can't be decoded."""
+    media = directory / "media"
+    media.mkdir(parents=True)
+    names = [write_kind(media, kind) for kind in KINDS]
+    (media / "broken.mp4").write_text("nothing to see")
+    records = [
+        SourceRecord(
+            f"{split}{index}",
+            names[index % len(names)],
+            split,
+            tuple(Text(f"{split} {index} text {t}", ("verbal", "nonverbal", None)[t]) for t in range(index % 3 + 1)),
+            start_s=0.1 * (index % 2),
+            end_s=None if index % 3 else 1.9,
+        )
+        for split, count in counts.items()
+        for index in range(count)
+    ]
+    records += [SourceRecord(f"broken{i}", "broken.mp4", "train", (Text("text"),)) for i in range(broken)]
+    write_manifest(records, media, directory / "manifest")
+    return Corpus(directory / "manifest" / "manifest.parquet", media)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), {"train": 11, "val": 2, "test": 4}, broken=1)
+
+
+@pytest.fixture(scope="session")
+def clips(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two corpora of clips under one directory: `one` with eleven training clips, `two` with five."""
+    directory = tmp_path_factory.mktemp("clips")
+    ingest(corpus.manifest, corpus.media, directory / "one", CLIPS, AUDIO)
+    small = write_corpus(directory / "source", {"train": 5})
+    ingest(small.manifest, small.media, directory / "two", CLIPS, AUDIO)
+    return directory

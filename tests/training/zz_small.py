@@ -1,0 +1,170 @@
+"""What `test_engine` looks at, in processes of its own: `python -m tests.training.engine_cases OUT`.
+
+Groups of 1, 2 and 3 gloo ranks run through their cases, with engine after engine in the same processes; importing
+DeepSpeed takes seconds, so they are forked from one process that has. Out: OUT/CASE.pt.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clip4vla.params import TrainerParams
+from clip4vla.training.engine import Engine, join_ranks
+from clip4vla.training.objective import Objective
+from tests.training.tiny import EVERYTHING, OPTIMIZER, build, make_batch
+
+CLIPS = 12
+SEED = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training of a few steps."""
+
+    world_size: int
+    micro_batches: int
+    zero_stage: int = 0
+    precision: str = "fp32"
+    temperature: str = "learned"
+    fusion: str = "mean"
+    dropout: float = 0.0
+    clip_norm: float = 1000.0
+    activation_checkpointing: bool = False
+    steps: int = 3
+    augmented: bool = True
+
+    @property
+    def objective(self) -> Objective:
+        """Every term; the augmented view's is drawn anew for other ranks, so some cases leave it out."""
+        weights = {name: w for name, w in EVERYTHING.weights.items() if self.augmented or name != "audio_audio"}
+        return Objective(weights, EVERYTHING.audio_token)
+
+    def trainer(self) -> TrainerParams:
+        return TrainerParams(
+            ranks=self.world_size,
+            precision=self.precision,
+            zero_stage=self.zero_stage,
+            activation_checkpointing=self.activation_checkpointing,
+            loader_workers=0,
+            checkpoint_every=1,
+            keep_checkpoints=1,
+            log_every=1,
+        )
+
+    def rows(self, rank: int) -> slice:
+        """The clips of a rank."""
+        share = CLIPS // self.world_size
+        return slice(rank * share, (rank + 1) * share)
+
+
+EXACT = {}
+_X = {
+    "whole": Case(1, 1, dropout=0.2),
+    "one_step": Case(1, 2, dropout=0.2, steps=1),
+    "sequence": Case(1, 2, fusion="sequence"),
+    "fixed": Case(1, 3, temperature="fixed"),
+    "uneven": Case(1, 5, dropout=0.2, clip_norm=0.05),
+    "recomputed": Case(1, 2, dropout=0.2, activation_checkpointing=True),
+    "ranks": Case(2, 1, dropout=0.2),
+    "ranks_fixed": Case(2, 2, zero_stage=1, temperature="fixed"),
+    "ranks_zero2": Case(2, 4, zero_stage=2, dropout=0.2, clip_norm=0.05),
+    "ranks_zero3": Case(2, 2, zero_stage=3, dropout=0.2),
+    "three": Case(3, 3, dropout=0.2),
+    "three_zero1": Case(3, 1, zero_stage=1),
+}
+"""Must equal the naive training."""
+HALF = {}
+_H = {"half": Case(2, 2, zero_stage=1, precision="bf16"), "half_zero2": Case(2, 1, zero_stage=2, precision="bf16")}
+"""Must come near it."""
+RESUMED = {f"zero{stage}": Case(2, 2, zero_stage=stage, augmented=False) for stage in (3,)}
+"""Saved at step 2 by two ranks, resumed by two and by one."""
+OTHER_STAGE = {"zero0": 0, "zero1": 2, "zero3": 3}
+"""ZeRO stage that each is resumed with on one rank."""
+
+
+class Partitioned(Engine):
+    """ZeRO 3 would leave parameters as small as these whole."""
+
+    def _config(self, *arguments: Any) -> dict[str, Any]:
+        config = super()._config(*arguments)
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return config
+
+
+def start(case: Case, device: torch.device, checkpoints: Path) -> Engine:
+    model = build(case.temperature, case.fusion, case.dropout)
+    optimizer = OPTIMIZER.model_copy(update={"clip_norm": case.clip_norm})
+    return Partitioned(model, case.objective, optimizer, case.trainer(), case.micro_batches, device, checkpoints)
+
+
+def go_on(engine: Engine, case: Case, rank: int, steps: range) -> list[dict[str, float]]:
+    batches = {step: make_batch(CLIPS, step)[case.rows(rank)] for step in steps}
+    return [engine.step(batch, OPTIMIZER.lr, (SEED, step, rank)) for step, batch in batches.items()]
+
+
+def keep(out: Path, name: str, rank: int, losses: list[dict[str, float]], engine: Engine) -> None:
+    """Leave the losses that this rank saw and, on rank 0, the weights."""
+    weights = engine.collect_weights()
+    torch.save({"losses": losses, "weights": weights}, out / f"{name}.{rank}.pt")
+
+
+def of_ranks(world_size: int, rank: int, port: int, out: Path) -> None:
+    """Everything that ranks of one world size do."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    _, _, device = join_ranks()
+    for name, case in (EXACT | HALF).items():
+        if case.world_size == world_size:
+            engine = start(case, device, out / "checkpoints" / name)
+            keep(out, name, rank, go_on(engine, case, rank, range(case.steps)), engine)
+    for name, case in RESUMED.items():
+        checkpoints = out / "checkpoints" / name
+        if case.world_size == world_size:
+            engine = start(case, device, checkpoints)
+            go_on(engine, case, rank, range(2))
+            engine.save(2, keep=1)
+            keep(out, f"{name}.through", rank, go_on(engine, case, rank, range(2, 4)), engine)
+            _resume(case, device, checkpoints, out, f"{name}.again", rank)
+        elif world_size == 1:
+            other = Case(1, 2, zero_stage=OTHER_STAGE[name], augmented=False)
+            _resume(other, device, checkpoints, out, f"{name}.elsewhere", rank)
+    if world_size == 2:
+        _agree(device, out, rank)
+
+
+def _resume(case: Case, device: torch.device, checkpoints: Path, out: Path, name: str, rank: int) -> None:
+    engine = start(case, device, checkpoints)
+    done = engine.resume()
+    keep(out, name, rank, go_on(engine, case, rank, range(done, 4)), engine)
+
+
+def _agree(device: torch.device, out: Path, rank: int) -> None:
+    engine = start(Case(2, 1), device, out / "checkpoints" / "none")
+    answers = [engine.any_rank(flag) for flag in (False, rank == 1, True)]
+    torch.save(answers, out / f"agreed.{rank}.pt")
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    fork = multiprocessing.get_context("fork")
+    for world_size in (2, 1, 3):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        ranks = [fork.Process(target=of_ranks, args=(world_size, rank, port, out)) for rank in range(world_size)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        if any(process.exitcode for process in ranks):
+            sys.exit(f"ranks of {world_size} ended with {[process.exitcode for process in ranks]}")
+
+
+if __name__ == "__main__":
+    main()
