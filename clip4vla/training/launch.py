@@ -1,11 +1,14 @@
 """A job in, its run result out: torchrun's agent starts the ranks of this node and ends them when one fails.
 
 The agent works in this process, not in one of its own: a signal to it reaches the ranks, which then leave a
-checkpoint, and the ranks notice when it is killed. Ranks on several nodes: see `multinode`.
+checkpoint, and the ranks notice when it is killed. Where the environment names several nodes, `multinode` says what
+starts them.
 """
 
 import fcntl
+import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -21,6 +24,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from clip4vla.params import TrainerParams
 from clip4vla.training.job import Job
+from clip4vla.training.multinode import RANK_MODULE, several_nodes
 
 AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """What the agent passes on to the ranks, which have its 30 s to write a checkpoint."""
@@ -41,11 +45,21 @@ def launch(job: Job) -> None:
     """
     job.checkpoints.mkdir(parents=True, exist_ok=True)
     job_file = job.checkpoints / "job.json"
-    with _alone(job.checkpoints / "lock"), _own_signals(), tempfile.TemporaryDirectory() as logs:
+    with _alone(job.checkpoints / "lock"), _own_signals():
         job.write(job_file)
+        ranks = ranks_here(job.trainer)
+        command = several_nodes(job_file, ranks, os.environ)
+        if command is None:
+            _run_here(job_file, ranks)
+        else:
+            _run_there(command)
+
+
+def _run_here(job_file: Path, ranks: int) -> None:
+    with tempfile.TemporaryDirectory() as logs:
         try:
-            agent = elastic_launch(_agent_config(ranks_here(job.trainer), logs), sys.executable)
-            agent("-m", "clip4vla.training.run", str(job_file))
+            agent = elastic_launch(_agent_config(ranks, logs), sys.executable)
+            agent("-m", RANK_MODULE, str(job_file))
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
@@ -53,6 +67,17 @@ def launch(job: Job) -> None:
             raise RuntimeError(f"the training failed: rank {rank} ended first, by {how}. {words}") from None
         except SignalException as stopped:
             raise SystemExit(128 + stopped.sigval) from None
+
+
+def _run_there(command: list[str]) -> None:
+    """Run the launcher of several nodes, which passes on the signals that this process gets."""
+    with subprocess.Popen(command) as process:
+        if threading.current_thread() is threading.main_thread():
+            for number in AGENT_SIGNALS:
+                signal.signal(number, lambda got, _: process.send_signal(got))
+        code = process.wait()
+    if code:
+        raise RuntimeError(f"the training failed: {command[0]} ended with status {code}; its output says which rank")
 
 
 def _agent_config(ranks: int, logs: str) -> LaunchConfig:

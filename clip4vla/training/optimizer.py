@@ -31,7 +31,11 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def learning_rate(step: int, steps: int, params: OptimizerParams) -> float:
-    """Rate of step `step` (from 0) of `steps`: linear warm-up to `params.lr`, then half a cosine to 0."""
+    """Rate of step `step` (from 0) of `steps`: linear warm-up to `params.lr`, then half a cosine to 0.
+
+    Without warm-up it is the published schedule (BertAdam's `warmup_cosine`). With it, the published cosine begins at
+    step 0, so that the rate steps back when the warm-up ends, and its first step has a rate of 0; ours does neither.
+    """
     warmup = params.warmup * steps
     if step < warmup:
         return params.lr * (step + 1) / (warmup + 1)

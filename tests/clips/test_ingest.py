@@ -16,8 +16,8 @@ import yaml
 
 from clip4vla.clips import ingest as stage
 from clip4vla.clips.format import decode_frame, decode_row
-from clip4vla.clips.loader import COLUMNS
 from clip4vla.clips.ingest import ingest
+from clip4vla.clips.loader import COLUMNS
 from clip4vla.media.decode import decode
 from tests.clips.conftest import AUDIO, CLIPS, RATE, Corpus, write_corpus
 from tests.media.sample import write_media

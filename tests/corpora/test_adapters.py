@@ -280,7 +280,7 @@ def test_a_row_of_a_folder_that_says_nothing_usable_is_rejected(tmp_path: Path, 
     (tmp_path / "clips.csv").write_text(f"path,text,start,end,split,audio_type\nb.mp4,fine,,,,\n{line}\n")
     entries = read("folder", tmp_path)
     assert [entry.reason for entry in entries if isinstance(entry, Reject)] == [reason]
-    assert f"clips.csv:3: {''}" in next(entry.detail for entry in entries if isinstance(entry, Reject))
+    assert "clips.csv:3: " in next(entry.detail for entry in entries if isinstance(entry, Reject))
     assert len(entries) == 2
 
 

@@ -133,7 +133,7 @@ def test_no_directory_of_media_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "span"),
     [
-        ("Ab3-_5678 0.mp4".replace(" ", ""), (30.0, 40.0)),  # the whole recording
+        ("Ab3-_56780.mp4", (30.0, 40.0)),  # the whole recording
         ("Ab3-_56780_30.wav", (0.0, None)),
         ("YAb3-_56780.wav", (0.0, None)),
         ("train/YAb3-_56780_30.000_40.000.flac", (0.0, None)),

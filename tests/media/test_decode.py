@@ -82,9 +82,7 @@ def test_frames_come_from_their_own_moment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx-vp9")])
 def test_variable_frame_rate_goes_by_timestamps(tmp_path: Path, suffix: str, codec: str) -> None:
-    path = write_media(
-        tmp_path / f"vfr.{suffix}", codec, "libopus", rate=48000, times=[0.0, 0.1, 0.2, 1.0, 1.9, 1.95]
-    )
+    path = write_media(tmp_path / f"vfr.{suffix}", codec, "libopus", rate=48000, times=[0.0, 0.1, 0.2, 1.0, 1.9, 1.95])
     # on screen at 0.1, 0.3, ... 1.9 s
     expected = [1, 2, 2, 2, 2, 3, 3, 3, 3, 4]
     assert [index_of(f) for f in read(path, 0, 2.0, frames=10).frames] == expected

@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 
 import arpy
 
-
 UNREADABLE = (arpy.ArchiveFormatError, arpy.ArchiveAccessError, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError)
 
 

@@ -1,0 +1,87 @@
+"""Checkpoints as files: which is resumed from, which are kept, and on which ranks."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from clip4vla.training.checkpoints import (
+    Notes,
+    begin_checkpoint,
+    checkpoint_name,
+    make_universal,
+    newest_checkpoint,
+    prune_checkpoints,
+)
+
+
+def write(directory: Path, notes: Notes) -> None:
+    """A checkpoint as the engine and DeepSpeed write it."""
+    begin_checkpoint(directory, notes)
+    (directory / checkpoint_name(notes.step) / "tensors").write_text("...")
+    (directory / "latest").write_text(checkpoint_name(notes.step))
+
+
+def test_an_empty_directory_has_no_checkpoint(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path / "missing") is None
+
+
+def test_a_save_that_was_killed_is_passed_over_and_overwritten(tmp_path: Path) -> None:
+    whole = Notes(step=90, world_size=2, zero_stage=1)
+    write(tmp_path, whole)
+    begin_checkpoint(tmp_path, Notes(step=100, world_size=4, zero_stage=1))
+    half_written = tmp_path / checkpoint_name(100) / "zero_pp_rank_3"
+    half_written.write_text("...")
+    assert newest_checkpoint(tmp_path) == whole
+    write(tmp_path, Notes(step=100, world_size=2, zero_stage=1))
+    assert newest_checkpoint(tmp_path) == Notes(step=100, world_size=2, zero_stage=1)
+    assert not half_written.exists()
+
+
+def test_only_the_last_are_kept(tmp_path: Path) -> None:
+    for step in (5, 90, 100, 1000):
+        write(tmp_path, Notes(step, 1, 0))
+    (tmp_path / "mlflow_run").write_text("id")
+    prune_checkpoints(tmp_path, keep=2)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {checkpoint_name(100), checkpoint_name(1000), "latest", "mlflow_run"}
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "other"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    write(tmp_path, Notes(3, 1, 0))
+    notes = tmp_path / checkpoint_name(3) / "notes.json"
+    notes.unlink() if damage == "gone" else notes.write_text("" if damage == "empty" else '{"epoch": 1}')
+    with pytest.raises(ValueError, match=f"{checkpoint_name(3)} can't be read.*remove .*{tmp_path.name}"):
+        newest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("written_on", "world_size", "zero_stage", "fits"),
+    [
+        (Notes(1, 2, 0), 2, 0, True),
+        (Notes(1, 2, 0), 5, 0, True),
+        (Notes(1, 2, 1), 2, 1, True),
+        (Notes(1, 2, 1), 1, 1, False),
+        (Notes(1, 2, 1), 2, 2, False),
+        (Notes(1, 4, 3), 8, 3, False),
+    ],
+)
+def test_parts_of_ranks_fit_as_many_ranks_only(written_on: Notes, world_size: int, zero_stage: int, fits: bool) -> None:
+    assert written_on.fits(world_size, zero_stage) is fits
+
+
+@pytest.mark.parametrize(("before", "now"), [(0, 1), (2, 0)])
+def test_turning_zero_on_or_off_is_refused(before: int, now: int) -> None:
+    with pytest.raises(ValueError, match=f"written with trainer.zero_stage {before}.*with {now}: set it back"):
+        Notes(7, 2, before).fits(2, now)
+
+
+def test_a_conversion_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = tmp_path / "python"
+    stub.write_text("#!/bin/sh\necho first >&2\necho no optimizer states >&2\nexit 3\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stub))
+    with pytest.raises(RuntimeError, match=r"step000000001 can't be converted.*: no optimizer states$"):
+        make_universal(tmp_path / checkpoint_name(1), tmp_path / "universal")

@@ -1,0 +1,224 @@
+"""Trainings in processes of their own: killed, stopped, resumed, and what they leave.
+
+One story: a training on two ranks that is asked to stop, whose launcher is killed, whose rank is killed, and that
+comes out, at last, with the very weights of one that ran through.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from clip4vla.clips.format import SCHEMA, encode_row
+from clip4vla.media.decode import Span
+from clip4vla.model.checkpoints import load_model
+from clip4vla.params import load_params
+from clip4vla.records import SourceRecord, Text
+from clip4vla.training.checkpoints import Notes, begin_checkpoint, checkpoint_name, newest_checkpoint
+from clip4vla.training.job import Corpus, Job, read_run
+from clip4vla.training.launch import launch
+from tests.project import REPOSITORY, TINY_ARCHITECTURE
+from tests.training.tiny import AUDIO, MODEL
+
+CLIPS = 16
+STEPS = 40
+PATIENCE_S = 60.0
+
+
+def write_clips(path: Path) -> Path:
+    """A Lance data set of noise; the first clip has no sound."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(CLIPS):
+        frame = Image.fromarray(rng.integers(0, 255, (36, 36, 3), np.uint8))
+        audio = None if index == 0 else rng.integers(-9000, 9000, (1, 12000), np.int16)
+        texts = (Text(f"word{index} there", "verbal"), Text(f"a thing {index}", "nonverbal"))
+        rows.append(encode_row(SourceRecord(f"clip{index}", "m.mp4", "train", texts), Span([frame], audio), 90))
+    lance.write_dataset(pa.Table.from_pylist(rows, SCHEMA), str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with the package, a tiny architecture and clips, where this process works."""
+    directory = tmp_path_factory.mktemp("project")
+    shutil.copytree(REPOSITORY / "clip4vla", directory / "clip4vla", ignore=shutil.ignore_patterns("__pycache__"))
+    (directory / "clip4vla/model/architectures/tiny.json").write_text(json.dumps(TINY_ARCHITECTURE))
+    write_clips(directory / "train.lance")
+    before = Path.cwd()
+    os.chdir(directory)
+    yield directory
+    os.chdir(before)
+
+
+def make_job(directory: Path, name: str, **trainer: object) -> Job:
+    """A pretraining with every kind of term on two ranks, 40 steps of 8 clips."""
+    params = load_params(REPOSITORY / "params.yaml")
+    settings = {"ranks": 2, "checkpoint_every": 5, "keep_checkpoints": 2, "log_every": 1, "loader_workers": 0}
+    length = {"epochs": 20, "batch_size": 8, "micro_batch_size": 2, "frames": 1, "words": 12, "audio_audio": 0.5}
+    return Job(
+        task="pretrain",
+        seed=3,
+        corpora=(Corpus(clips=directory / "train.lance", weight=1.0),),
+        start_from=None,
+        audio_token="sample",
+        training=params.pretrain.model_copy(update=length),
+        model=MODEL,
+        audio=AUDIO,
+        trainer=params.trainer.model_copy(update=settings | {"precision": "fp32"} | trainer),
+        root=directory,
+        checkpoints=directory / "checkpoints" / name,
+        out=directory / "runs" / name,
+        run_id=None,
+    )
+
+
+class Training:
+    """`launch(job)` in a process of its own, whose lines are read as they come."""
+
+    def __init__(self, job: Job) -> None:
+        job_file = job.root / "story.json"
+        job.write(job_file)
+        code = (
+            f"from pathlib import Path; from clip4vla.training.job import Job; "
+            f"from clip4vla.training.launch import launch; launch(Job.read(Path({str(job_file)!r})))"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=job.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.steps: list[int] = []
+
+    def until(self, step: int) -> None:
+        """Read until `step` is printed."""
+        assert self.process.stdout is not None
+        for output in self.process.stdout:
+            found = re.match(r"\s*step +(\d+)/", output)
+            self.steps += [int(found[1])] if found else []
+            if self.steps and self.steps[-1] >= step:
+                return
+        raise AssertionError(f"ended before step {step}: {self.process.communicate()[1][-3000:]}")
+
+    def ranks(self) -> dict[int, int]:
+        """Process id by rank."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and parent_of(int(entry.name)) == self.process.pid:
+                environment = (entry / "environ").read_bytes().split(b"\0")
+                rank = [e for e in environment if e.startswith(b"RANK=")]
+                found |= {int(rank[0].removeprefix(b"RANK=")): int(entry.name)} if rank else {}
+        return found
+
+    def end(self) -> tuple[int, str]:
+        """Exit status and what it said on its errors."""
+        _, errors = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, errors
+
+
+def parent_of(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except (OSError, IndexError):
+        return None
+
+
+def working_in(directory: Path) -> list[int]:
+    """Processes of ours with `directory` in their command line or as working directory, zombies left out."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            here = (entry / "cwd").readlink() == directory and (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if here and int(entry.name) != os.getpid():
+            found.append(int(entry.name))
+    return found
+
+
+def wait_until_nobody_works_in(directory: Path) -> None:
+    deadline = time.monotonic() + 20
+    while left := working_in(directory):
+        assert time.monotonic() < deadline, [(p, Path(f"/proc/{p}/cmdline").read_text()) for p in left]
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def through(project: Path) -> Path:
+    """The run result of a training that nothing happened to."""
+    job = make_job(project, "through")
+    launch(job)
+    assert not job.checkpoints.exists()
+    return job.out
+
+
+def test_two_ranks_leave_a_result_that_loads_without_deepspeed(through: Path) -> None:
+    program = (
+        f"import sys; from pathlib import Path; from clip4vla.model.checkpoints import load_model\n"
+        f"load_model(Path({str(through)!r})); assert 'deepspeed' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    facts = read_run(through)
+    assert (facts["task"], facts["audio_token"], facts["world_size"]) == ("pretrain", "sample", 2)
+    terms = {"text_audio", "video_audio", "text_video", "audio_audio"}
+    assert facts["metrics"].keys() == {*terms, "loss", "clips_per_second"}
+    assert facts["metrics"]["loss"] == pytest.approx(sum(facts["metrics"][term] for term in terms), rel=1e-4)
+
+
+def test_stopped_killed_and_resumed_it_ends_with_the_same_weights(project: Path, through: Path) -> None:
+    job = make_job(project, "story")
+    checkpoints = job.checkpoints / job.fingerprint()
+    of_another_training = job.checkpoints / "0123456789abcdef"
+    begin_checkpoint(of_another_training, Notes(step=30, world_size=2, zero_stage=0))
+    (of_another_training / "latest").write_text(checkpoint_name(30))
+
+    asked_to_stop = Training(make_job(project, "story", loader_workers=1))
+    asked_to_stop.until(3)
+    asked_to_stop.process.send_signal(signal.SIGTERM)
+    status, errors = asked_to_stop.end()
+    assert asked_to_stop.steps[0] == 1
+    assert status == 128 + signal.SIGTERM, errors
+    stopped = newest_checkpoint(checkpoints)
+    assert stopped is not None
+    assert 3 <= stopped.step < STEPS
+    wait_until_nobody_works_in(project)
+
+    launcher_killed = Training(job)
+    launcher_killed.until(stopped.step + 7)
+    assert launcher_killed.steps[0] == stopped.step + 1
+    with pytest.raises(RuntimeError, match="another process is training into .*story"):
+        launch(job)
+    launcher_killed.process.kill()
+    wait_until_nobody_works_in(project)
+    killed = newest_checkpoint(checkpoints)
+    assert killed is not None
+    assert killed.step % 5 == 0
+    assert killed.step > stopped.step
+    assert {path.name for path in checkpoints.glob("step*")} <= {
+        checkpoint_name(step) for step in (killed.step + 5, killed.step, killed.step - 5, stopped.step)
+    }
+
+    rank_killed = Training(job)
+    rank_killed.until(killed.step + 1)
+    assert rank_killed.steps[0] == killed.step + 1
+    os.kill(rank_killed.ranks()[1], signal.SIGKILL)
+    status, errors = rank_killed.end()
+    assert status == 1
+    assert "RuntimeError: the training failed: rank 1 ended first, by SIGKILL" in errors
+    wait_until_nobody_works_in(project)
+
+    launch(job)
+    expected, found = load_model(through).state_dict(), load_model(job.out).state_dict()
+    assert all(torch.equal(found[key], weight) for key, weight in expected.items())
+    assert not job.checkpoints.exists()

@@ -1,0 +1,95 @@
+"""Parameter groups and the learning rate."""
+
+import math
+from itertools import pairwise
+
+import pytest
+from torch import nn
+
+from clip4vla.model.clip4vla import Clip4Vla
+from clip4vla.training.optimizer import learning_rate, parameter_groups
+from tests.training.tiny import ARCHITECTURE, AUDIO, MODEL, OPTIMIZER, build
+
+FROM_CLIP = OPTIMIZER.model_copy(update={"clip_lr_ratio": 0.1})
+SCHEDULE = OPTIMIZER.model_copy(update={"lr": 2.0, "warmup": 0.1})
+
+
+def settings(model: Clip4Vla, new: set[str]) -> dict[str, tuple[float, float]]:
+    """(lr_ratio, weight_decay) by name of parameter."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, new, FROM_CLIP)
+    assert all(group["lr"] == pytest.approx(FROM_CLIP.lr * group["lr_ratio"]) for group in groups)
+    return {names[p]: (group["lr_ratio"], group["weight_decay"]) for group in groups for p in group["params"]}
+
+
+def test_every_trained_parameter_is_in_one_group() -> None:
+    model = build(fusion="sequence")
+    groups = parameter_groups(model, set(), FROM_CLIP)
+    assert len([p for group in groups for p in group["params"]]) == len(list(model.parameters()))
+    assert settings(model, set()).keys() == dict(model.named_parameters()).keys()
+
+
+def test_a_fixed_temperature_is_in_no_group() -> None:
+    assert "clip.logit_scale" not in settings(build(temperature="fixed"), set())
+
+
+def test_matrices_decay_and_nothing_else_does() -> None:
+    model = build(fusion="sequence")
+    found = settings(model, set())
+    norms = {
+        f"{name}.{p}" for name, m in model.named_modules() if isinstance(m, nn.LayerNorm) for p in ("weight", "bias")
+    }
+    still = norms | {name for name in found if name.endswith("bias")}
+    still |= {
+        *("clip.logit_scale", "clip.token_embedding.weight", "clip.positional_embedding"),
+        *("clip.visual.class_embedding", "clip.visual.positional_embedding"),
+        *("audio.class_embedding", "audio.type_embedding", "audio.positional_embedding"),
+        *("fusion.type_embedding", "fusion.positional_embedding"),
+    }
+    assert {name for name, (_, decay) in found.items() if decay == 0} == still
+    assert found["clip.text_projection"][1] == found["audio.conv1.weight"][1] == OPTIMIZER.weight_decay
+
+
+def test_towers_from_clip_go_slower_than_what_is_new() -> None:
+    params = MODEL.model_copy(update={"fusion": "sequence"})
+    scratch = Clip4Vla(params, AUDIO, ARCHITECTURE)
+    assert {ratio for ratio, _ in settings(scratch, scratch.new_parameters()).values()} == {1.0}
+    started = Clip4Vla(params.model_copy(update={"weights": "openai"}), AUDIO, ARCHITECTURE)
+    for name, (ratio, _) in settings(started, started.new_parameters()).items():
+        assert ratio == (0.1 if name.startswith("clip.") else 1.0), name
+
+
+def test_the_rate_rises_to_the_peak_and_falls_to_zero() -> None:
+    rates = [learning_rate(step, 100, SCHEDULE) for step in range(100)]
+    assert rates[0] > 0
+    assert all(later > earlier for earlier, later in pairwise(rates[:11]))
+    assert rates[10] == max(rates) == 2.0
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
+    assert learning_rate(55, 100, SCHEDULE) == pytest.approx(1.0)
+    assert 0 < rates[-1] < 0.001 < rates[-2]
+    assert learning_rate(100, 100, SCHEDULE) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_trainings_have_a_rate(steps: int) -> None:
+    assert all(0 < learning_rate(step, steps, SCHEDULE) <= 2.0 for step in range(steps))
+
+
+def published(progress: float, warmup: float) -> float:
+    """`warmup_cosine` of the published code's BertAdam, as a multiple of the peak."""
+    return progress / warmup if progress < warmup else 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def test_without_warm_up_it_is_the_published_schedule() -> None:
+    cold = SCHEDULE.model_copy(update={"warmup": 0.0})
+    for step in range(50):
+        assert learning_rate(step, 50, cold) == pytest.approx(2.0 * published(step / 50, 0.0))
+
+
+def test_with_warm_up_it_has_the_published_slope_and_end_but_no_step_back_at_the_peak() -> None:
+    ours = [learning_rate(step, 1000, SCHEDULE) / 2.0 for step in range(1000)]
+    theirs = [published(step / 1000, 0.1) for step in range(1000)]
+    assert ours[:100] == pytest.approx(theirs[:100], abs=0.01)
+    assert theirs[100] < 0.98 < ours[100] == 1.0  # theirs falls onto a cosine that began at step 0
+    assert ours[100:] == pytest.approx(theirs[100:], abs=0.11)
+    assert ours[-1] == pytest.approx(theirs[-1], abs=1e-5)
