@@ -10,6 +10,8 @@ from clip4vla.params import StampScenesParams
 
 LEVEL = 0.1
 """Root mean square of the leading sound, of full scale."""
+BACKGROUND = (170, 255)
+"""Range of the colours behind a picture: light, as paper is."""
 EFFECT_GAP_S, VOICE_GAP_S = 0.15, 0.3
 """Pause between repetitions of a sound effect and of a voice that are shorter than the clip."""
 
@@ -31,7 +33,7 @@ def render_frames(thing: Thing, params: StampScenesParams, rng: np.random.Genera
 
 
 def _gradient(side: int, rng: np.random.Generator) -> Image.Image:
-    colours = rng.uniform(0, 255, (2, 3))
+    colours = rng.uniform(*BACKGROUND, (2, 3))
     direction = rng.uniform(-1, 1, 2)
     y, x = np.mgrid[0:side, 0:side] / side - 0.5
     share = np.clip(0.5 + direction[0] * x + direction[1] * y, 0, 1)[..., None]
