@@ -88,8 +88,15 @@ class ClipStore:
 
 
 def find_clips(directory: Path, split: Split) -> list[Path]:
-    """The data sets of `split` of every corpus under `directory`, by name."""
-    return sorted(directory.glob(f"*/{split}.lance"))
+    """The data sets of `split` of every corpus under `directory`, by name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = sorted(directory.glob(f"*/{split}.lance"))
+    if not found:
+        raise ValueError(f"{directory} has no {split} clips: run `dvc repro clips`, or add a corpus with such a split")
+    return found
 
 
 @dataclass(frozen=True)
