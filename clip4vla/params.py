@@ -47,6 +47,8 @@ class StampScenesParams(Section):
     fps: Positive
     background_db: tuple[float, float]
     """Range of the level, relative to the leading sound, of the other kind of sound in a pretraining clip."""
+    voice_db: tuple[float, float]
+    """Range of the level of the voice in a caption clip, relative to the sound effect."""
     noise_db: tuple[float, float]
     """Range of the level of the noise, relative to the leading sound."""
 

@@ -15,40 +15,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import lance
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
 
-from clip4vla.clips.format import SCHEMA, encode_row
-from clip4vla.media.decode import Span
 from clip4vla.model.checkpoints import load_model
-from clip4vla.params import load_params
-from clip4vla.records import SourceRecord, Text
 from clip4vla.training.checkpoints import Notes, begin_checkpoint, checkpoint_name, newest_checkpoint
-from clip4vla.training.job import Corpus, Job, read_run
+from clip4vla.training.job import Job, read_run
 from clip4vla.training.launch import launch
 from tests.project import REPOSITORY, TINY_ARCHITECTURE
-from tests.training.tiny import AUDIO, MODEL
+from tests.training.jobs import STEPS, make_job, write_clips
 
-CLIPS = 16
-STEPS = 40
 PATIENCE_S = 60.0
-
-
-def write_clips(path: Path) -> Path:
-    """A Lance data set of noise; the first clip has no sound."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(CLIPS):
-        frame = Image.fromarray(rng.integers(0, 255, (36, 36, 3), np.uint8))
-        audio = None if index == 0 else rng.integers(-9000, 9000, (1, 12000), np.int16)
-        texts = (Text(f"word{index} there", "verbal"), Text(f"a thing {index}", "nonverbal"))
-        rows.append(encode_row(SourceRecord(f"clip{index}", "m.mp4", "train", texts), Span([frame], audio), 90))
-    lance.write_dataset(pa.Table.from_pylist(rows, SCHEMA), str(path))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -62,28 +39,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(directory)
     yield directory
     os.chdir(before)
-
-
-def make_job(directory: Path, name: str, **trainer: object) -> Job:
-    """A pretraining with every kind of term on two ranks, 40 steps of 8 clips."""
-    params = load_params(REPOSITORY / "params.yaml")
-    settings = {"ranks": 2, "checkpoint_every": 5, "keep_checkpoints": 2, "log_every": 1, "loader_workers": 0}
-    length = {"epochs": 20, "batch_size": 8, "micro_batch_size": 2, "frames": 1, "words": 12, "audio_audio": 0.5}
-    return Job(
-        task="pretrain",
-        seed=3,
-        corpora=(Corpus(clips=directory / "train.lance", weight=1.0),),
-        start_from=None,
-        audio_token="sample",
-        training=params.pretrain.model_copy(update=length),
-        model=MODEL,
-        audio=AUDIO,
-        trainer=params.trainer.model_copy(update=settings | {"precision": "fp32"} | trainer),
-        root=directory,
-        checkpoints=directory / "checkpoints" / name,
-        out=directory / "runs" / name,
-        run_id=None,
-    )
 
 
 class Training:
@@ -194,7 +149,7 @@ def test_stopped_killed_and_resumed_it_ends_with_the_same_weights(project: Path,
     wait_until_nobody_works_in(project)
 
     launcher_killed = Training(job)
-    launcher_killed.until(stopped.step + 7)
+    launcher_killed.until(stopped.step + 4)
     assert launcher_killed.steps[0] == stopped.step + 1
     with pytest.raises(RuntimeError, match=r"another process is training into .*story"):
         launch(job)
@@ -202,11 +157,10 @@ def test_stopped_killed_and_resumed_it_ends_with_the_same_weights(project: Path,
     wait_until_nobody_works_in(project)
     killed = newest_checkpoint(checkpoints)
     assert killed is not None
-    assert killed.step % 5 == 0
+    assert killed.step % 3 == 0
     assert killed.step > stopped.step
-    assert {path.name for path in checkpoints.glob("step*")} <= {
-        checkpoint_name(step) for step in (killed.step + 5, killed.step, killed.step - 5, stopped.step)
-    }
+    last = {checkpoint_name(step) for step in (killed.step + 3, killed.step, killed.step - 3, stopped.step)}
+    assert {path.name for path in checkpoints.glob("step*")} <= last
 
     rank_killed = Training(job)
     rank_killed.until(killed.step + 1)

@@ -59,6 +59,8 @@ def render_audio(
         effect = effect * background
     elif scene.leading == "nonverbal":
         voice = voice * background
+    else:
+        voice = voice * _gain(rng.uniform(*params.voice_db))
     noise = _gain(rng.uniform(*params.noise_db)) * LEVEL * rng.standard_normal(length)
     mixed = voice + effect + noise
     return (mixed / max(1.0, np.abs(mixed).max() / 0.99)).astype(np.float32)

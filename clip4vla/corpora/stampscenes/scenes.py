@@ -33,7 +33,7 @@ class Scene:
     heard: int
     said: int
     leading: AudioType | None
-    """None in a caption clip, where sound and voice are equally loud."""
+    """None in a caption clip, where sound and voice are about equally loud."""
 
 
 def pretraining_scenes(params: StampScenesParams, things: int, sounding: int) -> list[Scene]:
