@@ -14,12 +14,14 @@ from clip4vla.params import StampScenesParams
 from clip4vla.records import AudioType, Split, Text
 
 CAPTION_TEMPLATES = (
-    "{seen} is shown while {heard} is heard and a voice says {said}",
+    "a picture of {seen} with the sound of {heard} and the words {said}",
     "the sound of {heard} and the words {said} over a picture of {seen}",
-    "a voice says {said} as {seen} moves by with the sound of {heard}",
-    "{said} says a voice in a video of {seen} where one hears {heard}",
-    "one sees {seen} and hears {heard} and the words {said}",
+    "a voice says the words {said} as a picture of {seen} moves by with the sound of {heard}",
+    "one hears the words {said} and the sound of {heard} and sees a picture of {seen}",
+    "a picture of {seen} moves while the sound of {heard} mixes with the words {said}",
 )
+PARTIAL_TEMPLATES = ("a picture of {seen}", "the sound of {heard} and the words {said}")
+"""Training clips have these too: as in MSR-VTT, not every caption tells everything. What is tested is whole."""
 CAPTIONS_PER_CLIP = 3
 
 
@@ -97,8 +99,11 @@ def pretraining_text(scene: Scene, labels: Sequence[str], spoken: Sequence[str])
 
 
 def captions(scene: Scene, labels: Sequence[str], spoken: Sequence[str], seed: int) -> list[str]:
-    """Three differently worded sentences that each say what is seen, heard and said."""
+    """Three differently worded sentences that each say what is seen, heard and said; in training also parts of it."""
     rng = np.random.default_rng((seed, 3, int(scene.clip_id.removeprefix("video"))))
     chosen = rng.choice(len(CAPTION_TEMPLATES), CAPTIONS_PER_CLIP, replace=False)
+    templates = [CAPTION_TEMPLATES[template] for template in chosen]
+    if scene.split == "train":
+        templates += PARTIAL_TEMPLATES
     words = {"seen": labels[scene.seen], "heard": labels[scene.heard], "said": spoken[scene.said]}
-    return [CAPTION_TEMPLATES[template].format(**words) for template in chosen]
+    return [template.format(**words) for template in templates]
