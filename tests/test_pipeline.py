@@ -52,7 +52,7 @@ def killed(project: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def reproduced(project: Path, killed: str) -> str:
+def reproduced(project: Path, killed: str) -> str:  # noqa: ARG001
     """What the next `dvc repro` says."""
     done = run(project, "-m", "dvc", "repro")
     assert done.returncode == 0, done.stdout + done.stderr

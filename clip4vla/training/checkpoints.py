@@ -1,8 +1,8 @@
 """A training's checkpoints as files: which one to resume from, which ones to keep, and one made ready for other ranks.
 
-In: the directory of one training's checkpoints. Out: `Checkpoint`s. DeepSpeed writes the tensors of `stepNNN/` and,
-last of all, its name into `latest`, so that what a killed save left behind is never resumed from. What DeepSpeed
-doesn't say of a checkpoint, on how many ranks and with which ZeRO stage it was written, lies beside the tensors.
+In: the directory of one training's checkpoints, `stepNNN/` each, in which DeepSpeed writes tensors. Out: `Notes` of
+the one to resume from. The notes are written last and at once, so that what a killed save left behind has none and is
+never resumed from. (DeepSpeed's own mark, the file `latest`, is left empty by a kill at the wrong moment.)
 """
 
 import json
@@ -48,34 +48,40 @@ def checkpoint_name(step: int) -> str:
     return f"step{step:09d}"
 
 
-def begin_checkpoint(directory: Path, notes: Notes) -> None:
-    """Make the directory of a checkpoint, empty but for its notes: a killed save on other ranks left other files."""
-    path = directory / checkpoint_name(notes.step)
+def begin_checkpoint(directory: Path, step: int) -> None:
+    """Make the directory of a checkpoint, empty: a save that was killed, on other ranks, left other files."""
+    path = directory / checkpoint_name(step)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
-    write_json(path / NOTES_FILE, asdict(notes))
+
+
+def finish_checkpoint(directory: Path, notes: Notes, keep: int) -> None:
+    """Declare a checkpoint whole, and drop all others but the last `keep - 1`."""
+    write_json(directory / checkpoint_name(notes.step) / NOTES_FILE, asdict(notes))
+    kept = _whole(directory)[-keep:]
+    for path in directory.glob("step*"):
+        if path not in kept:
+            shutil.rmtree(path)
 
 
 def newest_checkpoint(directory: Path) -> Notes | None:
     """The newest whole checkpoint, None where there is none.
 
     Raises:
-        ValueError: what `latest` names is gone or isn't ours.
+        ValueError: it isn't ours.
     """
-    latest = directory / "latest"
-    if not latest.is_file():
+    whole = _whole(directory)
+    if not whole:
         return None
-    path = directory / latest.read_text().strip()
     try:
-        return Notes(**json.loads((path / NOTES_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"the checkpoint {path} can't be read ({error}); remove {directory} to begin anew") from error
+        return Notes(**json.loads((whole[-1] / NOTES_FILE).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the checkpoint {whole[-1]} can't be read ({error}): remove it to go on without") from error
 
 
-def prune_checkpoints(directory: Path, keep: int) -> None:
-    """Remove all but the last `keep` checkpoints."""
-    for old in sorted(directory.glob("step*"))[:-keep]:
-        shutil.rmtree(old)
+def _whole(directory: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(path.parent for path in directory.glob(f"step*/{NOTES_FILE}"))
 
 
 def make_universal(checkpoint: Path, out: Path) -> None:

@@ -30,9 +30,9 @@ from clip4vla.training.checkpoints import (
     Notes,
     begin_checkpoint,
     checkpoint_name,
+    finish_checkpoint,
     make_universal,
     newest_checkpoint,
-    prune_checkpoints,
 )
 from clip4vla.training.objective import Objective
 from clip4vla.training.optimizer import parameter_groups
@@ -192,12 +192,12 @@ class Engine:
     def save(self, step: int, keep: int) -> None:
         """Write the checkpoint of `step`, which is visible only when whole, and drop all but the last `keep`."""
         if dist.get_rank() == 0:
-            begin_checkpoint(self._checkpoints, Notes(step, dist.get_world_size(), self.zero_stage))
+            begin_checkpoint(self._checkpoints, step)
         dist.barrier()
-        self._engine.save_checkpoint(str(self._checkpoints), tag=checkpoint_name(step))
+        self._engine.save_checkpoint(str(self._checkpoints), tag=checkpoint_name(step), save_latest=False)
         dist.barrier()
         if dist.get_rank() == 0:
-            prune_checkpoints(self._checkpoints, keep)
+            finish_checkpoint(self._checkpoints, Notes(step, dist.get_world_size(), self.zero_stage), keep)
 
     def resume(self) -> int:
         """Load the newest whole checkpoint; the number of steps that it has behind it, 0 where there is none.

@@ -63,12 +63,16 @@ def test_scenes_and_captions_are_a_function_of_the_seed(stamp_params: StampScene
     assert captions(scene, LABELS, SPOKEN, 1) == captions(scene, LABELS, SPOKEN, 1)
 
 
-def test_every_caption_says_what_is_seen_heard_and_said(stamp_params: StampScenesParams) -> None:
-    for scene in caption_scenes(params(stamp_params, 1), THINGS, SOUNDING)[:50]:
+def test_captions_say_what_is_seen_heard_and_said_and_in_training_parts_of_it(stamp_params: StampScenesParams) -> None:
+    scenes = caption_scenes(params(stamp_params, 1), THINGS, SOUNDING)
+    for scene in [s for split in ("train", "val", "test") for s in scenes if s.split == split][:50] + scenes[-10:]:
         sentences = captions(scene, LABELS, SPOKEN, 1)
-        assert len(set(sentences)) == len(sentences) == 3
-        for sentence in sentences:
-            assert all(word in sentence for word in (LABELS[scene.seen], LABELS[scene.heard], SPOKEN[scene.said]))
+        assert len(set(sentences)) == len(sentences) == (5 if scene.split == "train" else 3)
+        seen, rest = LABELS[scene.seen], (LABELS[scene.heard], SPOKEN[scene.said])
+        for sentence in sentences[:3]:
+            assert all(word in sentence for word in (seen, *rest))
+        for sentence in sentences[3:]:
+            assert (seen in sentence) != all(word in sentence for word in rest)
 
 
 def test_too_many_pairs_are_refused(stamp_params: StampScenesParams) -> None:

@@ -9,17 +9,17 @@ from clip4vla.training.checkpoints import (
     Notes,
     begin_checkpoint,
     checkpoint_name,
+    finish_checkpoint,
     make_universal,
     newest_checkpoint,
-    prune_checkpoints,
 )
 
 
-def write(directory: Path, notes: Notes) -> None:
+def write(directory: Path, notes: Notes, keep: int = 9) -> None:
     """A checkpoint as the engine and DeepSpeed write it."""
-    begin_checkpoint(directory, notes)
+    begin_checkpoint(directory, notes.step)
     (directory / checkpoint_name(notes.step) / "tensors").write_text("...")
-    (directory / "latest").write_text(checkpoint_name(notes.step))
+    finish_checkpoint(directory, notes, keep)
 
 
 def test_an_empty_directory_has_no_checkpoint(tmp_path: Path) -> None:
@@ -30,30 +30,29 @@ def test_an_empty_directory_has_no_checkpoint(tmp_path: Path) -> None:
 def test_a_save_that_was_killed_is_passed_over_and_overwritten(tmp_path: Path) -> None:
     whole = Notes(step=90, world_size=2, zero_stage=1)
     write(tmp_path, whole)
-    begin_checkpoint(tmp_path, Notes(step=100, world_size=4, zero_stage=1))
+    begin_checkpoint(tmp_path, 100)
     half_written = tmp_path / checkpoint_name(100) / "zero_pp_rank_3"
     half_written.write_text("...")
     assert newest_checkpoint(tmp_path) == whole
-    write(tmp_path, Notes(step=100, world_size=2, zero_stage=1))
-    assert newest_checkpoint(tmp_path) == Notes(step=100, world_size=2, zero_stage=1)
+    again = Notes(step=100, world_size=1, zero_stage=1)
+    write(tmp_path, again)
+    assert newest_checkpoint(tmp_path) == again
     assert not half_written.exists()
 
 
-def test_only_the_last_are_kept(tmp_path: Path) -> None:
+def test_only_the_last_whole_ones_are_kept(tmp_path: Path) -> None:
+    begin_checkpoint(tmp_path, 2000)
     for step in (5, 90, 100, 1000):
-        write(tmp_path, Notes(step, 1, 0))
+        write(tmp_path, Notes(step, 1, 0), keep=2)
     (tmp_path / "mlflow_run").write_text("id")
-    prune_checkpoints(tmp_path, keep=2)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {checkpoint_name(100), checkpoint_name(1000), "latest", "mlflow_run"}
+    assert {path.name for path in tmp_path.iterdir()} == {checkpoint_name(100), checkpoint_name(1000), "mlflow_run"}
 
 
-@pytest.mark.parametrize("damage", ["gone", "empty", "other"])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("content", ["", '{"epoch": 1}'])
+def test_damaged_notes_are_named(tmp_path: Path, content: str) -> None:
     write(tmp_path, Notes(3, 1, 0))
-    notes = tmp_path / checkpoint_name(3) / "notes.json"
-    notes.unlink() if damage == "gone" else notes.write_text("" if damage == "empty" else '{"epoch": 1}')
-    with pytest.raises(ValueError, match=f"{checkpoint_name(3)} can't be read.*remove .*{tmp_path.name}"):
+    (tmp_path / checkpoint_name(3) / "notes.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"{checkpoint_name(3)} can't be read .*: remove it"):
         newest_checkpoint(tmp_path)
 
 

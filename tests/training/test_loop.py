@@ -19,7 +19,13 @@ import pytest
 import torch
 
 from clip4vla.model.checkpoints import load_model
-from clip4vla.training.checkpoints import Notes, begin_checkpoint, checkpoint_name, newest_checkpoint
+from clip4vla.training.checkpoints import (
+    Notes,
+    begin_checkpoint,
+    checkpoint_name,
+    finish_checkpoint,
+    newest_checkpoint,
+)
 from clip4vla.training.job import Job, read_run
 from clip4vla.training.launch import launch
 from tests.project import REPOSITORY, TINY_ARCHITECTURE
@@ -134,8 +140,8 @@ def test_stopped_killed_and_resumed_it_ends_with_the_same_weights(project: Path,
     job = make_job(project, "story")
     checkpoints = job.checkpoints / job.fingerprint()
     of_another_training = job.checkpoints / "0123456789abcdef"
-    begin_checkpoint(of_another_training, Notes(step=30, world_size=2, zero_stage=0))
-    (of_another_training / "latest").write_text(checkpoint_name(30))
+    begin_checkpoint(of_another_training, 30)
+    finish_checkpoint(of_another_training, Notes(step=30, world_size=2, zero_stage=0), keep=2)
 
     asked_to_stop = Training(make_job(project, "story", loader_workers=1))
     asked_to_stop.until(3)
