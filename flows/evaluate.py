@@ -5,14 +5,14 @@ Out: `runs/evaluate/MODEL/` with `scores.json`, `ranks.parquet` and figures.
 
 from prefect import flow
 
-from clip4vla.clips.loader import ClipStore, find_clips
+from clip4vla.clips.loader import ClipStore
 from clip4vla.evaluation.figures import retrieval_figure, save, similarity_figure
 from clip4vla.evaluation.scores import Scores
 from clip4vla.params import load_params
 from clip4vla.tracking import open_tracker
 from clip4vla.training.job import read_run
 from flows.stage import Stage
-from flows.training import CLIPS, EXPERIMENT, ROOT, RUNS, judge, log_scores, score_table
+from flows.training import EXPERIMENT, ROOT, RUNS, find_clips, judge, log_scores, score_table
 
 OUT = RUNS / "evaluate"
 MODELS = ("pretrain", "finetune")
@@ -28,7 +28,7 @@ def benchmark() -> None:
         run_id = read_run(RUNS / name)["run_id"]
         scores.write(OUT / name)
         log_scores(scores, run_id, "test", name)
-        gallery = judge_of.gallery(ClipStore(find_clips(CLIPS / "finetune", "test")), params.model.audio_token)
+        gallery = judge_of.gallery(ClipStore(find_clips(params, "finetune", "test")), params.model.audio_token)
         first = [gallery.caption_clips.index(clip_id) for clip_id in gallery.clip_ids[:SHOWN]]
         similarity = gallery.similarity("both")[first, :SHOWN]
         with open_tracker(ROOT).start(EXPERIMENT, name, {"kind": name}, run_id=run_id) as run:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip4vla.clips.loader import ClipStore, find_clips
+from clip4vla.clips.loader import ClipStore
 from clip4vla.evaluation.probe import Labels
 from clip4vla.evaluation.scores import Scores
 from clip4vla.evaluation.suite import Judge
@@ -31,7 +31,7 @@ def make_job(
     start_from: Path | None,
 ) -> Job:
     """The training `name` on every corpus of the role `task`, as params.yaml describes it."""
-    paths = find_clips(CLIPS / task, "train")
+    paths = find_clips(params, task, "train")
     corpora = tuple(Corpus(clips=path, weight=params.corpora[path.parent.name].weight) for path in paths)
     return Job(
         task=task,
@@ -48,6 +48,19 @@ def make_job(
         out=RUNS / name,
         run_id=None,
     )
+
+
+def find_clips(params: Params, role: str, split: Split) -> list[Path]:
+    """The clips of `split` of every corpus of `role` in params.yaml.
+
+    Raises:
+        ValueError: there are none.
+    """
+    paths = [CLIPS / role / name / f"{split}.lance" for name, c in params.corpora.items() if c.role == role]
+    found = [path for path in paths if path.is_dir()]
+    if not found:
+        raise ValueError(f"no corpus of the role {role} has {split} clips: run `dvc repro clips`, or add such a split")
+    return found
 
 
 def run_job(job: Job, run_name: str, tags: Mapping[str, str], parent: str | None = None) -> str | None:
@@ -90,7 +103,7 @@ def judge(
 ) -> tuple[Judge, Scores]:
     """Score the run result on a split of the fine-tuning corpora: retrieval and, where there are labels, the probe."""
     judge = Judge(load_model(run_directory), training, params.evaluate)
-    store = ClipStore(find_clips(CLIPS / "finetune", split))
+    store = ClipStore(find_clips(params, "finetune", split))
     labels = params.evaluate.labels
     probe = judge.probe(store, Labels.read(Path(labels))) if labels else None
     return judge, judge.score(judge.gallery(store, token), probe)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip4vla.batch import AUDIO_TYPE_INDEX, Batch
 from clip4vla.clips.format import Clip, decode_frame, decode_row
-from clip4vla.records import Split, Text
+from clip4vla.records import Text
 
 COLUMNS = ["clip_id", "frames", "audio", "channels", "texts"]
 Tokenize = Callable[[Sequence[str]], Tensor]
@@ -85,18 +85,6 @@ class ClipStore:
         if None in clips:
             raise IndexError(f"of {len(self)} clips there is none at {wanted[[clip is None for clip in clips]]}")
         return clips  # type: ignore[return-value]
-
-
-def find_clips(directory: Path, split: Split) -> list[Path]:
-    """The data sets of `split` of every corpus under `directory`, by name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = sorted(directory.glob(f"*/{split}.lance"))
-    if not found:
-        raise ValueError(f"{directory} has no {split} clips: run `dvc repro clips`, or add a corpus with such a split")
-    return found
 
 
 @dataclass(frozen=True)
