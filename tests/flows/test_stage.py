@@ -1,0 +1,142 @@
+"""A stage as a flow: its steps as tasks, through DVC, or plain inside DVC."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+
+from flows.stage import MARK, Stage, reproduce
+from tests.project import REPOSITORY
+
+DONE: list[str] = []
+
+
+def first() -> None:
+    DONE.append("first")
+
+
+def second() -> None:
+    DONE.append("second")
+
+
+def broken() -> None:
+    raise ValueError("no clips")
+
+
+@pytest.fixture(autouse=True)
+def nothing_done() -> None:
+    DONE.clear()
+
+
+@pytest.fixture
+def dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for dvc, which notes what it was called with and does what `dvc.sh` says."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@ $%s" >> {tmp_path}/calls\n. {tmp_path}/dvc.sh\n' % MARK)
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.delenv(MARK, raising=False)
+    (tmp_path / "dvc.sh").write_text("exit 0")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("prefect")
+def test_steps_run_in_order_as_tasks_and_the_report_is_kept() -> None:
+    @flow(name="stage-in-order")
+    def stage() -> None:
+        Stage("in-order", (first, second), lambda: f"# done {len(DONE)}").run(through_dvc=False, force=False)
+
+    stage()
+    assert DONE == ["first", "second"]
+    report = Artifact.get("in-order")
+    assert report is not None
+    assert report.data == "# done 2"
+    with get_client(sync_client=True) as client:
+        names = [run.name for run in client.read_task_runs(limit=2)]
+    assert {name.rsplit("-", 1)[0] for name in names} == {"first", "second"}
+
+
+@pytest.mark.usefixtures("prefect")
+def test_a_step_that_fails_fails_the_flow_and_ends_it() -> None:
+    @flow(name="stage-broken")
+    def stage() -> None:
+        Stage("broken", (first, broken, second), lambda: "# never").run(through_dvc=False, force=False)
+
+    with pytest.raises(ValueError, match="no clips"):
+        stage()
+    assert DONE == ["first"]
+    assert Artifact.get("broken") is None
+
+
+@pytest.mark.usefixtures("prefect")
+def test_through_dvc_the_steps_are_left_to_dvc(dvc: Path) -> None:
+    @flow(name="stage-through")
+    def stage() -> None:
+        Stage("through", (first,), lambda: "# by dvc").run(through_dvc=True, force=False)
+
+    stage()
+    assert DONE == []
+    assert (dvc / "calls").read_text() == "-m dvc repro through 1\n"
+    report = Artifact.get("through")
+    assert report is not None
+    assert report.data == "# by dvc"
+
+
+def test_forcing_reruns_the_one_stage(dvc: Path) -> None:
+    reproduce("pretrain", force=True)
+    assert (dvc / "calls").read_text() == "-m dvc repro pretrain -f -s 1\n"
+
+
+def test_dvc_s_output_and_failure_come_through(dvc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (dvc / "dvc.sh").write_text("echo a line; echo an error >&2; exit 255")
+    with pytest.raises(RuntimeError, match="dvc repro pretrain ended with status 255"):
+        reproduce("pretrain", force=False)
+    assert capsys.readouterr().out == "a line\nan error\n"
+
+
+def test_what_interrupts_the_flow_ends_dvc(dvc: Path) -> None:
+    (dvc / "dvc.sh").write_text(
+        f"trap 'echo stopped > {dvc}/stopped; exit 1' TERM; echo ready; while :; do sleep 0.05; done"
+    )
+
+    class Cancelled(BaseException):
+        pass
+
+    def cancel(*_: object) -> None:
+        raise Cancelled
+
+    before = signal.signal(signal.SIGALRM, cancel)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    try:
+        with pytest.raises(Cancelled):
+            reproduce("pretrain", force=False)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert (dvc / "stopped").read_text() == "stopped\n"
+
+
+def test_inside_dvc_the_mark_runs_the_steps_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MARK, "1")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+    @flow(name="stage-never")
+    def never() -> None:
+        raise AssertionError("a flow run")
+
+    Stage("plain", (first, second), lambda: "").main(never)
+    assert DONE == ["first", "second"]
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "ablate", "evaluate", "promote"])
+def test_each_stage_of_the_graph_has_the_flow_of_its_name(name: str) -> None:
+    module = __import__(f"flows.{name}", fromlist=["STAGE"])
+    assert module.STAGE.name == name
+    assert getattr(module, name).name == name
+    graph = (REPOSITORY / "dvc.yaml").read_text()
+    assert f"\n  {name}:\n" in graph
+    assert f"cmd: python -m flows.{name}\n" in graph
