@@ -78,7 +78,7 @@ def environment() -> dict[str, str]:
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python with `arguments` in the project; the steps of a flow run plainly, without a Prefect server."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=directory, env=environment(), capture_output=True, text=True, timeout=280
+        [sys.executable, *arguments], cwd=directory, env=environment(), capture_output=True, text=True, timeout=1200
     )
 
 
