@@ -6,10 +6,10 @@ export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup repro test check format ui
+.PHONY: help setup repro test test-all check format ui
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 setup: .venv/ready  ## the environment, as constraints.txt pins it
 
@@ -24,6 +24,9 @@ repro: setup  ## from nothing to a promoted model
 
 test: setup  ## the tests
 	$(BIN)/python -m pytest
+
+test-all: setup  ## the tests, those that start many processes too
+	$(BIN)/python -m pytest -m ""
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from clip4vla.params import load_params
 from clip4vla.registry.store import Registry
 from tests.project import environment, make_project, read_params, run, write_params
 
+pytestmark = pytest.mark.slow
+
+PATIENCE_S = 60.0
 STAGES = [
     *("fetch", "corpus", "manifest@stampscenes-pretrain", "manifest@stampscenes-captions"),
     *("clips@stampscenes-pretrain", "clips@stampscenes-captions"),
@@ -46,8 +50,13 @@ def killed(project: Path) -> str:
     for output in process.stdout:
         said += output
         if re.search(r"step +2/18 ", output):
-            os.kill(process_of(project, "flows.pretrain"), signal.SIGKILL)
+            [stage] = processes_of(project, "flows.pretrain")
+            os.kill(stage, signal.SIGKILL)
     assert process.wait() == 255, said
+    deadline = time.monotonic() + PATIENCE_S
+    while processes_of(project, "clip4vla.training.run"):
+        assert time.monotonic() < deadline, "a rank outlives its launcher"
+        time.sleep(0.1)
     return said
 
 
@@ -59,16 +68,17 @@ def reproduced(project: Path, killed: str) -> str:  # noqa: ARG001
     return done.stdout + done.stderr
 
 
-def process_of(project: Path, module: str) -> int:
-    """The Python that runs `-m module` in `project`."""
-    for entry in Path("/proc").iterdir():
+def processes_of(project: Path, module: str) -> list[int]:
+    """Pythons that run `-m module` in `project`."""
+    found = []
+    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
         try:
-            arguments = (entry / "cmdline").read_bytes().split(b"\0")
-            if arguments[1:3] == [b"-m", module.encode()] and (entry / "cwd").readlink() == project:
-                return int(entry.name)
-        except OSError:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            here = Path(f"/proc/{pid}/cwd").readlink() == project
+        except OSError:  # gone, or not ours
             continue
-    raise AssertionError(f"{module} doesn't run")
+        found += [pid] if here and arguments[1:3] == [b"-m", module.encode()] else []
+    return found
 
 
 def ran(said: str) -> list[str]:
