@@ -88,12 +88,12 @@ class Tracker(ABC):
 
         Args:
             experiment: created when there is none of this name.
-            tags: must hold `kind` (`pretrain`, `finetune`, ...); git revision, `dvc.lock` hash and hardware are added.
+            tags: git revision, `dvc.lock` hash and hardware are added.
             parent: id of the run that this one is a trial of.
             run_id: goes on with this run, as a training does that resumes after a crash; nothing of it is lost.
 
         Raises:
-            ValueError: `kind` is missing, or the run or experiment to go on with is gone.
+            ValueError: the run or experiment to go on with is gone.
         """
 
 
@@ -129,12 +129,11 @@ class NullTracker(Tracker):
         self,
         experiment: str,  # noqa: ARG002
         run_name: str,  # noqa: ARG002
-        tags: Mapping[str, str],
+        tags: Mapping[str, str],  # noqa: ARG002
         parent: str | None = None,  # noqa: ARG002
         run_id: str | None = None,  # noqa: ARG002
     ) -> Iterator[Run]:
         """A run that leaves no trace."""
-        _check_kind(tags)
         yield NullRun()
 
 
@@ -155,7 +154,6 @@ class MlflowTracker(Tracker):
         run_id: str | None = None,
     ) -> Iterator[Run]:
         """See `Tracker.start`."""
-        _check_kind(tags)
         all_tags = {**provenance(self._root), **tags}
         run = MlflowRun(self._client, self._open(experiment, run_name, all_tags, parent, run_id))
         status = "FAILED"
@@ -415,11 +413,6 @@ def _artifact_location(root: Path, experiment: str) -> str | None:
     if not is_local(tracking_uri(root)):
         return None  # the server knows where it keeps artifacts
     return (store_directory(root) / "artifacts" / experiment).as_uri()
-
-
-def _check_kind(tags: Mapping[str, str]) -> None:
-    if "kind" not in tags:
-        raise ValueError(f"a run needs a tag kind, such as pretrain or finetune; it has {sorted(tags)}")
 
 
 def provenance(root: Path) -> dict[str, str]:

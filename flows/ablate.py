@@ -1,6 +1,7 @@
 """Stage and flow `ablate`: what the audio token is worth. One short fine-tuning per token, tested alike.
 
-Out: `runs/ablate/TOKEN` per trial, `table.csv` and `ablation.png`; in MLflow a parent run with a child per trial.
+Out: `runs/ablate/TOKEN` per trial, `table.csv` and `ablation.png`, and `metrics/ablation.json`; in MLflow a parent
+run with a child per trial.
 """
 
 import csv
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from clip4vla.atomic import atomic_file
+from clip4vla.atomic import atomic_file, write_json
 from clip4vla.evaluation.figures import ablation_figure, save
 from clip4vla.evaluation.scores import Scores
 from clip4vla.params import AudioToken, Params, load_params
@@ -16,20 +17,22 @@ from clip4vla.records import MODALITIES
 from clip4vla.tracking import open_tracker
 from clip4vla.training.job import read_run
 from flows.stage import Stage
-from flows.training import EXPERIMENT, ROOT, RUNS, judge, log_scores, make_job, run_job, score_table
+from flows.training import METRICS, ROOT, RUNS, judge, log_scores, make_job, run_job, score_table
 
 OUT = RUNS / "ablate"
+EXPERIMENT = "ablation"
 
 
 def sweep() -> None:
     """Fine-tune and test with each audio token; a trial that a killed sweep finished isn't trained again."""
     params = load_params()
-    with open_tracker(ROOT).start(EXPERIMENT, "ablate", {"kind": "ablate"}) as parent:
+    with open_tracker(ROOT).start(EXPERIMENT, "sweep", {}) as parent:
         parent.params({"epochs": params.ablate.epochs, "seed": params.seed, "trials": len(params.ablate.audio_tokens)})
         for token in params.ablate.audio_tokens:
             _trial(params, token, parent.run_id)
         trials = _read_trials(params)
         _write_table(trials, OUT / "table.csv")
+        write_json(METRICS / "ablation.json", {token: scores.tree() for token, scores in trials.items()})
         _, before = judge(params, RUNS / "pretrain", "test", params.pretrain, params.model.audio_token)
         figure = ablation_figure(trials, probe=before)
         save(figure, OUT / "ablation.png")
@@ -40,10 +43,10 @@ def sweep() -> None:
 def _trial(params: Params, token: AudioToken, parent: str | None) -> None:
     training = params.finetune.model_copy(update={"epochs": params.ablate.epochs})
     job = make_job(params, "finetune", f"ablate/{token}", training, token, RUNS / "pretrain")
-    run_job(job, f"token {token}", {"kind": "ablation", "audio_token": str(token)}, parent)
+    run_job(job, EXPERIMENT, f"token {token}", parent)
     _, scores = judge(params, job.out, "test", training, token)
     scores.write(job.out)
-    log_scores(scores, read_run(job.out)["run_id"], "test", "ablation")
+    log_scores(scores, read_run(job.out)["run_id"], "test", EXPERIMENT)
 
 
 def _read_trials(params: Params) -> dict[str, Scores]:

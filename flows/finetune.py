@@ -18,7 +18,7 @@ def train() -> None:
     """Fine-tune the pretrained model."""
     params = load_params()
     token = params.model.audio_token
-    run_job(make_job(params, "finetune", "finetune", params.finetune, token, RUNS / "pretrain"), "finetune", {})
+    run_job(make_job(params, "finetune", "finetune", params.finetune, token, RUNS / "pretrain"), "finetune", "finetune")
 
 
 def judge_on_val() -> None:

@@ -13,7 +13,7 @@ from flows.training import make_job, report_run, run_job
 def train() -> None:
     """Pretrain; each sample's audio token is the kind of its text."""
     params = load_params()
-    run_job(make_job(params, "pretrain", "pretrain", params.pretrain, "sample", None), "pretrain", {})
+    run_job(make_job(params, "pretrain", "pretrain", params.pretrain, "sample", None), "pretrain", "pretrain")
 
 
 STAGE = Stage("pretrain", (train,), lambda: report_run("pretrain"))

@@ -1,6 +1,6 @@
 """Stage and flow `promote`: register the fine-tuned model, let the gate decide, move the alias `champion` or not.
 
-Out: `runs/promote/decision.json`.
+Out: `metrics/promotion.json`.
 """
 
 import json
@@ -17,9 +17,9 @@ from clip4vla.registry.gate import decide
 from clip4vla.registry.store import Registry
 from clip4vla.training.job import read_run
 from flows.stage import Stage
-from flows.training import ROOT, RUNS, judge
+from flows.training import METRICS, ROOT, RUNS, judge
 
-OUT = RUNS / "promote"
+OUT = METRICS / "promotion.json"
 CANDIDATE = RUNS / "finetune"
 
 
@@ -36,7 +36,7 @@ def register_and_decide() -> None:
         scores = _judge_anew(params, registry, champion[0])
     decision = decide(candidate, scores, params.gate, params.evaluate.bootstrap, params.evaluate.seed)
     decision = registry.promote(params.gate.model_name, version, decision)
-    write_json(OUT / "decision.json", {"model": params.gate.model_name, "version": version, **asdict(decision)})
+    write_json(OUT, {"model": params.gate.model_name, "version": version, **asdict(decision)})
     print(f"{params.gate.model_name} version {version}: {'promoted' if decision.promote else 'not promoted'}")
     for reason in decision.reasons:
         print(f"  {reason}")
@@ -51,7 +51,7 @@ def _judge_anew(params: Params, registry: Registry, version: str) -> Scores:
 
 def report() -> str:
     """Markdown: the decision and why."""
-    decision = json.loads((OUT / "decision.json").read_text(encoding="utf-8"))
+    decision = json.loads((OUT).read_text(encoding="utf-8"))
     verdict = "promoted" if decision["promote"] else "not promoted"
     reasons = "\n".join(f"- {reason}" for reason in decision["reasons"])
     return f"# {decision['model']} version {decision['version']}: {verdict}\n\n{reasons}"

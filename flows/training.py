@@ -7,7 +7,7 @@ from typing import Any
 from clip4vla.clips.loader import ClipStore
 from clip4vla.evaluation.probe import Labels
 from clip4vla.evaluation.scores import Scores
-from clip4vla.evaluation.suite import Judge
+from clip4vla.evaluation.suite import Gallery, Judge
 from clip4vla.model.checkpoints import load_model
 from clip4vla.params import AudioToken, FinetuneParams, Params, PretrainParams
 from clip4vla.records import Split
@@ -19,7 +19,8 @@ ROOT = Path.cwd()
 CLIPS = Path("data/clips")
 RUNS = Path("runs")
 CHECKPOINTS = Path("checkpoints")
-EXPERIMENT = "clip4vla"
+METRICS = Path("metrics")
+"""The few numbers of every stage that DVC compares, and that are committed with `dvc.lock`."""
 
 
 def make_job(
@@ -63,11 +64,11 @@ def find_clips(params: Params, role: str, split: Split) -> list[Path]:
     return found
 
 
-def run_job(job: Job, run_name: str, tags: Mapping[str, str], parent: str | None = None) -> str | None:
+def run_job(job: Job, experiment: str, run_name: str, parent: str | None = None) -> str | None:
     """Train, under an MLflow run that a training resumed from a checkpoint goes on with; the run's id."""
     note = job.checkpoints / job.fingerprint() / "mlflow_run"
     run_id = note.read_text() if note.is_file() else None
-    with open_tracker(job.root).start(EXPERIMENT, run_name, {"kind": job.task, **tags}, parent, run_id) as run:
+    with open_tracker(job.root).start(experiment, run_name, {}, parent, run_id) as run:
         if run.run_id is not None:
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(run.run_id)
@@ -100,18 +101,19 @@ def headline_params(job: Job) -> dict[str, Any]:
 
 def judge(
     params: Params, run_directory: Path, split: Split, training: PretrainParams | FinetuneParams, token: AudioToken
-) -> tuple[Judge, Scores]:
+) -> tuple[Gallery, Scores]:
     """Score the run result on a split of the fine-tuning corpora: retrieval and, where there are labels, the probe."""
     judge = Judge(load_model(run_directory), training, params.evaluate)
     store = ClipStore(find_clips(params, "finetune", split))
     labels = params.evaluate.labels
     probe = judge.probe(store, Labels.read(Path(labels))) if labels else None
-    return judge, judge.score(judge.gallery(store, token), probe)
+    gallery = judge.gallery(store, token)
+    return gallery, judge.score(gallery, probe)
 
 
-def log_scores(scores: Scores, run_id: str | None, prefix: str, kind: str) -> None:
+def log_scores(scores: Scores, run_id: str | None, prefix: str, experiment: str) -> None:
     """Add scores to the MLflow run that trained the model, under `prefix/`."""
-    with open_tracker(ROOT).start(EXPERIMENT, kind, {"kind": kind}, run_id=run_id) as run:
+    with open_tracker(ROOT).start(experiment, experiment, {}, run_id=run_id) as run:
         run.metrics({f"{prefix}/{name}": value for name, value in scores.values.items()})
 
 

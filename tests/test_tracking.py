@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from clip4vla import tracking
-from clip4vla.tracking import MlflowTracker, NullTracker, open_client, open_tracker, prepare_store, tracking_uri
+from clip4vla.tracking import MlflowTracker, open_client, open_tracker, prepare_store, tracking_uri
 
-TAGS = {"kind": "test"}
+TAGS = {"audio_token": "both"}
 
 
 @pytest.fixture(autouse=True)
@@ -201,12 +201,6 @@ def test_a_setting_cannot_change_under_a_run(root: Path) -> None:
         run.params({"lr": 1})
         with pytest.raises(MlflowException, match="lr"):
             run.params({"lr": 2})
-
-
-@pytest.mark.parametrize("make", [lambda _root: NullTracker(), MlflowTracker])
-def test_every_run_has_a_kind(root: Path, make) -> None:
-    with pytest.raises(ValueError, match="tag kind"), make(root).start("e", "r", {}):
-        pass
 
 
 def test_other_ranks_record_nothing(tmp_path: Path) -> None:

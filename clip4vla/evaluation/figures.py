@@ -28,8 +28,14 @@ INK, MUTED, GRID = "#22272e", "#6b7480", "#e4e7eb"
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 LINES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 
-COLOURS = {"vision": BLUE, "audio": ORANGE, "both": GREEN, "sound": VERMILLION, "word": PURPLE}
-LABELS = {"vision": "vision", "audio": "audio", "both": "vision + audio", "sound": "the sound", "word": "the word"}
+COLOURS = {"vision": BLUE, "audio": ORANGE, "both": GREEN, "sound": VERMILLION, "speech": PURPLE}
+LABELS = {
+    "vision": "vision",
+    "audio": "audio",
+    "both": "vision + audio",
+    "sound": "the sound",
+    "speech": "the spoken word",
+}
 DIRECTIONS = {"text_to_clip": "text → clip", "clip_to_text": "clip → text"}
 
 _LEGEND_POINTS = 28
@@ -51,7 +57,7 @@ def ablation_figure(
     """What the audio token and each modality are worth.
 
     Left, a group of bars per trial (audio token) with a bar per modality; right, where `probe` has values
-    `probe/<token>/<target>`, how often the tower tells the target with the token set so.
+    `probe/<token>/<target>/R@1`, how often the tower tells the target with the token set so.
 
     Raises:
         ValueError: there is no trial, or a trial lacks a modality that another one has.
@@ -172,9 +178,9 @@ def _trial_chart(trials: Mapping[str, Scores], direction: str, metric: str) -> _
 
 
 def _probe_chart(probe: Scores) -> _Chart:
-    parts = [name.split("/")[1:] for name in probe.values if name.startswith("probe/")]
+    parts = [name.split("/")[1:3] for name in probe.values if name.startswith("probe/")]
     tokens, targets = sorted({part[0] for part in parts}), sorted({part[-1] for part in parts})
-    table = _table([probe] * len(tokens), [[f"probe/{token}/{target}" for target in targets] for token in tokens])
+    table = _table([probe] * len(tokens), [[f"probe/{token}/{target}/R@1" for target in targets] for token in tokens])
     return _Chart("What the tower listens for", "clips told right (%)", "audio token set to", tokens, targets, *table)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-KINDS = {"sound": "nonverbal", "word": "verbal"}
+KINDS = {"sound": "nonverbal", "speech": "verbal"}
 """What can be found, and the audio type whose own kind it is."""
 
 
@@ -20,7 +20,7 @@ class Labels:
     """What there is to find among, and what is right for each clip."""
 
     choices: dict[str, tuple[str, ...]]
-    """All texts of a kind, `sound` and `word`."""
+    """All texts of a kind, `sound` and `speech`."""
     clips: dict[str, dict[str, str]]
     """The right text of each kind by clip id."""
 
@@ -45,7 +45,7 @@ def probe_scores(
     texts: Mapping[str, NDArray[np.float32]],
     labels: Labels,
 ) -> dict[str, float]:
-    """Per cent of clips whose nearest text of each kind is the right one: `probe/TOKEN/KIND`.
+    """Per cent of clips whose nearest text of each kind is the right one: `probe/TOKEN/KIND/R@1`.
 
     Args:
         token: what the tower was told to listen for.
@@ -57,5 +57,5 @@ def probe_scores(
     for kind, vectors in texts.items():
         right = np.array([labels.choices[kind].index(labels.clips[clip_id][kind]) for clip_id in clip_ids])
         found = (audio @ vectors.T).argmax(axis=1)
-        values[f"probe/{token}/{kind}"] = float(100 * (found == right).mean())
+        values[f"probe/{token}/{kind}/R@1"] = float(100 * (found == right).mean())
     return values

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +64,7 @@ class Scores:
     test_set: str
     """Fingerprint of the test clips and captions: scores are comparable only where it is the same."""
     values: Mapping[str, float]
-    """Flat names: `text_to_clip/both/R@1`, `clip_to_text/vision/MdR`, `probe/nonverbal/sound`."""
+    """Flat names: `text_to_clip/both/R@1`, `clip_to_text/vision/MdR`, `probe/nonverbal/sound/R@1`."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """95 % interval `(low, high)` of a value, where there is one."""
     queries: Mapping[str, QueryTable] = field(default_factory=dict)
@@ -90,6 +91,23 @@ class Scores:
                 stated = self.values.get(f"{name}/{metric}", value)
                 if not np.isclose(stated, value, rtol=1e-9, atol=1e-6):
                     raise ValueError(f"the score {name}/{metric} is {stated}, but its queries give {value}")
+
+    def tree(self) -> dict[str, Any]:
+        """The values, nested by the parts of their names, with the intervals of each group beside them as `ci95`.
+
+        `text_to_clip/both/R@1` is at `tree["text_to_clip"]["both"]["R@1"]`, its interval `[low, high]` at
+        `tree["text_to_clip"]["both"]["ci95"]["R@1"]`.
+        """
+        tree: dict[str, Any] = {}
+        for name, value in self.values.items():
+            *groups, metric = name.split("/")
+            group = tree
+            for part in groups:
+                group = group.setdefault(part, {})
+            group[metric] = value
+            if name in self.intervals:
+                group.setdefault("ci95", {})[metric] = list(self.intervals[name])
+        return tree
 
     def write(self, directory: Path) -> None:
         """Write both files into `directory` (made if missing), each replaced whole; `scores.json` comes last."""

@@ -325,8 +325,8 @@ def _bar_rolled_back(version: "ModelVersion", decision: Decision) -> Decision:
 
 
 def _headlines(scores: Scores) -> dict[str, str]:
-    """Tags to be read in the registry: the test set, R@1 and the probes. MLflow allows no `@` in a tag's name."""
-    shown = {name: value for name, value in scores.values.items() if name.endswith("/R@1") or name.startswith("probe/")}
+    """Tags to be read in the registry: the test set and every R@1. MLflow allows no `@` in a tag's name."""
+    shown = {name: value for name, value in scores.values.items() if name.endswith("/R@1")}
     return {"test_set": scores.test_set} | {name.replace("@", "_at_"): f"{value:.2f}" for name, value in shown.items()}
 
 

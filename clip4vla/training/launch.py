@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from uuid import uuid4
 
 import torch
@@ -71,11 +72,22 @@ def _run_here(job_file: Path, ranks: int) -> None:
 
 def _run_there(command: list[str]) -> None:
     """Run the launcher of several nodes, which passes on the signals that this process gets."""
-    with subprocess.Popen(command) as process:
-        if threading.current_thread() is threading.main_thread():
-            for number in AGENT_SIGNALS:
-                signal.signal(number, lambda got, _: process.send_signal(got))
-        code = process.wait()
+    early: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in AGENT_SIGNALS:
+            signal.signal(number, pass_on)
+    process = subprocess.Popen(command)
+    for missed in early:
+        process.send_signal(missed)
+    code = process.wait()
     if code:
         raise RuntimeError(f"the training failed: {command[0]} ended with status {code}; its output says which rank")
 

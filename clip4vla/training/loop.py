@@ -53,7 +53,7 @@ def train(job: Job) -> None:
     engine = Engine(model, objective, job.training.optimizer, job.trainer, micro_batches, device, checkpoints)
     step = engine.resume()
     batches = TrainingBatches(store, clip_view(job, model), order, rank, world_size)
-    with open_tracker(job.root, rank).start(job.task, job.task, {"kind": job.task}, run_id=job.run_id) as run:
+    with open_tracker(job.root, rank).start(job.task, job.task, {}, run_id=job.run_id) as run:
         figures = _run_steps(job, engine, batches, step, run)
         weights = engine.collect_weights()
         if weights is not None:

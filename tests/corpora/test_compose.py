@@ -41,8 +41,8 @@ def test_both_parts_are_read_by_their_adapters(corpus: Path, stamp_params: Stamp
     for record in records:
         label = labels["clips"][record.clip_id]
         assert label["sound"] in labels["sound"]
-        assert label["word"] in labels["word"]
-        assert all(label["seen"] in text.text and label["word"] in text.text for text in record.texts[:3])
+        assert label["speech"] in labels["speech"]
+        assert all(label["seen"] in text.text and label["speech"] in text.text for text in record.texts[:3])
 
 
 def test_a_clip_can_be_seen_and_heard(corpus: Path, stamp_params: StampScenesParams) -> None:

@@ -27,13 +27,13 @@ def scores(shift: float = 0.0, **others: float) -> Scores:
         for column, modality in enumerate(("vision", "audio", "both"))
         for k in (1, 5, 10)
     }
-    values |= {name.replace("__", "/"): value for name, value in others.items()}
+    values |= {f"{name.replace('__', '/')}/R@1": value for name, value in others.items()}
     return Scores("abc", values, {"text_to_clip/both/R@1": (1.0, 30.0)})
 
 
 def probed() -> Scores:
     return scores(
-        probe__nonverbal__sound=66.0, probe__nonverbal__word=2.0, probe__verbal__sound=6.0, probe__verbal__word=13.0
+        probe__nonverbal__sound=66.0, probe__nonverbal__speech=2.0, probe__verbal__sound=6.0, probe__verbal__speech=13.0
     )
 
 
@@ -109,7 +109,7 @@ def test_names_of_curves_that_end_together_do_not_overlap() -> None:
             lambda: ablation_figure({"a": scores(), "b": Scores("abc", {"text_to_clip/both/R@1": 1.0})}),
             "text_to_clip/vision/R@1 is missing",
         ),
-        (lambda: retrieval_figure(Scores("abc", {"probe/verbal/word": 1.0})), "no retrieval to draw"),
+        (lambda: retrieval_figure(Scores("abc", {"probe/verbal/speech/R@1": 1.0})), "no retrieval to draw"),
         (lambda: retrieval_figure(Scores("abc", {"text_to_clip/both/R@1": 1.0})), "both/R@5 is missing"),
         (lambda: similarity_figure(np.zeros(3)), "shape"),
         (lambda: loss_figure({}), "without values"),

@@ -32,7 +32,9 @@ def table(queries: int = 12, seed: int = 0) -> QueryTable:
 @pytest.fixture
 def scores() -> Scores:
     queries = {"text_to_clip/both": table(), "clip_to_text/vision": table(seed=1)}
-    return summarise("abc", queries, 100, 0, {"probe/nonverbal/sound": 66.0}, {"probe/nonverbal/sound": (60.0, 70.0)})
+    return summarise(
+        "abc", queries, 100, 0, {"probe/nonverbal/sound/R@1": 66.0}, {"probe/nonverbal/sound/R@1": (60.0, 70.0)}
+    )
 
 
 def same(one: Scores, other: Scores) -> bool:
@@ -61,7 +63,7 @@ def test_writing_twice_gives_the_same_bytes(scores: Scores, tmp_path: Path) -> N
 
 
 def test_scores_without_queries_survive(tmp_path: Path) -> None:
-    scores = Scores("abc", {"probe/verbal/word": 1.0})
+    scores = Scores("abc", {"probe/verbal/speech/R@1": 1.0})
     scores.write(tmp_path)
     assert same(Scores.read(tmp_path), scores)
 
@@ -114,7 +116,7 @@ def test_a_failed_write_leaves_the_old_scores(scores: Scores, tmp_path: Path, mo
         (lambda d: d["values"].update(x="high"), "values.x"),
         (lambda d: d["values"].update(x=float("nan")), "values.x"),
         (lambda d: d["intervals"].update(missing=[1.0, 2.0]), "missing has no score"),
-        (lambda d: d["intervals"].update({"probe/nonverbal/sound": [2.0, 1.0]}), "runs backwards"),
+        (lambda d: d["intervals"].update({"probe/nonverbal/sound/R@1": [2.0, 1.0]}), "runs backwards"),
         (lambda d: d.update(test_set=""), "fingerprint"),
     ],
 )
@@ -193,4 +195,15 @@ def test_only_ranks_are_better_when_lower() -> None:
     assert lower_is_better("text_to_clip/both/MdR")
     assert lower_is_better("clip_to_text/vision/MnR")
     assert not lower_is_better("text_to_clip/both/R@10")
-    assert not lower_is_better("probe/nonverbal/sound")
+    assert not lower_is_better("probe/nonverbal/sound/R@1")
+
+
+def test_the_tree_holds_every_value_and_interval_once(scores: Scores) -> None:
+    tree = scores.tree()
+    assert tree["probe"]["nonverbal"]["sound"] == {"R@1": 66.0, "ci95": {"R@1": [60.0, 70.0]}}
+    both = tree["text_to_clip"]["both"]
+    assert {k: v for k, v in both.items() if k != "ci95"} == {
+        name.rsplit("/", 1)[1]: value for name, value in scores.values.items() if name.startswith("text_to_clip/both/")
+    }
+    assert both["ci95"]["R@1"] == list(scores.intervals["text_to_clip/both/R@1"])
+    assert json.dumps(tree)

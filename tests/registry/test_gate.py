@@ -15,7 +15,7 @@ from clip4vla.records import Decision
 from clip4vla.registry.gate import decide
 
 PRIMARY = "text_to_clip/both/R@1"
-PROBE = "probe/nonverbal/sound"
+PROBE = "probe/nonverbal/sound/R@1"
 
 
 def scores(rank: Sequence[float], probe: float = 60.0, test_set: str = "abc", prefix: str = "query") -> Scores:
@@ -202,7 +202,7 @@ def test_a_champion_without_the_score_must_be_evaluated_again() -> None:
 
 
 def test_primary_needs_per_query_results() -> None:
-    with pytest.raises(ValueError, match=r"no per-query results for the primary score probe/nonverbal/sound"):
+    with pytest.raises(ValueError, match=r"no per-query results for the primary score probe/nonverbal/sound/R@1"):
         judge(scores(ranks_with(9)), None, gate(primary=PROBE))
 
 

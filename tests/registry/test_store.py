@@ -77,12 +77,12 @@ def scores(value: float = 50.0, test_set: str = "abc") -> Scores:
     hit = np.array([[1.0] * 3] * int(value) + [[0.0] * 3] * (100 - int(value)))
     names = tuple(f"q{index}" for index in range(100))
     table = QueryTable(names, names, QueryRanks(np.where(hit[:, 0] == 1, 1.0, 30.0), hit))
-    return summarise(test_set, {"text_to_clip/both": table}, 100, 0, {"probe/verbal/word": 13.0})
+    return summarise(test_set, {"text_to_clip/both": table}, 100, 0, {"probe/verbal/speech/R@1": 13.0})
 
 
 def run_result(root: Path, weights: str) -> tuple[str, Path]:
     """A finished run and a directory that looks like its result."""
-    with open_tracker(root).start("finetune", weights, {"kind": "finetune"}) as run:
+    with open_tracker(root).start("finetune", weights, {}) as run:
         pass
     directory = root / "results" / weights
     directory.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def test_a_version_says_what_it_is(registry: Registry, root: Path) -> None:
     assert found.tags["test_set"] == "abc"
     assert found.tags["git_revision"] == "unknown"
     assert found.tags["text_to_clip/both/R_at_1"] == "40.00"
-    assert found.tags["probe/verbal/word"] == "13.00"
+    assert found.tags["probe/verbal/speech/R_at_1"] == "13.00"
     assert found.tags["decision"] == "rejected"
     assert all(reason in found.description for reason in NO.reasons)
     assert champion_of(registry) is None

@@ -126,12 +126,12 @@ def _labels(things: list[Thing], captioned: list[Scene]) -> dict[str, Any]:
     """The texts a probe chooses among, and the right ones of each caption clip."""
     return {
         "sound": [sound_text(thing.label) for thing in things if thing.sound is not None],
-        "word": [thing.spoken for thing in things],
+        "speech": [thing.spoken for thing in things],
         "clips": {
             scene.clip_id: {
                 "seen": things[scene.seen].label,
                 "sound": sound_text(things[scene.heard].label),
-                "word": things[scene.said].spoken,
+                "speech": things[scene.said].spoken,
             }
             for scene in captioned
         },
