@@ -5,7 +5,7 @@ An unknown key, a missing key or a value out of range is a `ValueError` that nam
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -39,7 +39,7 @@ class StampScenesParams(Section):
     """Clips of the pretraining corpus; half are narrated (verbal), half are sounding (nonverbal)."""
     caption_pairs: dict[Literal["train", "val", "test"], Positive]
     """Pairs (sound heard, word said) of the caption corpus by split."""
-    pictures_per_pair: Annotated[int, Field(ge=1)]
+    pictures_per_pair: dict[Literal["train", "val", "test"], Positive]
     """Each pair is shown with this many different pictures, so that hearing alone can't tell the clips apart."""
     seconds: Annotated[float, Field(gt=1)]
     size: Annotated[int, Field(ge=32, multiple_of=2)]
@@ -159,6 +159,10 @@ class PretrainParams(TrainingParams):
     video_audio: Weight
     audio_audio: Weight
     text_video: Weight
+    text_text: Weight
+    """Published with self-supervision: texts against themselves, which only pushes different clips apart."""
+    video_video: Weight
+    """The same of what is seen: it only pushes different clips apart."""
 
 
 class FinetuneParams(TrainingParams):
@@ -185,6 +189,11 @@ class TrainerParams(Section):
     """`auto` is bf16 on a GPU and fp32 on a CPU."""
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     activation_checkpointing: bool
+    compile: bool
+    """Compile the towers with torch.compile; where that fails they run eagerly, with a warning."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None
+    """Peak TFLOP/s of a device, of which the MFU is the used share; null looks it up, and leaves the MFU out where
+    it isn't known."""
     loader_workers: Annotated[int, Field(ge=0)] | None
     """Processes that prepare a rank's batches; null means none on a CPU, where they would take its cores, and 8
     beside a GPU."""
@@ -226,9 +235,17 @@ class GateParams(Section):
     guards: tuple[GuardParams, ...]
 
 
-class Params(Section):
-    """`params.yaml`, whole."""
+PresetSection = Literal["audio", "model", "pretrain", "finetune"]
+"""What a preset may change: how a model is trained, not the data that it is trained on."""
 
+
+class Params(Section):
+    """`params.yaml`, whole, with the chosen preset laid over it."""
+
+    preset: str
+    """Which of `presets` is laid over the sections below."""
+    presets: dict[str, dict[PresetSection, dict[str, Any]]]
+    """Named changes to the sections below; what a preset doesn't name stays."""
     seed: int
     """Seed of training; the corpus and the bootstrap have their own."""
     stampscenes: StampScenesParams
@@ -243,6 +260,28 @@ class Params(Section):
     evaluate: EvaluateParams
     gate: GateParams
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lay_preset_over(cls, tree: Any) -> Any:
+        presets = tree.get("presets") if isinstance(tree, dict) else None
+        if not isinstance(presets, dict) or "preset" not in tree:
+            return tree
+        if tree["preset"] not in presets:
+            raise ValueError(f"preset: {tree['preset']!r} is none of {', '.join(presets)}")
+        changes = presets[tree["preset"]]
+        return _laid_over(tree, changes) if isinstance(changes, dict) else tree
+
+    @model_validator(mode="after")
+    def _every_preset_is_right(self) -> "Params":
+        for name, preset in self.presets.items():
+            for section, changes in preset.items():
+                base = getattr(self, section)
+                try:
+                    type(base).model_validate(_laid_over(base.model_dump(), changes))
+                except ValidationError as error:
+                    raise ValueError(f"presets.{name}.{section}.{_lines(error)[0].strip()}") from None
+        return self
+
     @model_validator(mode="after")
     def _roles_are_filled(self) -> "Params":
         for role in ("pretrain", "finetune"):
@@ -250,9 +289,16 @@ class Params(Section):
                 raise ValueError(f"corpora: none has the role {role}")
         return self
 
+    @model_validator(mode="after")
+    def _frames_are_stored(self) -> "Params":
+        for name, frames in (("pretrain", self.pretrain.frames), ("finetune", self.finetune.frames)):
+            if frames > self.clips.frames:
+                raise ValueError(f"{name}.frames is {frames}, but clips.frames, those stored, is {self.clips.frames}")
+        return self
 
-def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read and check `path`.
+
+def load_params(path: Path = Path("params.yaml"), preset: str | None = None) -> Params:
+    """Read and check `path`, with `preset` in place of the one that the file chooses.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -260,9 +306,25 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if preset is not None and isinstance(tree, dict):
+            tree["preset"] = preset
         return Params.model_validate(tree)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
-        raise ValueError("\n".join([f"{path} is not right:", *lines])) from None
+        raise ValueError("\n".join([f"{path} is not right:", *_lines(error)])) from None
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """A line per mistake: where, and what."""
+    return [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
+
+
+def _laid_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, section by section: a section's other keys stay."""
+    nested = {k: _laid_over(base[k], v) for k, v in changes.items() if _is_section(v) and _is_section(base.get(k))}
+    return {**base, **changes, **nested}
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, dict)

@@ -20,7 +20,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +28,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0
-"""Longest that a metric waits for the next batch."""
+"""Longest that a metric waits for the next batch, and that a flush waits for the store."""
+SYSTEM_SECONDS = 10.0
+"""Time between two samples of the system metrics."""
 
+_FLUSH_POLL_SECONDS = 0.005
 _METRICS_PER_BATCH = 1000
 _PARAMS_PER_BATCH = 100
 """Most that MLflow takes in one call."""
@@ -52,6 +56,10 @@ class Run(ABC):
     @abstractmethod
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record numbers of a step. Returns at once; they are written within seconds, and at the end at the latest."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Have the numbers so far written now; a store that doesn't answer within seconds gets them later."""
 
     @abstractmethod
     def tags(self, values: Mapping[str, str]) -> None:
@@ -81,6 +89,7 @@ class Tracker(ABC):
         tags: Mapping[str, str],
         parent: str | None = None,
         run_id: str | None = None,
+        system_metrics: bool = False,
     ) -> AbstractContextManager[Run]:
         """A run that lasts as long as the `with` block.
 
@@ -91,6 +100,7 @@ class Tracker(ABC):
             tags: git revision, `dvc.lock` hash and hardware are added.
             parent: id of the run that this one is a trial of.
             run_id: goes on with this run, as a training does that resumes after a crash; nothing of it is lost.
+            system_metrics: whether CPU, memory, disk, network and GPUs of this machine are recorded with it.
 
         Raises:
             ValueError: the run or experiment to go on with is gone.
@@ -106,6 +116,9 @@ class NullRun(Run):
         """Nothing."""
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
         """Nothing."""
 
     def tags(self, values: Mapping[str, str]) -> None:
@@ -132,6 +145,7 @@ class NullTracker(Tracker):
         tags: Mapping[str, str],  # noqa: ARG002
         parent: str | None = None,  # noqa: ARG002
         run_id: str | None = None,  # noqa: ARG002
+        system_metrics: bool = False,  # noqa: ARG002
     ) -> Iterator[Run]:
         """A run that leaves no trace."""
         yield NullRun()
@@ -152,13 +166,16 @@ class MlflowTracker(Tracker):
         tags: Mapping[str, str],
         parent: str | None = None,
         run_id: str | None = None,
+        system_metrics: bool = False,
     ) -> Iterator[Run]:
         """See `Tracker.start`."""
         all_tags = {**provenance(self._root), **tags}
         run = MlflowRun(self._client, self._open(experiment, run_name, all_tags, parent, run_id))
+        watch = _system_metrics(run.run_id, tracking_uri(self._root)) if system_metrics else nullcontext()
         status = "FAILED"
         try:
-            yield run
+            with watch:
+                yield run
             status = "FINISHED"
         except BaseException as error:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
@@ -230,6 +247,10 @@ class MlflowRun(Run):
         """See `Run.metrics`. MLflow allows no `@` in a name: `R@1` is recorded as `R_at_1`."""
         self._writer.add(values, step)
 
+    def flush(self) -> None:
+        """See `Run.flush`."""
+        self._writer.flush()
+
     def tags(self, values: Mapping[str, str]) -> None:
         """See `Run.tags`."""
         from mlflow.entities import RunTag
@@ -264,6 +285,34 @@ class MlflowRun(Run):
         self._writer.close()
 
 
+@contextmanager
+def _system_metrics(run_id: str, uri: str) -> Iterator[None]:
+    """Record this machine's metrics under `system/` of a run while the block lasts.
+
+    They go on where an earlier part of the run left off. Whatever keeps them from being recorded is a warning:
+    nobody trains for their sake.
+    """
+    monitor = _start_monitor(run_id, uri)
+    try:
+        yield
+    finally:
+        if monitor is not None:
+            monitor.finish()
+
+
+def _start_monitor(run_id: str, uri: str) -> "SystemMetricsMonitor | None":
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it tells of its every start and stop
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id, SYSTEM_SECONDS, resume_logging=True, tracking_uri=uri)
+        monitor.start()
+    except Exception as error:
+        log.warning("no system metrics are recorded: %s", error)
+        return None
+    return monitor
+
+
 class _MetricWriter:
     """Collects metrics and writes them from a thread of its own, which starts with the first one.
 
@@ -276,7 +325,7 @@ class _MetricWriter:
         self._run_id = run_id
         self._waiting: list[tuple[str, float, int, int]] = []
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._hurry, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def add(self, values: Mapping[str, float], step: int) -> None:
@@ -288,8 +337,15 @@ class _MetricWriter:
             self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
             self._thread.start()
 
+    def flush(self) -> None:
+        self._hurry.set()
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while self._waiting and time.monotonic() < deadline:
+            time.sleep(_FLUSH_POLL_SECONDS)
+
     def close(self) -> None:
         self._stop.set()
+        self._hurry.set()
         if self._thread is not None:
             self._thread.join()
         try:
@@ -298,7 +354,9 @@ class _MetricWriter:
             raise RuntimeError(f"{len(self._waiting)} metrics of run {self._run_id} are lost: {error}") from error
 
     def _work(self) -> None:
-        while not self._stop.wait(FLUSH_SECONDS):
+        while not self._stop.is_set():
+            self._hurry.wait(FLUSH_SECONDS)
+            self._hurry.clear()
             try:
                 self._flush()
             except Exception as error:

@@ -26,7 +26,7 @@ TINY_PARAMS: dict[str, Any] = {
         "things": 8,
         "pretrain_clips": 24,
         "caption_pairs": {"train": 6, "val": 2, "test": 4},
-        "pictures_per_pair": 2,
+        "pictures_per_pair": {"train": 2, "val": 2, "test": 2},
         "seconds": 1.2,
         "size": 48,
         "fps": 4,
@@ -85,6 +85,10 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def _updated(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(tree)
     for key, value in changes.items():
-        nested = isinstance(value, dict) and isinstance(tree.get(key), dict) and key not in {"floors", "caption_pairs"}
+        nested = (
+            isinstance(value, dict)
+            and isinstance(tree.get(key), dict)
+            and key not in {"floors", "caption_pairs", "pictures_per_pair"}
+        )
         merged[key] = _updated(tree[key], value) if nested else value
     return merged

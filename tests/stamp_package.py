@@ -21,7 +21,7 @@ def write_stamp_package(path: Path, extra: tuple[tarfile.TarInfo, ...] = ()) -> 
         for language in ("es", "fr"):
             files[f"{FOLDER}/{name}_desc_{language}.wav"] = _tone(300 + 90 * index, 0.4)
         if index < 6:
-            files[f"{FOLDER}/{name}.wav"] = _tone(2000 + 400 * index, 0.2)
+            files[f"{FOLDER}/{name}.wav"] = _tone(150 + 60 * index, 0.2)
     control = {"./control": b"Package: tuxpaint-stamps-default\nVersion: 2022.06.04-1\n"}
     members = {"debian-binary": b"2.0\n", "control.tar.xz": _tar(control), "data.tar.xz": _tar(files, extra)}
     path.write_bytes(b"!<arch>\n" + b"".join(_ar_member(name, data) for name, data in members.items()))

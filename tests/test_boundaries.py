@@ -32,7 +32,7 @@ DOORS = {
     "open_clip": ("clip4vla/model/",),
     "yaml": ("clip4vla/params.py",),
     "av": ("clip4vla/media/", "clip4vla/corpora/stampscenes/things.py"),
-    "lance": ("clip4vla/clips/",),
+    "lance": ("clip4vla/clips/", "benchmarks/clips.py"),
 }
 """The only files, or folders, that may import a third party; imports inside functions count."""
 

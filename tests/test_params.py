@@ -17,7 +17,7 @@ from tests.project import REPOSITORY
 
 FILE = REPOSITORY / "params.yaml"
 TREE: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-FREE = {("corpora",), ("stampscenes", "caption_pairs"), ("gate", "floors")}
+FREE = {("corpora",), ("stampscenes", "caption_pairs"), ("stampscenes", "pictures_per_pair"), ("gate", "floors")}
 """Sections whose keys are names of things."""
 
 
@@ -26,7 +26,7 @@ def sections(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
     if path not in FREE:
         yield path
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != "presets":
             yield from sections(value, (*path, key))
 
 
@@ -117,6 +117,53 @@ def test_a_value_out_of_range_is_named(changed: Callable[..., Path], key: str, v
 def test_every_mistake_is_told_at_once(changed: Callable[..., Path]) -> None:
     path = changed(lambda tree: (tree.pop("seed"), tree["model"].update(fusion="max"), tree.update(extra=1)))
     with pytest.raises(ValueError, match=r"seed: (.|\n)*model\.fusion: (.|\n)*extra: "):
+        load_params(path)
+
+
+@pytest.mark.parametrize("name", TREE["presets"])
+def test_a_preset_lies_over_the_sections_and_leaves_the_rest(changed: Callable[..., Path], name: str) -> None:
+    size = {"frames": 12, "size": 256, "max_seconds": 30.0}
+    before = load_params(changed(lambda tree: tree["clips"].update(size))).model_dump(mode="json")
+    after = load_params(changed(lambda tree: (tree["clips"].update(size), tree.update(preset=name)))).model_dump(
+        mode="json"
+    )
+    for section, changes in TREE["presets"][name].items():
+        optimizer = changes.get("optimizer", {})
+        flat = {key: value for key, value in changes.items() if key != "optimizer"}
+        assert flat.items() <= after[section].items()
+        assert optimizer.items() <= after[section].get("optimizer", {}).items()
+        untouched = before[section].keys() - changes.keys()
+        assert all(after[section][key] == before[section][key] for key in untouched)
+    untouched = before.keys() - TREE["presets"][name].keys() - {"preset"}
+    again = Params.model_validate(after).model_dump(mode="json")
+    assert all(again[section] == before[section] for section in untouched)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretrain": {"text_smell": 1.0}}, r"presets\.mine\.pretrain\.text_smell: "),
+        ({"finetune": {"optimizer": {"lr": 0}}}, r"presets\.mine\.finetune\.optimizer\.lr: "),
+        ({"clips": {"size": 128}}, r"presets\.mine\.clips"),
+    ],
+)
+def test_a_mistake_in_a_preset_that_is_not_chosen_is_named(
+    changed: Callable[..., Path], changes: dict[str, Any], message: str
+) -> None:
+    path = changed(lambda tree: tree["presets"].update(mine=changes))
+    with pytest.raises(ValueError, match=message):
+        load_params(path)
+
+
+def test_a_preset_that_is_not_there_is_named(changed: Callable[..., Path]) -> None:
+    path = changed(lambda tree: tree.update(preset="paper-tiktok"))
+    with pytest.raises(ValueError, match="preset: 'paper-tiktok' is none of default, paper"):
+        load_params(path)
+
+
+def test_more_frames_than_are_stored_are_refused(changed: Callable[..., Path]) -> None:
+    path = changed(lambda tree: tree["finetune"].update(frames=12))
+    with pytest.raises(ValueError, match=r"finetune\.frames is 12, but clips\.frames, those stored, is 4"):
         load_params(path)
 
 

@@ -15,8 +15,6 @@ from clip4vla.params import load_params
 from clip4vla.registry.store import Registry
 from tests.project import environment, make_project, read_params, run, write_params
 
-pytestmark = pytest.mark.slow
-
 PATIENCE_S = 60.0
 STAGES = [
     *("fetch", "corpus", "manifest@stampscenes-pretrain", "manifest@stampscenes-captions"),

@@ -4,12 +4,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics import system_metrics_monitor
 
 from clip4vla import tracking
 from clip4vla.tracking import MlflowTracker, open_client, open_tracker, prepare_store, tracking_uri
@@ -204,10 +206,11 @@ def test_a_setting_cannot_change_under_a_run(root: Path) -> None:
 
 
 def test_other_ranks_record_nothing(tmp_path: Path) -> None:
-    with open_tracker(tmp_path, rank=1).start("e", "r", TAGS, run_id="anything") as run:
+    with open_tracker(tmp_path, rank=1).start("e", "r", TAGS, run_id="anything", system_metrics=True) as run:
         assert run.run_id is None
         run.params({"lr": 1})
         run.metrics({"loss": 1.0}, 1)
+        run.flush()
         run.tags({"a": "b"})
         run.artifact(tmp_path / "missing")
         run.figure(Figure(), "f")
@@ -276,6 +279,81 @@ def test_a_store_that_stays_away_is_an_error_in_the_end() -> None:
     writer.add({"a": 1.0, "b": 2.0}, 1)
     with pytest.raises(RuntimeError, match="2 metrics of run run are lost: the store is away"):
         writer.close()
+
+
+def test_what_is_flushed_is_on_record(root: Path, client: MlflowClient) -> None:
+    with MlflowTracker(root).start("e", "r", TAGS) as run:
+        run.flush()  # nothing yet
+        for step in range(1200):
+            run.metrics({"loss": float(step)}, step)
+        run.flush()
+        assert len(client.get_metric_history(run.run_id, "loss")) == 1200
+
+
+def test_a_flush_does_not_wait_for_a_store_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.05)
+    client = FakeClient()
+    writer = tracking._MetricWriter(client, "run")
+    writer.add({"loss": 1.0}, 1)
+    writer.flush()
+    assert client.written == []
+    client.gate.set()
+    writer.close()
+    assert client.written == [("loss", 1.0, 1)]
+
+
+def monitors() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor"]
+
+
+def test_system_metrics_are_recorded_while_a_run_goes_on_and_when_it_resumes(
+    root: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "SYSTEM_SECONDS", 0.05)
+    tracker, run_id, recorded = MlflowTracker(root), None, [0]
+    for _ in range(2):
+        with tracker.start("e", "r", TAGS, run_id=run_id, system_metrics=True) as run:
+            run_id = run.run_id
+            deadline = time.monotonic() + 60
+            while (
+                len(history := client.get_metric_history(run_id, "system/cpu_utilization_percentage"))
+                < recorded[-1] + 2
+            ):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert monitors() == []
+        recorded.append(len(history))
+    steps = [metric.step for metric in client.get_metric_history(run_id, "system/cpu_utilization_percentage")]
+    assert steps == list(range(len(steps)))
+    assert client.get_run(run_id).data.metrics["system/system_memory_usage_megabytes"] > 0
+
+
+def test_only_runs_that_ask_for_system_metrics_have_them(root: Path) -> None:
+    with MlflowTracker(root).start("e", "r", TAGS):
+        assert monitors() == []
+
+
+def test_system_metrics_that_cannot_be_had_cost_a_warning(
+    root: Path, client: MlflowClient, monkeypatch, caplog
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no such sensor")
+
+    monkeypatch.setattr(system_metrics_monitor, "SystemMetricsMonitor", fail)
+    with MlflowTracker(root).start("e", "r", TAGS, system_metrics=True) as run:
+        run.metrics({"loss": 1.0}, 1)
+    assert "no system metrics are recorded: no such sensor" in caplog.text
+    found = client.get_run(run.run_id)
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"loss": 1.0})
+
+
+def test_system_metrics_end_with_a_run_that_fails(root: Path, client: MlflowClient) -> None:
+    tracker = MlflowTracker(root)
+    with pytest.raises(RuntimeError), tracker.start("e", "r", TAGS, system_metrics=True) as run:  # noqa: PT012
+        assert len(monitors()) == 1
+        raise RuntimeError("out of memory")
+    assert monitors() == []
+    assert client.get_run(run.run_id).info.status == "FAILED"
 
 
 def test_git_revision_marks_uncommitted_changes(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ drawn at random is a function of (seed, step, rank, micro-batch), so that the se
 same.
 """
 
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -34,8 +35,11 @@ from clip4vla.training.checkpoints import (
     make_universal,
     newest_checkpoint,
 )
+from clip4vla.training.flops import Precision
 from clip4vla.training.objective import Objective
 from clip4vla.training.optimizer import parameter_groups
+
+log = logging.getLogger(__name__)
 
 
 def join_ranks() -> tuple[int, int, torch.device]:
@@ -97,14 +101,16 @@ class Engine:
         self.objective = objective
         self.device = device
         self.micro_batches = micro_batches
-        self.half = trainer.precision == "bf16" or (trainer.precision == "auto" and device.type == "cuda")
+        half = trainer.precision == "bf16" or (trainer.precision == "auto" and device.type == "cuda")
+        self.precision: Precision = "bf16" if half else "fp32"
         # bf16 without ZeRO keeps no float32 weights to step on
-        self.zero_stage = max(1, trainer.zero_stage) if self.half else trainer.zero_stage
+        self.zero_stage = max(1, trainer.zero_stage) if half else trainer.zero_stage
         self._checkpoints = checkpoints
         self._found = newest_checkpoint(checkpoints)
         self._converts = self._found is not None and not self._found.fits(dist.get_world_size(), self.zero_stage)
         if trainer.activation_checkpointing:
             model.set_grad_checkpointing()
+        self._compiled = _compile_towers(model, self.zero_stage) if trainer.compile else []
         groups = parameter_groups(model, model.new_parameters(), optimizer)
         self._group_settings = [{key: group[key] for key in ("lr_ratio", "weight_decay")} for group in groups]
         self._adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps, fused=True)
@@ -120,11 +126,16 @@ class Engine:
             "gradient_accumulation_steps": self.micro_batches,
             "gradient_clipping": optimizer.clip_norm,
             "zero_optimization": {"stage": self.zero_stage},
-            "bf16": {"enabled": self.half},
+            "bf16": {"enabled": self.precision == "bf16"},
             "checkpoint": {"load_universal": self._converts},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 1_000_000_000,
         }
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the towers run compiled: it was asked for, and none has fallen back."""
+        return bool(self._compiled) and all(tower.runs_compiled for tower in self._compiled)
 
     @property
     def model(self) -> Clip4Vla:
@@ -249,6 +260,40 @@ class Engine:
         shutil.rmtree(final)
         # ZeRO 1 keeps float32 weights of what is trained only
         return {name: weights.get(f"model.{name}", kept).float() for name, kept in self.model.state_dict().items()}
+
+
+class _CompiledForward:
+    """A tower's forward pass, compiled at its first call and for each new kind of shape; without a compiler, eager."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        self._eager: Callable[..., Tensor] = tower.forward
+        # random numbers as eager draws them: the passes with and without a graph are compiled apart, but must agree
+        self._compiled = torch.compile(tower.forward, options={"fallback_random": True})
+        self.runs_compiled = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.runs_compiled:
+            try:
+                return self._compiled(*args, **kwargs)
+            except Exception as error:
+                # a compiler fails in many ways, all with the same cure; what isn't its fault fails again, eagerly
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                log.warning("a tower can't be compiled and runs eagerly: %s", reason)
+                self.runs_compiled = False
+        return self._eager(*args, **kwargs)
+
+
+def _compile_towers(model: Clip4Vla, zero_stage: int) -> list[_CompiledForward]:
+    """Compile the forward pass of each tower in its place; names of weights stay as they are."""
+    if zero_stage == 3:
+        log.warning("trainer.compile is left out: ZeRO 3 fetches weights in the middle of a tower")
+        return []
+    towers = [model.clip.visual, model.clip.transformer, model.audio]
+    towers += [model.fusion.transformer] if model.fusion is not None else []
+    compiled = [_CompiledForward(tower) for tower in towers]
+    for tower, forward in zip(towers, compiled, strict=True):
+        tower.forward = forward
+    return compiled
 
 
 def _shares(clips: int, pieces: int) -> list[slice]:

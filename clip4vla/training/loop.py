@@ -22,6 +22,7 @@ from clip4vla.model.towers import check_state
 from clip4vla.params import TrainerParams
 from clip4vla.tracking import Run, open_tracker, provenance
 from clip4vla.training.engine import Engine, join_ranks
+from clip4vla.training.flops import StepFlops, peak_flops
 from clip4vla.training.job import RUN_FILE, Job
 from clip4vla.training.meter import Meter, line
 from clip4vla.training.objective import Objective
@@ -53,7 +54,8 @@ def train(job: Job) -> None:
     engine = Engine(model, objective, job.training.optimizer, job.trainer, micro_batches, device, checkpoints)
     step = engine.resume()
     batches = TrainingBatches(store, clip_view(job, model), order, rank, world_size)
-    with open_tracker(job.root, rank).start(job.task, job.task, {}, run_id=job.run_id) as run:
+    tracker = open_tracker(job.root, rank)
+    with tracker.start(job.task, job.task, {}, run_id=job.run_id, system_metrics=True) as run:
         figures = _run_steps(job, engine, batches, step, run)
         weights = engine.collect_weights()
         if weights is not None:
@@ -106,29 +108,31 @@ def clip_view(job: Job, model: Clip4Vla) -> ClipView:
 
 
 def _run_steps(job: Job, engine: Engine, batches: TrainingBatches, start: int, run: Run) -> dict[str, float]:
-    """The steps from `start` on; final losses and mean speed."""
+    """The steps from `start` on; final losses, and the figures of the meter over all of them."""
     steps = batches.order.steps
     loaded = _start_loader(batches, start, loader_workers(job.trainer))
     stop = _stop_when_asked()
-    meter = Meter(batches.order.clips_per_step)
+    flops = StepFlops(engine.model, engine.objective)
+    meter = Meter(batches.order.clips_per_step, peak_flops(engine.device, engine.precision, job.trainer.peak_tflops))
     losses: dict[str, float] = {}
     waiting_since = time.monotonic()
     for step, batch in enumerate(loaded, start):
         waited = time.monotonic() - waiting_since
         lr = learning_rate(step, steps, job.training.optimizer)
         losses = engine.step(batch, lr, (job.seed, step, batches.rank))
-        meter.step(waited)
+        meter.step(waited, flops(batch))
         done = step + 1
         if done % job.trainer.log_every == 0 or done == steps:
             _report(done, steps, losses, lr, meter, run, batches.rank)
         # the signal reaches the ranks at different moments, but they must save the same step
         stopping = engine.any_rank(stop())
         if done < steps and (stopping or done % job.trainer.checkpoint_every == 0):
+            run.flush()  # a step that is never done again is on record
             engine.save(done, job.trainer.keep_checkpoints)
             if stopping:
                 raise SystemExit(STOPPED)
         waiting_since = time.monotonic()
-    return losses | {"clips_per_second": meter.mean_clips_per_second}
+    return losses | meter.read_whole()
 
 
 def loader_workers(trainer: TrainerParams) -> int:

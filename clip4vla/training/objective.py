@@ -43,8 +43,15 @@ TERMS: Mapping[str, tuple[tuple[View, View], Loss]] = {
     "text_video": (("text", "video"), _pair("text", "video")),
     "text_both": (("text", "both"), _pair("text", "both")),
     "audio_audio": (("audio", "audio_view"), _audio_audio),
+    "text_text": (("text", "text"), _pair("text", "text")),
+    "video_video": (("video", "video"), _pair("video", "video")),
 }
-"""Every term by its name in params.yaml: the views that it compares, and how."""
+"""Every term by its name in params.yaml: the views that it compares, and how.
+
+The last two compare features with themselves and so only push different clips apart. The published pretraining totals
+are `nce` = text_audio + video_audio and `tav_nce` = text_audio + 2 video_audio; with self-supervision the first adds
+audio_audio, the second audio_audio + text_text + video_video.
+"""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_both_parts_are_read_by_their_adapters(corpus: Path, stamp_params: Stamp
         assert videos == {f"{record.clip_id}.mp4" for record in records}
     splits = [record.split for record in records]
     pairs = stamp_params.caption_pairs
-    assert {s: splits.count(s) for s in pairs} == {s: n * stamp_params.pictures_per_pair for s, n in pairs.items()}
+    assert {s: splits.count(s) for s in pairs} == {s: n * stamp_params.pictures_per_pair[s] for s, n in pairs.items()}
     labels = json.loads((corpus / "labels.json").read_text(encoding="utf-8"))
     assert set(labels["clips"]) == {record.clip_id for record in records}
     for record in records:

@@ -15,7 +15,12 @@ SPOKEN = [f"una cosa{index}" for index in range(THINGS)]
 
 def params(stamp_params: StampScenesParams, seed: int) -> StampScenesParams:
     pairs = {"train": 150, "val": 30, "test": 60}
-    changes = {"seed": seed, "pretrain_clips": 100, "caption_pairs": pairs, "pictures_per_pair": 3}
+    changes = {
+        "seed": seed,
+        "pretrain_clips": 100,
+        "caption_pairs": pairs,
+        "pictures_per_pair": dict.fromkeys(pairs, 3),
+    }
     return stamp_params.model_copy(update=changes)
 
 

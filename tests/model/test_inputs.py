@@ -50,7 +50,8 @@ def test_published_token_ids() -> None:
     tokenizer = Tokenizer("stamp-small", 32)
     for case in facts["retrieval_text"]:
         expected = [0 if token == PUBLISHED_PADDING else token for token in case["input_ids"]]
-        assert tokenizer([case["text"]])[0].tolist() == expected
+        tokens = tokenizer([case["text"], " ".join(["word"] * 40)])  # the second fills all places
+        assert tokens[0].tolist() == expected
     for case in facts["tokenize"]:
         tokens = tokenizer([case["text"]])[0]
         assert tokens[1 : 1 + len(case["ids"])].tolist() == case["ids"]

@@ -36,6 +36,7 @@ class Case:
     dropout: float = 0.0
     clip_norm: float = 1000.0
     activation_checkpointing: bool = False
+    compile: bool = False
     steps: int = 3
     augmented: bool = True
 
@@ -51,6 +52,8 @@ class Case:
             precision=self.precision,
             zero_stage=self.zero_stage,
             activation_checkpointing=self.activation_checkpointing,
+            compile=self.compile,
+            peak_tflops=None,
             loader_workers=0,
             checkpoint_every=1,
             keep_checkpoints=1,

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.clips import write_clips
+from benchmarks.small_training import CLIPS
 from clip4vla.clips.loader import ClipStore
 from clip4vla.model.checkpoints import save_model
 from clip4vla.training.job import Job, read_run
 from clip4vla.training.loop import build_model, order_clips
-from tests.training.jobs import CLIPS, make_job, write_clips
+from tests.training.jobs import make_job
 from tests.training.tiny import build
 
 

@@ -6,18 +6,18 @@ at last, with the very weights of one that ran through. What a killed launcher l
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.clips import write_clips
+from benchmarks.small_training import Training, wait_until_nobody_works_in
 from clip4vla.model.checkpoints import load_model
 from clip4vla.training.checkpoints import (
     Notes,
@@ -26,14 +26,12 @@ from clip4vla.training.checkpoints import (
     finish_checkpoint,
     newest_checkpoint,
 )
-from clip4vla.training.job import Job, read_run
+from clip4vla.training.job import read_run
 from clip4vla.training.launch import launch
 from tests.project import REPOSITORY, TINY_ARCHITECTURE
-from tests.training.jobs import STEPS, make_job, write_clips
+from tests.training.jobs import STEPS, make_job
 
 pytestmark = pytest.mark.slow
-
-PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -47,73 +45,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(directory)
     yield directory
     os.chdir(before)
-
-
-class Training:
-    """`launch(job)` in a process of its own, whose lines are read as they come."""
-
-    def __init__(self, job: Job) -> None:
-        job_file = job.root / "story.json"
-        job.write(job_file)
-        code = (
-            f"from pathlib import Path; from clip4vla.training.job import Job; "
-            f"from clip4vla.training.launch import launch; launch(Job.read(Path({str(job_file)!r})))"
-        )
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=job.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.steps: list[int] = []
-
-    def until(self, step: int) -> None:
-        """Read until `step` is printed."""
-        assert self.process.stdout is not None
-        for output in self.process.stdout:
-            found = re.match(r"\s*step +(\d+)/", output)
-            self.steps += [int(found[1])] if found else []
-            if self.steps and self.steps[-1] >= step:
-                return
-        raise AssertionError(f"ended before step {step}: {self.process.communicate()[1][-3000:]}")
-
-    def ranks(self) -> dict[int, int]:
-        """Process id by rank."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and parent_of(int(entry.name)) == self.process.pid:
-                environment = (entry / "environ").read_bytes().split(b"\0")
-                rank = [e for e in environment if e.startswith(b"RANK=")]
-                found |= {int(rank[0].removeprefix(b"RANK=")): int(entry.name)} if rank else {}
-        return found
-
-    def end(self) -> tuple[int, str]:
-        """Exit status and what it said on its errors."""
-        _, errors = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, errors
-
-
-def parent_of(pid: int) -> int | None:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except (OSError, IndexError):
-        return None
-
-
-def working_in(directory: Path) -> list[int]:
-    """Other processes whose working directory is `directory`, zombies left out."""
-    found = []
-    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-        try:
-            here = Path(f"/proc/{pid}/cwd").readlink() == directory
-        except OSError:  # gone, a zombie, or not ours
-            continue
-        found += [pid] if here and pid != os.getpid() else []
-    return found
-
-
-def wait_until_nobody_works_in(directory: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while left := working_in(directory):
-        assert time.monotonic() < deadline, f"still there: {left}"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +65,8 @@ def test_two_ranks_leave_a_result_that_loads_without_deepspeed(through: Path) ->
     facts = read_run(through)
     assert (facts["task"], facts["audio_token"], facts["world_size"]) == ("pretrain", "sample", 2)
     terms = {"text_audio", "video_audio", "text_video", "audio_audio"}
-    assert facts["metrics"].keys() == {*terms, "loss", "clips_per_second"}
+    assert facts["metrics"].keys() == {*terms, "loss", "clips_per_second", "data_wait", "memory_gb", "tflops"}
+    assert facts["metrics"]["tflops"] > 0
     assert facts["metrics"]["loss"] == pytest.approx(sum(facts["metrics"][term] for term in terms), rel=1e-4)
 
 
@@ -146,7 +78,7 @@ def test_stopped_killed_and_resumed_it_ends_with_the_same_weights(project: Path,
     finish_checkpoint(of_another_training, Notes(step=30, world_size=2, zero_stage=0), keep=2)
 
     asked_to_stop = Training(make_job(project, "story", loader_workers=1))
-    asked_to_stop.until(3)
+    assert asked_to_stop.until(3), asked_to_stop.end()
     asked_to_stop.process.send_signal(signal.SIGTERM)
     status, errors = asked_to_stop.end()
     assert asked_to_stop.steps[0] == 1
@@ -157,7 +89,7 @@ def test_stopped_killed_and_resumed_it_ends_with_the_same_weights(project: Path,
     wait_until_nobody_works_in(project)
 
     rank_killed = Training(job)
-    rank_killed.until(stopped.step + 4)
+    assert rank_killed.until(stopped.step + 4), rank_killed.end()
     assert rank_killed.steps[0] == stopped.step + 1
     os.kill(rank_killed.ranks()[1], signal.SIGKILL)
     status, errors = rank_killed.end()

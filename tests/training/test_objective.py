@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from benchmarks.parity.losses import TOTALS
 from clip4vla.model.clip4vla import Features
 from clip4vla.params import load_params
 from clip4vla.training.objective import TERMS, Objective
 from tests.training.tiny import EVERYTHING, build, make_batch, naive_losses
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
-SCALE = torch.tensor([20.0])
+SCALE = torch.tensor([4.0])  # low enough for vectors compared with themselves to leave a loss
 VIEWS = ("text", "video", "audio", "audio_view", "both")
 
 
@@ -46,7 +47,8 @@ def test_every_term_sends_a_gradient_to_the_views_it_compares_and_to_no_other(fe
 
 
 def test_the_gradient_of_the_total_is_the_weighted_sum_of_the_terms_gradients() -> None:
-    model, batch, weights = build(), make_batch(8, 0), EVERYTHING.weights
+    model, batch = build(), make_batch(8, 0)
+    weights = {**EVERYTHING.weights, "text_text": 0.4, "video_video": 0.6}
 
     def gradient(terms: dict[str, float]) -> torch.Tensor:
         objective = Objective(terms, "sample")
@@ -84,6 +86,23 @@ def test_a_batch_without_any_sound_has_losses_of_zero(features: Features) -> Non
 def test_the_total_is_the_sum(features: Features) -> None:
     losses = EVERYTHING.losses(features, SCALE)
     assert EVERYTHING.total(losses).item() == pytest.approx(sum(loss.item() for loss in losses.values()))
+
+
+@pytest.mark.parametrize("total", TOTALS)
+def test_the_published_totals_are_weights_of_a_pretraining(features: Features, total: str) -> None:
+    terms = naive_losses(features, SCALE, dict.fromkeys(TERMS, 1.0))
+    nce = terms["text_audio"] + terms["video_audio"]
+    tav_nce = nce + terms["video_audio"]
+    expected = {
+        "nce": nce,
+        "nce_ss": nce + terms["audio_audio"],
+        "tav_nce": tav_nce,
+        "tav_nce_ss": tav_nce + terms["audio_audio"] + terms["text_text"] + terms["video_video"],
+    }
+    nothing = {name: 0.0 for name in TERMS if hasattr(PARAMS.pretrain, name)}
+    objective = Objective.of(PARAMS.pretrain.model_copy(update=nothing | TOTALS[total]), "sample")
+    found = objective.total(objective.losses(features, SCALE))
+    assert found.item() == pytest.approx(expected[total].item(), rel=1e-5)
 
 
 def test_only_terms_with_a_weight_are_computed_and_only_their_views_asked_for() -> None:

@@ -99,6 +99,8 @@ def naive_losses(features: Features, scale: Tensor, weights: dict[str, float]) -
         "text_video": lambda: naive_info_nce(features.text[seen], features.video[seen], scale),
         "text_both": lambda: naive_info_nce(features.text, features.both, scale),
         "audio_audio": lambda: naive_nt_xent(features.audio[heard], features.audio_view[heard], scale),
+        "text_text": lambda: naive_info_nce(features.text, features.text, scale),
+        "video_video": lambda: naive_info_nce(features.video[seen], features.video[seen], scale),
     }
     return {name: weight * terms[name]() for name, weight in weights.items()}
 

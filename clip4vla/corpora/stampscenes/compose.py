@@ -28,7 +28,7 @@ from clip4vla.corpora.stampscenes.scenes import (
     pretraining_text,
     sound_text,
 )
-from clip4vla.corpora.stampscenes.things import Thing, decode_stamp, read_stamps
+from clip4vla.corpora.stampscenes.things import Thing, decode_stamp, likeness, read_stamps
 from clip4vla.media.encode import encode
 from clip4vla.params import StampScenesParams, load_params
 from clip4vla.progress import track
@@ -37,6 +37,8 @@ DESTINATION = Path("data/corpora/stampscenes")
 SAMPLE_RATE = 16_000
 PICTURE_SHARE = 0.9
 """Largest side of a picture, of the frame's."""
+SAME_SOUND = 0.6
+"""Sounds that correlate more than this are recordings of one."""
 MSRVTT_SPLIT = {"train": "train", "val": "validate", "test": "test"}
 
 _worker: dict[str, Any] = {}
@@ -58,7 +60,10 @@ def compose(deb: Path, params: StampScenesParams, destination: Path) -> None:
 
 
 def choose_things(deb: Path, params: StampScenesParams) -> tuple[list[Thing], int]:
-    """The vocabulary, those with a sound effect first, and how many these are."""
+    """The vocabulary, those with a sound effect first, and how many these are.
+
+    Of several things that sound alike (a camel and a dromedary do) the first is taken, so that a sound tells.
+    """
     stamps = read_stamps(deb, params.language)
     sounding = [stamp for stamp in stamps if stamp.sound]
     silent = [stamp for stamp in stamps if not stamp.sound]
@@ -67,14 +72,21 @@ def choose_things(deb: Path, params: StampScenesParams) -> tuple[list[Thing], in
     things: list[Thing] = []
     sounds = 0
     for stamp in [*sounding, *silent]:
+        if len(things) == params.things:
+            break
         thing = decode_stamp(stamp, sample_rate=SAMPLE_RATE, picture_side=side)
-        if len(thing.voice) > params.seconds * SAMPLE_RATE or len(things) == params.things:
-            continue
-        things.append(thing)
-        sounds += thing.sound is not None
+        if len(thing.voice) <= params.seconds * SAMPLE_RATE and not _is_heard(thing, things):
+            things.append(thing)
+            sounds += thing.sound is not None
     if len(things) < params.things:
         raise ValueError(f"stampscenes.things is {params.things}, but the package has {len(things)} usable ones")
     return things, sounds
+
+
+def _is_heard(thing: Thing, things: list[Thing]) -> bool:
+    """Whether one of `things` sounds like `thing`."""
+    heard = thing.sound
+    return heard is not None and any(t.sound is not None and likeness(heard, t.sound) > SAME_SOUND for t in things)
 
 
 def _render_all(scenes: list[Scene], things: list[Thing], params: StampScenesParams, videos: Path) -> None:

@@ -69,7 +69,7 @@ def caption_scenes(params: StampScenesParams, things: int, sounding: int) -> lis
         for _ in range(count):
             heard, said = pairs[next(chosen)]
             unlike = [thing for thing in range(things) if thing not in (heard, said)]
-            for seen in rng.choice(unlike, params.pictures_per_pair, replace=False):
+            for seen in rng.choice(unlike, params.pictures_per_pair[split], replace=False):
                 scenes.append(Scene(f"video{len(scenes)}", split, int(seen), heard, said, None))
     return scenes
 

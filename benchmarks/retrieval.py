@@ -1,0 +1,62 @@
+"""`python -m benchmarks.retrieval`: time to score queries against a gallery, and to say how sure the scores are.
+
+Vectors in, scores with 95 % bootstrap intervals out, on the CPU: similarities, ranks, and resampling, each timed.
+"""
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.measure import median_seconds, report
+from clip4vla.evaluation.retrieval import ranks, retrieval_intervals, retrieval_scores
+
+CPU = torch.device("cpu")
+
+
+def unit_vectors(rng: np.random.Generator, number: int, width: int) -> NDArray[np.float32]:
+    """(number, width) of length 1."""
+    vectors = rng.standard_normal((number, width), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def measure(queries: int, gallery: int, width: int, resamples: int, repeats: int) -> dict[str, float]:
+    """Seconds of each part; query q belongs to item q, or to one of them where the gallery is smaller."""
+    rng = np.random.default_rng(0)
+    texts, clips = unit_vectors(rng, queries, width), unit_vectors(rng, gallery, width)
+    positives = np.stack([np.arange(queries), np.arange(queries) % gallery], axis=1)
+    groups = [f"clip{item}" for item in positives[:, 1]]
+    similarity = texts @ clips.T
+    found = ranks(similarity, positives)
+    parts = {
+        "similarity_s": median_seconds(lambda: texts @ clips.T, CPU, warmup=1, repeats=repeats),
+        "ranks_s": median_seconds(lambda: ranks(similarity, positives), CPU, warmup=0, repeats=repeats),
+        "scores_s": median_seconds(lambda: retrieval_scores(found), CPU, warmup=0, repeats=repeats),
+        "bootstrap_s": median_seconds(
+            lambda: retrieval_intervals(found, groups, resamples, seed=0), CPU, warmup=0, repeats=repeats
+        ),
+    }
+    total = sum(parts.values())
+    return {"queries": queries, "gallery": gallery, **parts, "total_s": total, "queries_per_s": queries / total}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Score at every gallery size, and print one JSON line."""
+    parser = ArgumentParser(prog="python -m benchmarks.retrieval", description=__doc__)
+    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--galleries", type=int, nargs="+", default=[1000, 100_000])
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=3)
+    settings = parser.parse_args(arguments)
+    rows = [
+        measure(settings.queries, gallery, settings.width, settings.resamples, settings.repeats)
+        for gallery in settings.galleries
+    ]
+    report("retrieval", CPU, settings, {"galleries": rows}, packages=("numpy",))
+
+
+if __name__ == "__main__":
+    main()

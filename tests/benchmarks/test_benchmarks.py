@@ -1,0 +1,123 @@
+"""Each benchmark at a tiny size: one JSON line, with figures that fit together. How fast it is, is no test."""
+
+import builtins
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import audio_frontend, contrastive, loader, retrieval
+from benchmarks.clips import write_clips
+from tests.project import REPOSITORY
+
+TRAIN_STEP = """
+import sys
+sys.modules |= dict.fromkeys(("lance", "av", "mlflow", "prefect"))  # whoever imports them is told that there are none
+from benchmarks.train_step import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Run a benchmark with arguments; the results in the one line that it prints."""
+
+    def of(main: Callable[[list[str]], None], *arguments: object) -> dict[str, Any]:
+        main([str(argument) for argument in arguments])
+        [line] = capsys.readouterr().out.splitlines()
+        facts = json.loads(line)
+        assert main.__module__ == f"benchmarks.{facts['benchmark']}"
+        results: dict[str, Any] = facts["results"]
+        return results
+
+    return of
+
+
+def test_audio_front_end(run: Callable[..., dict[str, Any]]) -> None:
+    results = run(audio_frontend.main, "--clips", 2, "--tiles", 1, "--repeats", 1, "--device", "cpu")
+    assert results.keys() == {"mono", "stereo"}
+    for figures in results.values():
+        assert figures.keys() == {"ms_per_clip", "audio_s_per_s", "audio_s_per_s_per_core"}
+        assert figures["audio_s_per_s"] * figures["ms_per_clip"] == pytest.approx(1792, rel=1e-3)
+
+
+def test_retrieval(run: Callable[..., dict[str, Any]]) -> None:
+    sizes = ("--queries", 20, "--galleries", 10, 40, "--width", 8, "--resamples", 10, "--repeats", 1)
+    rows = run(retrieval.main, *sizes)["galleries"]
+    assert [(row["queries"], row["gallery"]) for row in rows] == [(20, 10), (20, 40)]
+    for row in rows:
+        parts = [row[f"{part}_s"] for part in ("similarity", "ranks", "scores", "bootstrap")]
+        assert min(parts) > 0
+        assert row["total_s"] == pytest.approx(sum(parts))
+        assert row["queries_per_s"] == pytest.approx(20 / row["total_s"])
+
+
+def test_contrastive(run: Callable[..., dict[str, Any]]) -> None:
+    sizes = ("--batches", 3072, 4096, "--naive-up-to", 3072, "--width", 8, "--repeats", 1, "--device", "cpu")
+    first, second = run(contrastive.main, *sizes)["batches"]
+    matrix = 4 * 3072**2
+    assert 3 * matrix < first["naive"]["bytes"] < 6 * matrix
+    assert first["naive_memory_is"] == "measured"
+    assert first["times_less_memory"] == first["naive"]["bytes"] / first["blockwise"]["bytes"]
+    assert first["times_faster"] == first["naive"]["ms"] / first["blockwise"]["ms"]
+    assert second["naive"] is None
+    assert second["naive_memory_is"] == "extrapolated"
+    grown = (4096 / 3072) ** 2 * first["naive"]["bytes"]
+    assert second["times_less_memory"] == pytest.approx(grown / second["blockwise"]["bytes"])
+    assert "times_faster" not in second
+
+
+def test_the_naive_loss_is_the_blockwise_one() -> None:
+    generator = contrastive.torch.Generator().manual_seed(0)
+    a, b = (contrastive.torch.randn(9, 4, generator=generator) for _ in "ab")
+    scale = contrastive.torch.tensor([3.0])
+    contrastive.torch.testing.assert_close(contrastive.naive_info_nce(a, b, scale), contrastive.info_nce(a, b, scale))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_loader(run: Callable[..., dict[str, Any]], workers: int) -> None:
+    sizes = ("--clips", 6, "--frames", 2, "--size", 40, "--image-size", 32, "--seconds", 0.1)
+    results = run(loader.main, *sizes, "--batch", 4, "--batches", 2, "--workers", workers)
+    assert results["clips_per_s"] == results["clips_per_s_per_process"] > 0
+    parts = results["ms_per_clip"]
+    assert min(parts["read"], parts["jpeg"]) > 0
+    assert parts["read"] + parts["jpeg"] + parts["rest"] == pytest.approx(parts["all"])
+
+
+def test_without_lance_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = builtins.__import__
+
+    def without_lance(name: str, *rest: Any) -> Any:
+        if name == "lance":
+            raise ModuleNotFoundError("No module named 'lance'")
+        return found(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_lance)
+    with pytest.raises(SystemExit, match=r"No module named 'lance'; `pip install pylance av`"):
+        write_clips(tmp_path / "clips.lance")
+
+
+@pytest.mark.parametrize(("micro_batch", "precision"), [(2, "fp32"), (4, "bf16")])
+def test_train_step(micro_batch: int, precision: str) -> None:
+    """In a process of its own, since it joins a process group; it needs what is on any GPU machine and no more."""
+    sizes = f"--architecture stamp-small --batch 4 --micro-batch {micro_batch} --frames 1 --tiles 1 --words 8"
+    length = f"--warmup 1 --steps 1 --precision {precision} --peak-tflops 0.5"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", TRAIN_STEP, *sizes.split(), *length.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [line] = done.stdout.splitlines()
+    results = json.loads(line)["results"]
+    assert (results["precision"], results["cached_gradients"], results["compiled"]) == (
+        *(precision, micro_batch < 4, False),
+    )
+    assert results["clips_per_s"] == pytest.approx(4 / results["s_per_step"])
+    assert results["tflops"] == pytest.approx(results["clips_per_s"] * results["useful_tflop_per_clip"])
+    assert results["mfu"] == pytest.approx(results["tflops"] / results["peak_tflops"])
+    assert results["peak_tflops"] == 0.5
+    assert results["peak_memory_gb"] > 0
