@@ -1,8 +1,9 @@
-"""What presets are worth: pretraining and fine-tuning of each, same data, same budget, several seeds, one JSON line.
+"""What presets are worth: pretraining and fine-tuning of each on the same data and budget, with several seeds.
 
-    python -m benchmarks.presets default paper published --seeds 3 --pretrain-epochs 4 --finetune-epochs 3 --out DIR
+    python -m benchmarks.presets default paper --seeds 3 --pretrain-epochs 4 --finetune-epochs 3 --out runs/presets
 
-Works on the clips that `dvc repro clips` leaves. Each run result stays in DIR; one that is there isn't run again.
+Works on the clips that `dvc repro clips` leaves, and prints a JSON line for each preset. A run result stays in the
+directory; one that is there isn't run again.
 """
 
 import argparse

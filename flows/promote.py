@@ -51,7 +51,7 @@ def _judge_anew(params: Params, registry: Registry, version: str) -> Scores:
 
 def report() -> str:
     """Markdown: the decision and why."""
-    decision = json.loads((OUT).read_text(encoding="utf-8"))
+    decision = json.loads(OUT.read_text(encoding="utf-8"))
     verdict = "promoted" if decision["promote"] else "not promoted"
     reasons = "\n".join(f"- {reason}" for reason in decision["reasons"])
     return f"# {decision['model']} version {decision['version']}: {verdict}\n\n{reasons}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip4vla.corpora.stampscenes.things import decode_stamp, read_stamps
+from clip4vla.corpora.stampscenes.things import decode_stamp, likeness, read_stamps
 from tests.stamp_package import NAMES
 
 
@@ -40,3 +40,11 @@ def test_a_stamp_that_cannot_be_decoded_is_named(package: Path, part: str) -> No
     broken = dataclasses.replace(stamp, **{part: b"this is neither a picture nor a sound"})
     with pytest.raises(ValueError, match=stamp.label):
         decode_stamp(broken, sample_rate=16000, picture_side=30)
+
+
+def test_a_sound_is_like_itself_louder_and_later_but_not_like_another() -> None:
+    noise = np.random.default_rng(0).standard_normal((2, 16000)).astype(np.float32)
+    later = np.concatenate([np.zeros(800, np.float32), 0.3 * noise[0]])
+    assert likeness(noise[0], later) == pytest.approx(1, abs=0.01)
+    assert likeness(noise[0], noise[1]) < 0.2
+    assert likeness(noise[0], np.zeros(16000, np.float32)) == 0

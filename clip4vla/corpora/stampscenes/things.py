@@ -105,7 +105,8 @@ def decode_stamp(stamp: Stamp, *, sample_rate: int, picture_side: int) -> Thing:
 def likeness(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """The greatest correlation of two sounds over all shifts, 0 to 1; 1 is the same sound, louder or not.
 
-    Looks at what lies below a sixteenth of their sample rate, which tells recordings apart at a fraction of the cost.
+    Compares means of `COARSE` samples, which tells recordings apart at a fraction of the cost. (Pure tones above a
+    sixteenth of the sample rate fold onto others there; recordings aren't pure tones.)
     """
     low = [wave[: len(wave) // COARSE * COARSE].reshape(-1, COARSE).mean(axis=1) for wave in (one, other)]
     energy = float(np.linalg.norm(low[0]) * np.linalg.norm(low[1]))
