@@ -26,7 +26,14 @@ from clip4vla.training.meter import peak_memory_gb
 from clip4vla.training.objective import Objective
 
 OPTIMIZER = OptimizerParams(
-    lr=1e-4, clip_lr_ratio=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, warmup=0.1, clip_norm=1.0
+    lr=1e-4,
+    text_lr_ratio=0.1,
+    vision_lr_ratio=0.1,
+    betas=(0.9, 0.98),
+    eps=1e-6,
+    weight_decay=0.2,
+    warmup=0.1,
+    clip_norm=1.0,
 )
 OBJECTIVE = Objective({"text_both": 1.0, "text_video": 1.0, "text_audio": 1.0}, "both")
 """Fine-tuning's: every tower once."""
@@ -71,7 +78,7 @@ def make_batch(model: Clip4Vla, settings: Namespace) -> Batch:
         video_mask=torch.ones(clips, settings.frames, dtype=torch.bool),
         waveform=torch.randn(clips, 1, length, generator=generator).mul_(0.1),
         samples=torch.full((clips,), length),
-        tokens=tokens,
+        tokens=tokens.unsqueeze(1),
         audio_types=torch.zeros(clips, dtype=torch.int64),
     )
 

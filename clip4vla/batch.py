@@ -2,7 +2,7 @@
 
 Shape legend, here and in every tensor file of the package:
 B clips, F frames, H and W pixels, C audio channels (1 or 2), S samples, T audio tiles, R rows and bands of a
-tile, L text tokens, D embedding width.
+tile, K sentences of a clip, L text tokens, D embedding width.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Batch:
     samples: Tensor
     """(B,) int64, samples that are sound."""
     tokens: Tensor
-    """(B, L) int64 text tokens."""
+    """(B, K, L) int64 text tokens."""
     audio_types: Tensor
     """(B,) int64, see AUDIO_TYPE_INDEX."""
 

@@ -77,8 +77,13 @@ class ClipsParams(Section):
     jpeg_quality: Annotated[int, Field(ge=1, le=100)]
     max_seconds: Annotated[float, Field(gt=0)]
     """A longer clip keeps the middle of its sound."""
+    verbal_above: Fraction | None
+    """Texts whose corpus doesn't say what they are about count as verbal where more of the sound than this is speech,
+    else as nonverbal; null leaves them as they are, and the tower listens for both."""
     workers: Annotated[int, Field(ge=0)]
     """Processes that decode; 0 means one per core."""
+    dask: str | None
+    """Address of a Dask cluster whose workers decode instead (`tcp://host:8786`), on a file system shared with it."""
     max_reject_fraction: Fraction
     """The stage fails when a larger fraction of its records is rejected."""
 
@@ -123,9 +128,11 @@ class OptimizerParams(Section):
     """AdamW with linear warm-up and cosine decay."""
 
     lr: Annotated[float, Field(gt=0)]
-    """Peak rate of the new parts (type tokens, fusion) and of everything that is trained from scratch."""
-    clip_lr_ratio: Weight
-    """Rate of the towers that start from CLIP weights, as a multiple of `lr`."""
+    """Peak rate of the audio tower and the fusion."""
+    text_lr_ratio: Weight
+    """Rate of CLIP's text tower, as a multiple of `lr`: far below 1 when it starts from weights worth keeping."""
+    vision_lr_ratio: Weight
+    """The same of CLIP's image tower."""
     betas: tuple[Fraction, Fraction]
     eps: Annotated[float, Field(gt=0)]
     weight_decay: Weight
@@ -147,6 +154,8 @@ class TrainingParams(Section):
     """Frames per clip, of those stored."""
     words: Annotated[int, Field(ge=4)]
     """Text tokens, start and end included."""
+    sentences: Positive
+    """Sentences of a clip that a step reads, drawn anew each time; the terms with text are means over them."""
     time_shift: bool
     """Begin each sound anywhere in itself and go round, anew each epoch: when a thing sounds tells nothing."""
     optimizer: OptimizerParams

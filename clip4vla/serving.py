@@ -109,7 +109,7 @@ class Embedder(PythonModel):
     def _embed_clips(self, clips: list[Clip]) -> list[list[float]]:
         if not clips:
             return []
-        batch = collate(clips, [Text("")] * len(clips), self._view, None).to(self._device)
+        batch = collate(clips, [[Text("")]] * len(clips), self._view, None).to(self._device)
         features = self._model(batch, audio_token=self._model.params.audio_token, views={"both"})
         return features.both.tolist()
 

@@ -93,7 +93,8 @@ def headline_params(job: Job) -> dict[str, Any]:
         "frames": training.frames,
         "tiles": job.audio.tiles,
         "lr": optimizer.lr,
-        "clip_lr_ratio": optimizer.clip_lr_ratio,
+        "text_lr_ratio": optimizer.text_lr_ratio,
+        "vision_lr_ratio": optimizer.vision_lr_ratio,
         "weight_decay": optimizer.weight_decay,
         "seed": job.seed,
     }

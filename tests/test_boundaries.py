@@ -32,6 +32,8 @@ DOORS = {
     "open_clip": ("clip4vla/model/",),
     "yaml": ("clip4vla/params.py",),
     "av": ("clip4vla/media/", "clip4vla/corpora/stampscenes/things.py"),
+    "distributed": ("clip4vla/clips/ingest.py",),
+    "silero_vad": ("clip4vla/clips/speech.py",),
     "lance": ("clip4vla/clips/", "benchmarks/clips.py"),
 }
 """The only files, or folders, that may import a third party; imports inside functions count."""

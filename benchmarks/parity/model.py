@@ -199,7 +199,7 @@ class Encoded:
         return Features(
             has_video=everyone,
             has_audio=everyone,
-            text=self.sentences,
+            text=self.sentences.unsqueeze(1),
             video=pool(*self.seen),
             audio=pool(*self.heard),
             audio_view=pool(self.masked_tiles, self.inputs.audio_mask) if with_view else None,

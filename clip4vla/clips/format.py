@@ -23,6 +23,7 @@ SCHEMA = pa.schema(
         ("frames", pa.list_(pa.binary())),  # JPEG; empty without a video stream
         ("audio", pa.binary()),  # int16 PCM, channels interleaved; null without an audio stream
         ("channels", pa.int8()),
+        ("speech", pa.float32()),  # share of the sound that is speech; null where nobody asked
         ("texts", TEXTS),
         ("media", pa.string()),
         ("start_s", pa.float64()),
@@ -42,13 +43,14 @@ class Clip:
     texts: tuple[Text, ...]
 
 
-def encode_row(record: SourceRecord, span: Span, jpeg_quality: int) -> dict[str, Any]:
-    """The row of `record`, whose media decoded to `span`."""
+def encode_row(record: SourceRecord, span: Span, jpeg_quality: int, speech: float | None = None) -> dict[str, Any]:
+    """The row of `record`, whose media decoded to `span`, of which the share `speech` is speech."""
     return {
         "clip_id": record.clip_id,
         "frames": [_to_jpeg(frame, jpeg_quality) for frame in span.frames],
         "audio": None if span.audio is None else span.audio.T.tobytes(),
         "channels": 0 if span.audio is None else span.audio.shape[0],
+        "speech": speech,
         "texts": [{"text": text.text, "audio_type": text.audio_type} for text in record.texts],
         "media": record.media,
         "start_s": record.start_s,

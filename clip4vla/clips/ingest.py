@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from clip4vla.progress import track
 from clip4vla.records import SPLITS, Reject, SourceRecord
 
 CHUNK = 64
+CLUSTER_ANSWERS_S = 20
 os.environ.setdefault("LANCE_LOG", "error")  # each worker would else warn that the data set is new
 
 
@@ -66,7 +67,7 @@ def ingest(manifest: Path, media: Path, out: Path, clips: ClipsParams, audio: Au
     """
     partial = out.with_name(f".{out.name}.partial")
     _begin(partial, _fingerprint(manifest, clips, audio))
-    job = Job(media, partial, clips, audio.sample_rate)
+    job = Job(media.resolve(), partial.resolve(), clips, audio.sample_rate)
     records = read_manifest(manifest)
     chunks = list(_chunks(records))
     waiting = [chunk for chunk in chunks if not _is_done(job, chunk)]
@@ -81,7 +82,7 @@ def ingest(manifest: Path, media: Path, out: Path, clips: ClipsParams, audio: Au
 
 def _fingerprint(manifest: Path, clips: ClipsParams, audio: AudioParams) -> str:
     """What the fragments depend on; a partial run with another one is begun anew."""
-    settings = clips.model_dump_json(exclude={"workers", "max_reject_fraction"}) + str(audio.sample_rate)
+    settings = clips.model_dump_json(exclude={"workers", "dask", "max_reject_fraction"}) + str(audio.sample_rate)
     code = [Path(module.__file__).read_bytes() for module in (row_format, decode) if module.__file__]
     return hashlib.sha256(b"".join([manifest.read_bytes(), settings.encode(), *code])).hexdigest()
 
@@ -121,7 +122,10 @@ def _run(job: Job, chunks: list[Chunk], records: int) -> None:
 
 
 def _decode_all(job: Job, chunks: list[Chunk]) -> Iterator[int]:
-    """Decode the chunks, one process each or, where one is enough, here; yield how many clips each had."""
+    """Decode the chunks, on a Dask cluster, by processes or, where one is enough, here; yield the clips of each."""
+    if job.clips.dask:
+        yield from _decode_on_cluster(job.clips.dask, job, chunks)
+        return
     workers = min(job.clips.workers or os.cpu_count() or 1, len(chunks))
     if workers <= 1:
         yield from (ingest_chunk(job, chunk) for chunk in chunks)
@@ -129,6 +133,25 @@ def _decode_all(job: Job, chunks: list[Chunk]) -> Iterator[int]:
     # Lance's threads do not survive a fork
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(ingest_chunk, [job] * len(chunks), chunks)
+
+
+def _decode_on_cluster(address: str, job: Job, chunks: list[Chunk]) -> Iterator[int]:
+    """Decode the chunks on the workers of a Dask cluster, which try a chunk again when one of them dies.
+
+    Raises:
+        ValueError: Dask isn't installed, or nobody answers at `address`.
+    """
+    try:
+        from distributed import Client, as_completed
+    except ImportError as error:
+        raise ValueError("clips.dask needs Dask: `pip install 'clip4vla[dask]'`") from error
+    try:
+        client = Client(address, timeout=CLUSTER_ANSWERS_S)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no Dask cluster answers at clips.dask {address!r}: {error}") from error
+    with client:
+        for future in as_completed([client.submit(ingest_chunk, job, chunk, pure=False) for chunk in chunks]):
+            yield future.result()
 
 
 def ingest_chunk(job: Job, chunk: Chunk) -> int:
@@ -164,8 +187,14 @@ def _ingest_clip(record: SourceRecord, job: Job) -> dict[str, object]:
         sample_rate=job.sample_rate,
     )
     longest = round(job.clips.max_seconds * job.sample_rate)
-    span = type(span)(span.frames, None if span.audio is None else _middle(span.audio, longest))
-    return row_format.encode_row(record, span, job.clips.jpeg_quality)
+    span = decode.Span(span.frames, None if span.audio is None else _middle(span.audio, longest))
+    share = None
+    if job.clips.verbal_above is not None and span.audio is not None:
+        from clip4vla.clips.speech import label, speech_share
+
+        share = speech_share(span.audio, job.sample_rate)
+        record = replace(record, texts=label(record.texts, share, job.clips.verbal_above))
+    return row_format.encode_row(record, span, job.clips.jpeg_quality, share)
 
 
 def _middle(audio: NDArray[np.int16], longest: int) -> NDArray[np.int16]:

@@ -34,6 +34,8 @@ class View:
     """Longest sound in samples; a longer one is cropped."""
     tokenize: Tokenize
     """Sentences to (B, L) int64; pickled to the workers."""
+    sentences: int = 1
+    """Sentences of a clip in a training batch."""
     time_shift: bool = False
     """Whether training turns each sound round by a random amount."""
 
@@ -155,7 +157,7 @@ class TrainingBatches(Dataset[Batch]):
         places = range(self.rank, self.order.clips_per_step, self.world_size)
         rngs = [np.random.default_rng((self.order.seed, step, place)) for place in places]
         clips = self.store.take(self.order.indices(step)[places])
-        texts = [clip.texts[rng.integers(len(clip.texts))] for clip, rng in zip(clips, rngs, strict=True)]
+        texts = [_draw_texts(clip.texts, self.view.sentences, rng) for clip, rng in zip(clips, rngs, strict=True)]
         return collate(clips, texts, self.view, rngs)
 
 
@@ -172,14 +174,21 @@ def training_loader(batches: TrainingBatches, start_step: int, workers: int) -> 
     )
 
 
+def _draw_texts(texts: Sequence[Text], count: int, rng: np.random.Generator) -> list[Text]:
+    """`count` sentences of one audio type, each as often as any other give or take one."""
+    audio_type = texts[int(rng.integers(len(texts)))].audio_type
+    alike = [text for text in texts if text.audio_type == audio_type]
+    return [alike[int(index)] for index in np.resize(rng.permutation(len(alike)), count)]
+
+
 def collate(
-    clips: Sequence[Clip], texts: Sequence[Text], view: View, rngs: Sequence[np.random.Generator] | None
+    clips: Sequence[Clip], texts: Sequence[Sequence[Text]], view: View, rngs: Sequence[np.random.Generator] | None
 ) -> Batch:
-    """Clips and one sentence each to a batch.
+    """Clips and K sentences each to a batch.
 
     Args:
         clips: B of them.
-        texts: the sentence of each.
+        texts: the sentences of each, of one audio type.
         view: what of a clip is wanted.
         rngs: draw the crops and frames of each clip; None takes the middle of everything.
     """
@@ -192,8 +201,8 @@ def collate(
         video_mask=video_mask,
         waveform=waveform,
         samples=samples,
-        tokens=view.tokenize([text.text for text in texts]),
-        audio_types=torch.tensor([AUDIO_TYPE_INDEX[text.audio_type] for text in texts]),
+        tokens=view.tokenize([text.text for of_clip in texts for text in of_clip]).unflatten(0, (len(clips), -1)),
+        audio_types=torch.tensor([AUDIO_TYPE_INDEX[of_clip[0].audio_type] for of_clip in texts]),
     )
 
 

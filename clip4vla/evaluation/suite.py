@@ -121,7 +121,7 @@ class Judge:
         parts: list[Features] = []
         listed: list[Listed] = []
         for batch in _batches(store, self.params.batch_size):
-            tensors = collate(batch, [Text("")] * len(batch), self.view, None).to(self.device)
+            tensors = collate(batch, [[Text("")]] * len(batch), self.view, None).to(self.device)
             parts.append(self.model(tensors, audio_token=audio_token, views=views))
             listed += [Listed(clip.clip_id, clip.texts, _digest(clip)) for clip in batch]
         return Features.concatenate(parts), listed

@@ -129,6 +129,8 @@ def _open_source(container: InputContainer, path: Path) -> _Source:
     audio = container.streams.audio[0] if container.streams.audio else None
     if not video and not audio:
         raise MediaError("no_streams", f"{path} has neither video nor audio")
+    for stream in filter(None, (video, audio)):
+        stream.codec_context.thread_count = 1  # processes decode in parallel, one for each core
     # before 0 there is only what the sound's codec needs to get going
     origin_s = max(0.0, (container.start_time or 0) / av.time_base)
     return _Source(container, video, audio, origin_s, _duration(container, origin_s))

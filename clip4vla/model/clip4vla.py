@@ -4,7 +4,7 @@ The forward pass ends at features; losses are elsewhere, because training over l
 micro-batches, the loss over all of them, and gradients through the towers afterwards (GradCache, arXiv 2101.06983).
 
 Shapes: B clips, F frames, C audio channels, S samples, T audio tiles, R pixels of an image's side and rows and bands
-of a tile, L text tokens, D embedding width.
+of a tile, K sentences of a clip, L text tokens, D embedding width.
 """
 
 from collections.abc import Collection
@@ -37,7 +37,7 @@ MAX_SCALE = 100.0
 
 @dataclass(frozen=True)
 class Features:
-    """Unit vectors (B, D) float32 of a batch, None where a view wasn't asked for.
+    """Unit vectors (B, D) float32 of a batch, of its texts (B, K, D); None where a view wasn't asked for.
 
     `video` and `audio` are what the fusion makes of one modality alone. A clip without frames has zeros in `video`,
     one without sound zeros in `audio` and `audio_view`: look at the masks.
@@ -111,11 +111,6 @@ class Clip4Vla(nn.Module):
         # CLIP's weights arrive at the bound: a plain clamp would have no gradient there and never come down again
         return scale - (scale - MAX_SCALE).clamp(min=0).detach()
 
-    def new_parameters(self) -> set[str]:
-        """Names of the parameters outside CLIP's own towers; of all of them when no weights were given to those."""
-        names = {name for name, _ in self.named_parameters()}
-        return names if self.params.weights is None else {name for name in names if not name.startswith("clip.")}
-
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the towers' activations in the backward pass instead of keeping them."""
         self.clip.set_grad_checkpointing(enable)
@@ -124,7 +119,7 @@ class Clip4Vla(nn.Module):
             self.fusion.transformer.grad_checkpointing = enable
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Features (B, D) of `tokens` (B, L) at their end token, not normalised."""
+        """Features (N, D) of `tokens` (N, L) at their end token, not normalised."""
         words = encode_words(self.clip, tokens)
         if self.clip.text_pool_type == "eos":
             end = (tokens == self.clip.text_eos_id).int().argmax(dim=1)
@@ -180,7 +175,8 @@ class Clip4Vla(nn.Module):
         has_audio = batch.samples > 0
         vectors: dict[str, Tensor] = {}
         if "text" in views:
-            vectors["text"] = F.normalize(self.encode_text(batch.tokens).float(), dim=1)
+            text = self.encode_text(batch.tokens.flatten(0, 1))
+            vectors["text"] = F.normalize(text.float(), dim=1).unflatten(0, batch.tokens.shape[:2])
         nothing = self._nothing(len(batch))
         seen = heard = nothing
         if "video" in views or "both" in views:

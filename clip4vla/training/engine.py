@@ -111,7 +111,7 @@ class Engine:
         if trainer.activation_checkpointing:
             model.set_grad_checkpointing()
         self._compiled = _compile_towers(model, self.zero_stage) if trainer.compile else []
-        groups = parameter_groups(model, model.new_parameters(), optimizer)
+        groups = parameter_groups(model, optimizer)
         self._group_settings = [{key: group[key] for key in ("lr_ratio", "weight_decay")} for group in groups]
         self._adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps, fused=True)
         self._engine, *_ = deepspeed.initialize(

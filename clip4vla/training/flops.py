@@ -76,11 +76,11 @@ class StepFlops:
             self._model = Clip4Vla(model.params, model.audio_params, model.architecture).train()
             self._model.log_mel = _Tiles(model.audio_params, model.image_size)
         self._objective = objective
-        self._per_clip: dict[tuple[int, int], int] = {}
+        self._per_clip: dict[tuple[int, ...], int] = {}
 
     def __call__(self, batch: Batch) -> int:
         """Useful FLOPs of the clips of `batch`."""
-        shape = (batch.frames.shape[1], batch.tokens.shape[1])
+        shape = (batch.frames.shape[1], *batch.tokens.shape[1:])
         if shape not in self._per_clip:
             self._per_clip[shape] = self._count(batch[:1].to(torch.device("meta")))
         return len(batch) * self._per_clip[shape]

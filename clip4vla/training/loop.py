@@ -104,7 +104,9 @@ def clip_view(job: Job, model: Clip4Vla) -> ClipView:
     """What of a clip the job's model is shown."""
     tokenize = Tokenizer(model.architecture.name, min(job.training.words, model.context_length))
     samples = max_samples(job.audio, model.image_size)
-    return ClipView(job.training.frames, model.image_size, samples, tokenize, job.training.time_shift)
+    return ClipView(
+        job.training.frames, model.image_size, samples, tokenize, job.training.sentences, job.training.time_shift
+    )
 
 
 def _run_steps(job: Job, engine: Engine, batches: TrainingBatches, start: int, run: Run) -> dict[str, float]:

@@ -5,7 +5,9 @@ In: features and the logit scale. Out: a dict of weighted losses, summed in one 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 
+import torch
 from torch import Tensor
 
 from clip4vla.losses.contrastive import info_nce, nt_xent
@@ -16,13 +18,20 @@ Loss = Callable[[Features, Tensor], Tensor]
 
 
 def _pair(first: View, second: View) -> Loss:
-    """InfoNCE between two views, over the clips that have both."""
+    """InfoNCE between two views, over the clips that have both; where one is of texts, the mean over sentences."""
 
     def loss(features: Features, scale: Tensor) -> Tensor:
-        a, b = getattr(features, first), getattr(features, second)
-        return info_nce(a, b, scale, valid=_has(features, first) & _has(features, second))
+        valid = _has(features, first) & _has(features, second)
+        pairs = list(zip(_vectors(features, first), cycle(_vectors(features, second)), strict=False))
+        return torch.stack([info_nce(a, b, scale, valid=valid) for a, b in pairs]).mean()
 
     return loss
+
+
+def _vectors(features: Features, view: View) -> tuple[Tensor, ...]:
+    """The vectors (B, D) of a view: of texts one per sentence."""
+    vectors = getattr(features, view)
+    return vectors.unbind(1) if view == "text" else (vectors,)
 
 
 def _has(features: Features, view: View) -> Tensor:

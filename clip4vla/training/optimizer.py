@@ -8,22 +8,27 @@ from torch import nn
 from clip4vla.params import OptimizerParams
 
 
-def parameter_groups(model: nn.Module, new: set[str], params: OptimizerParams) -> list[dict[str, Any]]:
-    """Groups by rate (CLIP's towers or new parts) and decay (matrices or not), each with its `lr_ratio`.
+def parameter_groups(model: nn.Module, params: OptimizerParams) -> list[dict[str, Any]]:
+    """Groups by rate (text tower, image tower, the rest) and decay (matrices or not), each with its `lr_ratio`.
 
-    Norms, biases, embeddings, class tokens and the logit scale have no decay. `new` names the parameters that
-    don't start from CLIP's weights.
+    Norms, biases, embeddings, class tokens and the logit scale have no decay. The logit scale goes with the texts.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            ratio = 1.0 if name in new else params.clip_lr_ratio
+            ratio = _ratio(name, params)
             decay = params.weight_decay if _decays(name, parameter) else 0.0
             groups.setdefault((ratio, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": params.lr * ratio, "lr_ratio": ratio, "weight_decay": decay}
         for (ratio, decay), parameters in groups.items()
     ]
+
+
+def _ratio(name: str, params: OptimizerParams) -> float:
+    if name.startswith("clip.visual."):
+        return params.vision_lr_ratio
+    return params.text_lr_ratio if name.startswith("clip.") else 1.0
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

@@ -13,7 +13,10 @@ from clip4vla.records import SourceRecord, Split, Text
 from tests.media.sample import tone, write_media
 
 RATE = 8000
-CLIPS = ClipsParams(frames=3, size=32, jpeg_quality=90, max_seconds=1.5, workers=1, max_reject_fraction=0.5)
+CLIPS = ClipsParams(
+    frames=3, size=32, jpeg_quality=90, max_seconds=1.5,
+    verbal_above=None, workers=1, dask=None, max_reject_fraction=0.5,
+)  # fmt: skip
 AUDIO = AudioParams(
     sample_rate=RATE, n_fft=256, hop=128, tiles=1, recipe="masked",
     freq_mask_fraction=0, time_mask_fraction=0, mask_width=0,

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from distributed import LocalCluster
 
 from clip4vla.clips import ingest as stage
 from clip4vla.clips.format import decode_frame, decode_row
@@ -106,6 +107,23 @@ def test_a_run_that_is_killed_continues_and_gives_the_same(
     assert len(stored) == 6
     assert "half.lance" not in stored
     assert not notes.parent.exists()
+
+
+def test_a_dask_cluster_gives_the_same(corpus: Corpus, clips: Path, tmp_path: Path) -> None:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        on_cluster = CLIPS.model_copy(update={"dask": cluster.scheduler_address})
+        result = ingest(corpus.manifest, corpus.media, tmp_path / "dask", on_cluster, AUDIO)
+    assert result.accepted == 17
+    assert content(tmp_path / "dask") == content(clips / "one")
+
+
+def test_a_dask_cluster_that_is_not_there_is_an_error(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "CLUSTER_ANSWERS_S", 1)
+    nowhere = CLIPS.model_copy(update={"dask": "tcp://127.0.0.1:9"})
+    with pytest.raises(ValueError, match=r"no Dask cluster answers at clips\.dask 'tcp://127\.0\.0\.1:9'"):
+        ingest(corpus.manifest, corpus.media, tmp_path / "out", nowhere, AUDIO)
 
 
 def test_other_settings_begin_anew(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,9 @@
 """Batches: a pure function of seed and step, whoever prepares them and however many share them."""
 
 import io
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from clip4vla.clips.loader import (
     Order,
     TrainingBatches,
     View,
+    _draw_texts,
     collate,
     training_loader,
 )
@@ -144,11 +146,35 @@ def test_what_is_drawn_changes_from_epoch_to_epoch(store: ClipStore) -> None:
         for row, clip_id in enumerate(batch.clip_ids):
             found.setdefault(clip_id, []).append(batch.waveform[row])
             if clip_id == "train2":
-                texts.add(tuple(batch.tokens[row].tolist()))
+                texts.add(tuple(batch.tokens[row, 0].tolist()))
     mono = found["train8"]
     assert len(mono) == 3
     assert not torch.equal(mono[0], mono[1])
     assert len(texts) > 1
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 4, 7])
+def test_sentences_of_a_clip_are_of_one_type_and_each_as_often_as_any_other(wanted: int) -> None:
+    texts = [Text("one", "verbal"), *[Text(word, "nonverbal") for word in ("two", "three", "four")]]
+    rng = np.random.default_rng(0)
+    draws = [_draw_texts(texts, wanted, rng) for _ in range(200)]
+    for draw in draws:
+        assert len(draw) == wanted
+        alike = [text for text in texts if text.audio_type == draw[0].audio_type]
+        counts = [draw.count(text) for text in alike]
+        assert sum(counts) == wanted
+        assert max(counts) - min(counts) <= 1
+    firsts = Counter(draw[0].text for draw in draws)
+    assert all(30 < firsts[text.text] < 70 for text in texts)
+
+
+def test_a_batch_holds_the_sentences_that_the_view_asks_for(store: ClipStore) -> None:
+    view = replace(VIEW, sentences=3)
+    batch = TrainingBatches(store, view, order_of(store), 0, 1)[0]
+    assert batch.tokens.shape == (4, 3, 2)
+    for row, clip in enumerate(store.take(order_of(store).indices(0))):
+        of_clip = {tuple(line) for line in tokenize([text.text for text in clip.texts]).tolist()}
+        assert {tuple(line) for line in batch.tokens[row].tolist()} <= of_clip
 
 
 def clip_with(audio: np.ndarray | None, frames: int = 3) -> Clip:
@@ -174,7 +200,7 @@ def test_a_batch_mixes_clips_of_every_kind() -> None:
         clip_with(None, frames=1),
     ]
     texts = [Text("a", "verbal"), Text("b", "nonverbal"), *[Text("c")] * 3]
-    batch = collate(clips, texts, VIEW, None)
+    batch = collate(clips, [[text] for text in texts], VIEW, None)
     assert batch.waveform.shape == (5, 2, samples)
     assert batch.frames.shape == (5, 2, 3, 32, 32)
     assert batch.samples.tolist() == [100, samples, 0, 50, 0]
@@ -193,15 +219,15 @@ def test_a_batch_mixes_clips_of_every_kind() -> None:
 
 
 def test_a_batch_of_mono_clips_has_one_channel() -> None:
-    batch = collate([clip_with(ramp(1, 10)), clip_with(None)], [Text("a")] * 2, VIEW, None)
+    batch = collate([clip_with(ramp(1, 10)), clip_with(None)], [[Text("a")]] * 2, VIEW, None)
     assert batch.waveform.shape[1] == 1
-    assert collate([clip_with(None)], [Text("a")], VIEW, None).waveform.shape[1] == 1
+    assert collate([clip_with(None)], [[Text("a")]], VIEW, None).waveform.shape[1] == 1
 
 
 def test_crops_and_windows_stay_inside() -> None:
     clips = [clip_with(ramp(2, VIEW.max_samples + 7))] * 30
     rngs = [np.random.default_rng(index) for index in range(30)]
-    batch = collate(clips, [Text("a")] * 30, VIEW, rngs)
+    batch = collate(clips, [[Text("a")]] * 30, VIEW, rngs)
     starts = batch.waveform[:, 0, 0].mul(32768).int()
     assert set(starts.tolist()) == set(range(8))
     assert batch.samples.tolist() == [VIEW.max_samples] * 30
@@ -210,4 +236,4 @@ def test_crops_and_windows_stay_inside() -> None:
 
 def test_a_stored_frame_that_is_too_small_says_what_to_raise() -> None:
     with pytest.raises(ValueError, match=r"raise clips\.size"):
-        collate([clip_with(None)], [Text("a")], View(2, 64, 10, tokenize), None)
+        collate([clip_with(None)], [[Text("a")]], View(2, 64, 10, tokenize), None)

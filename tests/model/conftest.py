@@ -64,7 +64,7 @@ def batch() -> Batch:
         video_mask=torch.tensor([[1, 1], [1, 0], [1, 1], [0, 0]], dtype=torch.bool),
         waveform=0.1 * torch.randn(4, 2, 50000, generator=generator),
         samples=torch.tensor([50000, 20000, 0, 35000]),
-        tokens=tokens,
+        tokens=tokens.unsqueeze(1),
         audio_types=torch.tensor([0, 1, -1, 1]),
     )
 

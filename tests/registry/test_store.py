@@ -22,10 +22,17 @@ NO = Decision(False, ("pass: floor met", "FAIL: worse than the champion"))
 
 CLIPS = ClipsParams(frames=2, size=32, jpeg_quality=90, max_seconds=5.0, workers=0, max_reject_fraction=0.0)
 OPTIMIZER = OptimizerParams(
-    lr=1e-3, clip_lr_ratio=1.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0, warmup=0.1, clip_norm=1.0
+    lr=1e-3,
+    text_lr_ratio=1.0,
+    vision_lr_ratio=1.0,
+    betas=(0.9, 0.98),
+    eps=1e-6,
+    weight_decay=0.0,
+    warmup=0.1,
+    clip_norm=1.0,
 )
 TRAINING = TrainingParams(
-    epochs=1, batch_size=1, micro_batch_size=1, frames=1, words=8, time_shift=False, optimizer=OPTIMIZER
+    epochs=1, batch_size=1, micro_batch_size=1, frames=1, words=8, sentences=1, time_shift=False, optimizer=OPTIMIZER
 )
 
 

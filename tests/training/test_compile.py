@@ -26,7 +26,7 @@ WORDS = (9, 5, 7)
 
 def batch_of(step: int) -> Batch:
     batch = make_batch(CLIPS, step)
-    return replace(batch, tokens=torch.cat([batch.tokens[:, : WORDS[step] - 1], batch.tokens[:, -1:]], dim=1))
+    return replace(batch, tokens=torch.cat([batch.tokens[..., : WORDS[step] - 1], batch.tokens[..., -1:]], dim=2))
 
 
 def features(model: torch.nn.Module) -> list[torch.Tensor]:

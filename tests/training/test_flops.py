@@ -13,7 +13,7 @@ from tests.training.tiny import EVERYTHING, build, make_batch
 
 WIDTH, EMBEDDING, PATCHES, PATCH = 16, 16, 4, 16
 FRAMES = TILES = 2
-WORDS = 9
+WORDS, SENTENCES = 9, 2
 GPU = torch.device("cuda")
 
 
@@ -29,7 +29,7 @@ def image(type_tokens: int) -> int:
 
 
 def text() -> int:
-    return 3 * (blocks(WORDS, 2) + 2 * WORDS * WIDTH * EMBEDDING)
+    return SENTENCES * 3 * (blocks(WORDS, 2) + 2 * WORDS * WIDTH * EMBEDDING)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_each_shape_is_counted_once_and_nothing_is_drawn(monkeypatch: pytest.Mon
     count = flops._count
     monkeypatch.setattr(flops, "_count", lambda clip: counted.append(clip.tokens.shape) or count(clip))
     long = make_batch(5, 0)
-    short = replace(long, tokens=long.tokens[:, -4:])
+    short = replace(long, tokens=long.tokens[..., -4:])
     found = [flops(batch) for batch in (long, short, long[:3], short)]
-    assert counted == [(1, WORDS), (1, 4)]
+    assert counted == [(1, SENTENCES, WORDS), (1, SENTENCES, 4)]
     assert found[1] == found[3] < found[0]
     assert found[2] == found[0] // 5 * 3
     assert torch.equal(torch.get_rng_state(), state)

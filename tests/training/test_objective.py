@@ -25,6 +25,7 @@ def features() -> Features:
     has_audio, has_video = torch.ones(8, dtype=torch.bool), torch.ones(8, dtype=torch.bool)
     has_audio[1], has_video[2] = False, False
     vectors = {name: F.normalize(torch.randn(8, 16, generator=generator), dim=1) for name in VIEWS}
+    vectors["text"] = F.normalize(torch.randn(8, 2, 16, generator=generator), dim=2)
     vectors |= {name: vectors[name] * has_audio[:, None] for name in ("audio", "audio_view")}
     vectors["video"] *= has_video[:, None]
     leaves = {name: vector.requires_grad_() for name, vector in vectors.items()}

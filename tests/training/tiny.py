@@ -36,7 +36,8 @@ MODEL = ModelParams(
 )
 OPTIMIZER = OptimizerParams(
     lr=0.01,
-    clip_lr_ratio=1.0,
+    text_lr_ratio=1.0,
+    vision_lr_ratio=1.0,
     betas=(0.9, 0.98),
     eps=0.01,  # as large as gradients are, so that the step depends on their size and not on their sign alone
     weight_decay=0.2,
@@ -58,10 +59,10 @@ def build(temperature: str = "learned", fusion: str = "mean", dropout: float = 0
 
 
 def make_batch(clips: int, seed: int) -> Batch:
-    """Clips of noise: the second has no sound, the third no pictures, the fourth only one."""
+    """Clips of noise with two sentences each: the second has no sound, the third no pictures, the fourth only one."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(1, 63, (clips, 9), generator=generator)
-    tokens[:, -1] = 63
+    tokens = torch.randint(1, 63, (clips, 2, 9), generator=generator)
+    tokens[..., -1] = 63
     samples = torch.randint(9000, 50000, (clips,), generator=generator)
     video_mask = torch.ones(clips, 2, dtype=torch.bool)
     samples[1], video_mask[2], video_mask[3, 1] = 0, False, False
@@ -82,6 +83,10 @@ def naive_info_nce(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def naive_of_texts(texts: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    return (naive_info_nce(texts[:, 0], b, scale) + naive_info_nce(texts[:, 1], b, scale)) / 2
+
+
 def naive_nt_xent(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     views = torch.cat([a, b])
     itself = torch.eye(len(views), dtype=torch.bool)
@@ -94,12 +99,12 @@ def naive_losses(features: Features, scale: Tensor, weights: dict[str, float]) -
     heard, seen = features.has_audio, features.has_video
     seen_and_heard = seen & heard
     terms = {
-        "text_audio": lambda: naive_info_nce(features.text[heard], features.audio[heard], scale),
+        "text_audio": lambda: naive_of_texts(features.text[heard], features.audio[heard], scale),
         "video_audio": lambda: naive_info_nce(features.video[seen_and_heard], features.audio[seen_and_heard], scale),
-        "text_video": lambda: naive_info_nce(features.text[seen], features.video[seen], scale),
-        "text_both": lambda: naive_info_nce(features.text, features.both, scale),
+        "text_video": lambda: naive_of_texts(features.text[seen], features.video[seen], scale),
+        "text_both": lambda: naive_of_texts(features.text, features.both, scale),
         "audio_audio": lambda: naive_nt_xent(features.audio[heard], features.audio_view[heard], scale),
-        "text_text": lambda: naive_info_nce(features.text, features.text, scale),
+        "text_text": lambda: sum(naive_info_nce(text, text, scale) for text in features.text.unbind(1)) / 2,
         "video_video": lambda: naive_info_nce(features.video[seen], features.video[seen], scale),
     }
     return {name: weight * terms[name]() for name, weight in weights.items()}
@@ -113,7 +118,7 @@ class NaiveTraining:
 
     def __init__(self, model: Clip4Vla, objective: Objective, optimizer: OptimizerParams) -> None:
         self.model, self.objective, self.clip_norm = model, objective, optimizer.clip_norm
-        groups = parameter_groups(model, model.new_parameters(), optimizer)
+        groups = parameter_groups(model, optimizer)
         self.adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
 
     def step(self, batch: Batch, shares: Sequence[Sequence[slice]], seed: int, step: int) -> dict[str, float]:
