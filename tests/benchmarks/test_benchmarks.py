@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import audio_frontend, contrastive, loader, retrieval
+from benchmarks import audio_frontend, contrastive, ingest, loader, retrieval
 from benchmarks.clips import write_clips
 from tests.project import REPOSITORY
 
@@ -87,6 +87,15 @@ def test_loader(run: Callable[..., dict[str, Any]], workers: int) -> None:
     parts = results["ms_per_clip"]
     assert min(parts["read"], parts["jpeg"]) > 0
     assert parts["read"] + parts["jpeg"] + parts["rest"] == pytest.approx(parts["all"])
+
+
+def test_ingest(run: Callable[..., dict[str, Any]]) -> None:
+    media = ("--videos", 2, "--video-seconds", 2, "--width", 96, "--height", 64, "--fps", 5)
+    results = run(ingest.main, *media, "--clips", 6, "--clip-seconds", 1, "--frames", 2, "--size", 32, "--workers", 1)
+    assert results["killed_is_the_same"]
+    assert results["dask_is_the_same"]
+    assert results["clips_per_s"] == results["clips_per_s_per_core"] > 0
+    assert results["bytes_per_clip"] > 32_000  # a second of sound
 
 
 def test_without_lance_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
