@@ -19,7 +19,16 @@ from clip4vla.model.towers import find_architecture
 from clip4vla.params import AudioParams, ClipsParams, ModelParams, OptimizerParams, TrainingParams
 from clip4vla.registry.store import save_pyfunc
 
-CLIPS = ClipsParams(frames=3, size=64, jpeg_quality=90, max_seconds=5.0, workers=0, max_reject_fraction=0.0)
+CLIPS = ClipsParams(
+    frames=3,
+    size=64,
+    jpeg_quality=90,
+    max_seconds=5.0,
+    verbal_above=None,
+    dask=None,
+    workers=0,
+    max_reject_fraction=0.0,
+)
 AUDIO = AudioParams(
     sample_rate=16000,
     n_fft=512,

@@ -20,7 +20,16 @@ NAME = "clip4vla"
 YES = Decision(True, ("pass: better",))
 NO = Decision(False, ("pass: floor met", "FAIL: worse than the champion"))
 
-CLIPS = ClipsParams(frames=2, size=32, jpeg_quality=90, max_seconds=5.0, workers=0, max_reject_fraction=0.0)
+CLIPS = ClipsParams(
+    frames=2,
+    size=32,
+    jpeg_quality=90,
+    max_seconds=5.0,
+    verbal_above=None,
+    dask=None,
+    workers=0,
+    max_reject_fraction=0.0,
+)
 OPTIMIZER = OptimizerParams(
     lr=1e-3,
     text_lr_ratio=1.0,
