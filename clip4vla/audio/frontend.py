@@ -24,6 +24,10 @@ TILE_SECONDS = 1.792
 """What a published tile lasts: 224 rows of 128 samples at 16 kHz."""
 DYNAMIC_RANGE_DB = 80.0
 POWER_FLOOR = 1e-10
+SILENCE_DB = -100.0
+"""Decibels of the floor."""
+CACHE_BYTES = 4 << 20
+"""Of a core's own cache and its share of the common one, about."""
 STD_FLOOR = 1e-10
 TilePosition = Literal["head", "tail", "middle"]
 
@@ -112,14 +116,27 @@ class LogMel(KeepsPrecision):
         """
         if waveform.ndim != 3 or waveform.shape[1] not in (1, 2):
             raise ValueError(f"a waveform is (B, 1 or 2, S), not {tuple(waveform.shape)}")
+        rows = torch.where(samples > 0, 1 + samples // self.hop, 0)
+        block = self._clips_at_once(waveform)
         with torch.autocast(waveform.device.type, enabled=False):
-            power = self._power(_silenced_after(waveform, samples))
-            mel = power @ self.mel_filters.to(power.dtype)
-            decibel = 10 * torch.log10(mel.clamp(min=POWER_FLOOR))
-            rows = torch.where(samples > 0, 1 + samples // self.hop, 0)
-            beyond = ~_valid_rows(rows, decibel.shape[2])[:, None, :, None]
-            loudest = decibel.masked_fill(beyond, -torch.inf).amax(dim=(2, 3), keepdim=True)
-            return torch.maximum(decibel, loudest - DYNAMIC_RANGE_DB), rows
+            parts = zip(waveform.split(block), samples.split(block), rows.split(block), strict=True)
+            return torch.cat([self._decibel(*part) for part in parts]), rows
+
+    def _clips_at_once(self, waveform: Tensor) -> int:
+        """All of them on a GPU; on a CPU as many as have a spectrum that its cache holds."""
+        if waveform.device.type != "cpu":
+            return len(waveform)
+        spectrum_bytes = waveform.shape[1] * waveform.shape[2] // self.hop * (self.params.n_fft // 2 + 1) * 8
+        return max(1, CACHE_BYTES // max(1, spectrum_bytes))
+
+    def _decibel(self, waveform: Tensor, samples: Tensor, rows: Tensor) -> Tensor:
+        """`log_mel` of a block of clips; each step takes the memory of the one before."""
+        power = self._power(_silenced_after(waveform, samples))
+        mel = power @ self.mel_filters.to(power.dtype)
+        decibel = mel.clamp_(min=POWER_FLOOR).log10_().mul_(10)
+        decibel.masked_fill_(~_valid_rows(rows, decibel.shape[2])[:, None, :, None], SILENCE_DB)
+        loudest = decibel.amax(dim=(2, 3), keepdim=True)
+        return torch.maximum(decibel, loudest - DYNAMIC_RANGE_DB, out=decibel)
 
     def _power(self, waveform: Tensor) -> Tensor:
         """Power spectrogram (B, C', N, n_fft // 2 + 1), centred on its rows, padded with zeros."""
@@ -137,7 +154,7 @@ class LogMel(KeepsPrecision):
         if n_channels == 2:
             left, right = spectrum.unbind(1)
             spectrum = torch.stack([left, (left + right) / 2, right], dim=1)
-        return spectrum.real.square() + spectrum.imag.square()
+        return spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
 
     @torch.no_grad()
     def _tile(self, log_mel: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
