@@ -35,7 +35,7 @@ class Labels:
             tree = json.loads(path.read_text(encoding="utf-8"))
             return cls({kind: tuple(tree[kind]) for kind in KINDS}, tree["clips"])
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no probe labels: {error!r}") from error
+            raise ValueError(f"{path} holds no probe labels, which evaluate.labels asks for: {error!r}") from error
 
 
 def probe_scores(
@@ -47,15 +47,20 @@ def probe_scores(
 ) -> dict[str, float]:
     """Per cent of clips whose nearest text of each kind is the right one: `probe/TOKEN/KIND/R@1`.
 
+    Only clips that have labels count, since other corpora may be tested along; without any there are no values.
+
     Args:
         token: what the tower was told to listen for.
         audio: (G, D) unit vectors.
         clip_ids: (G,)
         texts: (N, D) unit vectors of the choices of each kind.
     """
+    labelled = [row for row, clip_id in enumerate(clip_ids) if clip_id in labels.clips]
+    if not labelled:
+        return {}
     values = {}
     for kind, vectors in texts.items():
-        right = np.array([labels.choices[kind].index(labels.clips[clip_id][kind]) for clip_id in clip_ids])
-        found = (audio @ vectors.T).argmax(axis=1)
+        right = np.array([labels.choices[kind].index(labels.clips[clip_ids[row]][kind]) for row in labelled])
+        found = (audio[labelled] @ vectors.T).argmax(axis=1)
         values[f"probe/{token}/{kind}/R@1"] = float(100 * (found == right).mean())
     return values

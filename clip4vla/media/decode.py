@@ -14,6 +14,7 @@ import numpy as np
 from av.audio.resampler import AudioResampler
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -72,7 +73,8 @@ def decode(path: Path, start_s: float, end_s: float | None, *, frames: int, shor
         raise MediaError("corrupt", f"{path}: {error}") from error
     if end_s - max(heard_s, seen_s) > max(MISSING_S, MISSING_SHARE * (end_s - start_s)):
         raise MediaError("truncated", f"{path} ends at {max(heard_s, seen_s):.3f} s, not at {end_s:.3f} s")
-    return Span(tuple(_upright(picture, short_side) for picture in pictures), audio)
+    reformatter = VideoReformatter()
+    return Span(tuple(_upright(picture, short_side, reformatter) for picture in pictures), audio)
 
 
 @dataclass(frozen=True)
@@ -172,10 +174,10 @@ def _decode_frames(source: _Source, start_s: float, end_s: float, count: int) ->
     return picked + [shown] * (count - len(picked)) if shown else [], until_s
 
 
-def _upright(frame: av.VideoFrame, short_side: int) -> Image.Image:
+def _upright(frame: av.VideoFrame, short_side: int, reformatter: VideoReformatter) -> Image.Image:
     scale = short_side / min(frame.width, frame.height)
     size = (max(short_side, round(frame.width * scale)), max(short_side, round(frame.height * scale)))
-    picture = frame.reformat(*size, format="rgb24", interpolation="BICUBIC").to_image()
+    picture = reformatter.reformat(frame, *size, format="rgb24", interpolation="BICUBIC").to_image()
     return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
 
 

@@ -159,8 +159,10 @@ def check_state(expected: dict[str, Tensor], found: dict[str, Tensor], source: s
         raise ValueError(f"{source} doesn't fit this model: {'; '.join(faults + differing)}")
 
 
-def encode_words(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
+def encode_words(clip: open_clip.CLIP, tokens: Tensor, places: Tensor | None = None) -> Tensor:
     """Features (N, L, D) of every position of `tokens` (N, L) int64; L may be shorter than the context.
+
+    With `places` (N,) int64 only the features (N, D) at that position of each.
 
     Raises:
         ValueError: L is more than the context length.
@@ -171,6 +173,8 @@ def encode_words(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
     dtype = clip.transformer.get_cast_dtype()
     hidden = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[:length].to(dtype)
     hidden = clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length])
+    if places is not None:
+        hidden = hidden[torch.arange(len(tokens), device=tokens.device), places]
     return clip.ln_final(hidden) @ clip.text_projection
 
 

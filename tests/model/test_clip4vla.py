@@ -13,9 +13,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from clip4vla.batch import Batch
 from clip4vla.losses.contrastive import info_nce, nt_xent
-from clip4vla.model.clip4vla import Clip4Vla, Features, View
+from clip4vla.model.clip4vla import TEXTS_AT_ONCE, Clip4Vla, Features, View
 
 VIEWS: tuple[View, ...] = get_args(View)
+END = 63
 FUSIONS = ["mean", "sequence"]
 Build = Callable[..., Clip4Vla]
 
@@ -183,6 +184,16 @@ def test_padding_after_the_end_of_a_text_has_no_say(build: Build, batch: Batch) 
     model, tokens = build(), batch.tokens[:, 0]
     longer = F.pad(tokens, (0, 3))
     torch.testing.assert_close(model.encode_text(tokens), model.encode_text(longer))
+
+
+def test_texts_in_groups_of_like_length_are_read_as_one_by_one(build: Build) -> None:
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(1, END, (TEXTS_AT_ONCE * 2 + 5, 12), generator=generator)
+    for row, end in enumerate(torch.randint(1, 12, (len(tokens),), generator=generator).tolist()):
+        tokens[row, end], tokens[row, end + 1 :] = END, 0
+    model = build()
+    one_by_one = torch.cat([model.encode_text(text[None]) for text in tokens])
+    torch.testing.assert_close(model.encode_text(tokens), one_by_one)
 
 
 def test_a_model_in_half_precision_gives_features_in_single(build: Build, batch: Batch) -> None:

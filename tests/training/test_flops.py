@@ -29,7 +29,7 @@ def image(type_tokens: int) -> int:
 
 
 def text() -> int:
-    return SENTENCES * 3 * (blocks(WORDS, 2) + 2 * WORDS * WIDTH * EMBEDDING)
+    return SENTENCES * 3 * (blocks(WORDS, 2) + 2 * WIDTH * EMBEDDING)
 
 
 @pytest.mark.parametrize(
