@@ -32,9 +32,9 @@ DOORS = {
     "open_clip": ("clip4vla/model/",),
     "yaml": ("clip4vla/params.py",),
     "av": ("clip4vla/media/", "clip4vla/corpora/stampscenes/things.py"),
-    "distributed": ("clip4vla/clips/ingest.py",),
+    "distributed": ("clip4vla/clips/ingest.py", "benchmarks/ingest.py"),
     "silero_vad": ("clip4vla/clips/speech.py",),
-    "lance": ("clip4vla/clips/", "benchmarks/clips.py"),
+    "lance": ("clip4vla/clips/", "benchmarks/clips.py", "benchmarks/ingest.py"),
 }
 """The only files, or folders, that may import a third party; imports inside functions count."""
 
