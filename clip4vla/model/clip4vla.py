@@ -23,9 +23,11 @@ from clip4vla.model.towers import (
     Architecture,
     AudioTower,
     build_clip,
+    embed_words,
     encode_words,
     find_architecture,
     load_clip_weights,
+    read_words,
 )
 from clip4vla.params import AudioParams, AudioToken, ModelParams
 
@@ -133,10 +135,11 @@ class Clip4Vla(nn.Module):
         if tokens.device.type != "cpu" or len(tokens) <= TEXTS_AT_ONCE:
             return encode_words(self.clip, tokens, end)
         order = end.argsort(stable=True)
+        words = embed_words(self.clip, tokens)  # all at once: each look-up has a gradient as large as the vocabulary
         features = []
         for group in order.split(TEXTS_AT_ONCE):
             length = -(-int(end[group[-1]] + 1) // 8) * 8  # few shapes
-            features.append(encode_words(self.clip, tokens[group, :length], end[group]))
+            features.append(read_words(self.clip, words[group, :length], end[group]))
         return torch.cat(features)[order.argsort()]
 
     def encode_video(self, frames: Tensor) -> Tensor:

@@ -167,14 +167,28 @@ def encode_words(clip: open_clip.CLIP, tokens: Tensor, places: Tensor | None = N
     Raises:
         ValueError: L is more than the context length.
     """
+    return read_words(clip, embed_words(clip, tokens), places)
+
+
+def embed_words(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
+    """What the text tower's blocks read of `tokens` (N, L): vectors (N, L, W) of words and positions.
+
+    Raises:
+        ValueError: L is more than the context length.
+    """
     length = tokens.shape[1]
     if length > clip.context_length:
         raise ValueError(f"texts of {length} tokens don't fit the text tower, which reads {clip.context_length}")
     dtype = clip.transformer.get_cast_dtype()
-    hidden = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[:length].to(dtype)
-    hidden = clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length])
+    return clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[:length].to(dtype)
+
+
+def read_words(clip: open_clip.CLIP, words: Tensor, places: Tensor | None = None) -> Tensor:
+    """Features (N, L, D) of `words` (N, L, W), which `embed_words` made, or (N, D) at `places` (N,) int64."""
+    length = words.shape[1]
+    hidden = clip.transformer(words, attn_mask=clip.attn_mask[:length, :length])
     if places is not None:
-        hidden = hidden[torch.arange(len(tokens), device=tokens.device), places]
+        hidden = hidden[torch.arange(len(words), device=words.device), places]
     return clip.ln_final(hidden) @ clip.text_projection
 
 
