@@ -1,0 +1,80 @@
+"""The whole graph in miniature, in which every stage is killed once, with everything it started, and begun again."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lance
+import pyarrow.parquet as pq
+import pytest
+
+from tests.project import environment, make_project, run
+from tests.test_pipeline import STAGES, ran
+
+LONGEST_S = 4.0
+"""A stage of the miniature takes a few seconds, most of which go into starting Python."""
+
+pytestmark = pytest.mark.slow
+
+
+def repro_killed_in(project: Path, stage: str, after_s: float) -> str:
+    """What `dvc repro` says that is killed, DVC and all, `after_s` seconds after it has begun `stage`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"],
+        cwd=project,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    said = ""
+    for output in process.stdout:
+        said += output
+        if f"Running stage '{stage}'" in output:
+            time.sleep(after_s)
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return said
+
+
+@pytest.fixture(scope="module")
+def killed_everywhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose stages were all killed once, at a moment drawn anew for each."""
+    project = make_project(tmp_path_factory.mktemp("killed"))
+    moments = random.Random(0)
+    for number, stage in enumerate(STAGES):
+        said = repro_killed_in(project, stage, moments.uniform(0.1, LONGEST_S))
+        # the stage before was killed too: it is begun again, unless it was done within its moment
+        assert ran(said)[-1] == stage, said
+        assert set(ran(said)) <= set(STAGES[max(0, number - 1) : number + 1]), said
+    done = run(project, "-m", "dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+def test_every_data_set_is_whole(killed_everywhere: Path) -> None:
+    for role, corpus in (("pretrain", "stampscenes-pretrain"), ("finetune", "stampscenes-captions")):
+        manifest = pq.read_table(killed_everywhere / f"data/manifests/{corpus}/manifest.parquet")
+        clips = [
+            clip
+            for split in (killed_everywhere / f"data/clips/{role}/{corpus}").glob("*.lance")
+            for clip in lance.dataset(str(split)).to_table(columns=["clip_id"])["clip_id"].to_pylist()
+        ]
+        assert sorted(clips) == sorted(manifest["clip_id"].to_pylist())
+
+
+def test_every_score_is_of_all_test_clips(killed_everywhere: Path) -> None:
+    scores = json.loads((killed_everywhere / "metrics/retrieval.json").read_text())
+    assert (scores["n_clips"], scores["n_queries"]) == (8, 24)
+
+
+def test_there_is_nothing_left_to_do(killed_everywhere: Path) -> None:
+    assert "up to date" in run(killed_everywhere, "-m", "dvc", "status").stdout
+    assert json.loads((killed_everywhere / "metrics/promotion.json").read_text())["promote"] is True
