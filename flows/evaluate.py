@@ -16,7 +16,7 @@ from clip4vla.params import load_params
 from clip4vla.tracking import open_tracker
 from clip4vla.training.job import read_run
 from flows.stage import Stage
-from flows.training import METRICS, ROOT, RUNS, find_clips, judge, log_scores, score_table
+from flows.training import METRICS, ROOT, RUNS, find_clips, judge, log_scores, run_link, score_table
 
 OUT = RUNS / "evaluate"
 METRICS_OF = {"pretrain": METRICS / "pretrain.json", "finetune": METRICS / "retrieval.json"}
@@ -51,7 +51,8 @@ def benchmark() -> None:
 
 def report() -> str:
     """Markdown: the test scores of both models."""
-    return f"# Test scores\n\n{score_table({name: Scores.read(OUT / name) for name in METRICS_OF})}"
+    links = "\n".join(f"- {name}: {run_link(read_run(RUNS / name)['run_id'])}" for name in METRICS_OF)
+    return f"# Test scores\n\n{score_table({name: Scores.read(OUT / name) for name in METRICS_OF})}\n\n{links}"
 
 
 STAGE = Stage("evaluate", (benchmark,), report)
