@@ -16,8 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from flows.leash import PATIENCE_S, leashed
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.filters import FlowRunFilter
 
 POOL = "local"
 PORT = 4200
@@ -59,6 +64,7 @@ def serve(root: Path, port: int) -> None:
         _prefect(root, environment, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         _prefect(root, environment, "work-pool", "set-concurrency-limit", POOL, "1")
         _prefect(root, environment, "deploy", "--all")
+        _settle_old_runs(environment["PREFECT_API_URL"])
         with _running(root, environment, "worker", "worker", "start", "--pool", POOL) as worker:
             print(_how_to_use(port), flush=True)
             try:
@@ -158,19 +164,39 @@ def _wait_for_either(*processes: "subprocess.Popen[bytes]") -> None:
     raise SystemExit(f"server or worker ended by itself; the logs in {HOME}/ say why")
 
 
+def _settle_old_runs(url: str) -> None:
+    """Mark as crashed what an earlier server left running when it was killed: the pool would wait for it for ever."""
+    from prefect.states import Crashed
+
+    with _client(url) as client:
+        for run in client.read_flow_runs(flow_run_filter=_going_on("PENDING", "RUNNING", "CANCELLING")):
+            client.set_flow_run_state(run.id, Crashed(message="the server ended before the run did"), force=True)
+
+
 def _cancel_runs(url: str) -> None:
     """Cancel the flow runs that go on, and wait until they have ended: their trainings leave checkpoints."""
-    os.environ["PREFECT_API_URL"] = url
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter
     from prefect.states import Cancelling
 
-    with get_client(sync_client=True) as client:
-        going_on = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}})
-        for run in client.read_flow_runs(flow_run_filter=going_on):
+    with _client(url) as client:
+        for run in client.read_flow_runs(flow_run_filter=_going_on("RUNNING")):
             print(f"cancelling {run.name}", flush=True)
             client.set_flow_run_state(run.id, Cancelling())
-        _wait_for(lambda: not client.read_flow_runs(flow_run_filter=going_on), CANCEL_S)
+        ending = _going_on("RUNNING", "CANCELLING")
+        _wait_for(lambda: not client.read_flow_runs(flow_run_filter=ending), CANCEL_S)
+
+
+def _client(url: str) -> "SyncPrefectClient":
+    """Of the server at `url`; Prefect is imported only now, because it reads its settings when it is."""
+    os.environ["PREFECT_API_URL"] = url
+    from prefect.client.orchestration import get_client
+
+    return get_client(sync_client=True)
+
+
+def _going_on(*states: str) -> "FlowRunFilter":
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    return FlowRunFilter.model_validate({"state": {"type": {"any_": list(states)}}})
 
 
 def _wait_for(done: Callable[[], bool], seconds: float) -> None:
