@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from flows.leash import PATIENCE_S, leashed
 
 if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.filters import FlowRunFilter
 
 POOL = "local"
@@ -58,6 +57,7 @@ def serve(root: Path, port: int) -> None:
     """
     _check_free(port)
     environment = settings(root, port)
+    os.environ.update(environment)  # before Prefect is imported, which reads it then
     (root / HOME).mkdir(exist_ok=True)
     with _stoppable(), _running(root, environment, "server", "server", "start") as server:
         _wait_until_healthy(f"{environment['PREFECT_API_URL']}/health", server)
@@ -166,31 +166,25 @@ def _wait_for_either(*processes: "subprocess.Popen[bytes]") -> None:
 
 def _settle_old_runs(url: str) -> None:
     """Mark as crashed what an earlier server left running when it was killed: the pool would wait for it for ever."""
+    from prefect.client.orchestration import SyncPrefectClient
     from prefect.states import Crashed
 
-    with _client(url) as client:
+    with SyncPrefectClient(url) as client:
         for run in client.read_flow_runs(flow_run_filter=_going_on("PENDING", "RUNNING", "CANCELLING")):
             client.set_flow_run_state(run.id, Crashed(message="the server ended before the run did"), force=True)
 
 
 def _cancel_runs(url: str) -> None:
     """Cancel the flow runs that go on, and wait until they have ended: their trainings leave checkpoints."""
+    from prefect.client.orchestration import SyncPrefectClient
     from prefect.states import Cancelling
 
-    with _client(url) as client:
+    with SyncPrefectClient(url) as client:
         for run in client.read_flow_runs(flow_run_filter=_going_on("RUNNING")):
             print(f"cancelling {run.name}", flush=True)
             client.set_flow_run_state(run.id, Cancelling())
         ending = _going_on("RUNNING", "CANCELLING")
         _wait_for(lambda: not client.read_flow_runs(flow_run_filter=ending), CANCEL_S)
-
-
-def _client(url: str) -> "SyncPrefectClient":
-    """Of the server at `url`; Prefect is imported only now, because it reads its settings when it is."""
-    os.environ["PREFECT_API_URL"] = url
-    from prefect.client.orchestration import get_client
-
-    return get_client(sync_client=True)
 
 
 def _going_on(*states: str) -> "FlowRunFilter":

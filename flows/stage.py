@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,6 +30,8 @@ MARK = "CLIP4VLA_INSIDE_FLOW"
 DEPLOYED = "PREFECT__FLOW_RUN_ID"
 """What a worker tells the process of a flow run."""
 PROGRESS_EVERY_S = 5.0
+REPORT_S = 15.0
+"""Time that a flow whose worker is gone has to report that it failed."""
 LAST_WORDS = 40
 """Lines of DVC's output in which the reason for a failure is looked for."""
 
@@ -79,17 +82,19 @@ def reproduce(stage: str | None, force: bool) -> None:
     Raises:
         RuntimeError: it failed; another `dvc repro` of the same stages makes it fail too, and is named.
     """
-    worker = [os.getppid()] if DEPLOYED in os.environ else []
+    worker = os.getppid() if DEPLOYED in os.environ else None
     command = [sys.executable, "-m", "dvc", "repro", *([stage] if stage else []), *(["-f", "-s"] if force else [])]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     process = subprocess.Popen(
-        leashed(command, *worker),
+        leashed(command, *([worker] if worker else [])),
         env=os.environ | {MARK: "1", "PATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         process_group=0,
     )
+    if worker:
+        _end_with(worker, process)
     progress, said = Progress(Path.cwd() / "checkpoints"), deque[str](maxlen=LAST_WORDS)
     try:
         assert process.stdout is not None
@@ -104,6 +109,22 @@ def reproduce(stage: str | None, force: bool) -> None:
             process.wait(2 * PATIENCE_S)
     if code:
         raise RuntimeError(f"`{' '.join(command[2:])}` ended with status {code}: {_why(''.join(said))}")
+
+
+def _end_with(worker: int, process: "subprocess.Popen[str]") -> None:
+    """End this process soon after its worker is gone, and DVC with it.
+
+    Prefect would go on trying to tell a server about it that may be gone as well.
+    """
+
+    def watch() -> None:
+        while os.getppid() == worker:
+            time.sleep(1.0)
+        process.wait()
+        time.sleep(REPORT_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _why(said: str) -> str:
