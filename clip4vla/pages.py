@@ -51,7 +51,7 @@ class Card:
     """JPEG, in order of time, side by side."""
     sound: Sound | None = None
     marks: Sequence[Mark] = ()
-    """A card of which any mark is right is framed as such."""
+    """A card whose every mark is right is framed as such."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Shown to three decimals."""
     texts: Sequence[Lines] = ()
@@ -179,7 +179,7 @@ def _section(section: Section, level: int, name: str) -> _Html:
 
 
 def _card(card: Card) -> _Html:
-    kind = "card right" if any(mark.right for mark in card.marks) else "card"
+    kind = "card right" if card.marks and all(mark.right for mark in card.marks) else "card"
     return _tag("article", *_card_parts(card), class_=kind)
 
 

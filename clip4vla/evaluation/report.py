@@ -49,8 +49,8 @@ def retrieval_page(title: str, scores: Scores, gallery: Gallery, store: ClipStor
     searcher = _Searcher(scores, gallery, store, sample_rate)
     return Page(
         title,
-        note="What finds the clip for a sentence: vision and audio together decide the order, and below each clip "
-        "stand the cosines of the sentence with both, with what is seen alone and with what is heard alone.",
+        note="Sentences, and the clips nearest to each by vision and audio together. Below a clip stand the cosines of "
+        "the sentence with both, with what is seen alone and with what is heard alone.",
         facts={
             "clips": f"{len(gallery.clip_ids):,}",
             "sentences": f"{len(gallery.sentences):,}",
@@ -148,8 +148,11 @@ class _Searcher:
         return Section(f"“{self.gallery.sentences[query]}”", self._ranks(query), [self._mark(query)], cards)
 
     def _ranks(self, query: int) -> str:
-        by = ", ".join(f"{self._rank(query, m):g} by {LABELS[m]}" for m in ("vision", "audio"))
-        return f"The clip is {self.gallery.caption_clips[query]}. Its rank is {by} alone."
+        vision, audio = self._rank(query, "vision"), self._rank(query, "audio")
+        return (
+            f"The clip is {self.gallery.caption_clips[query]}. By vision alone its rank is {vision:g}, "
+            f"by audio alone {audio:g}."
+        )
 
     def _mark(self, query: int) -> Mark:
         rank = self._rank(query, "both")
@@ -163,7 +166,7 @@ class _Searcher:
         return replace(
             clip_card(clip, self.sample_rate, f"{place}. {clip.clip_id}"),
             marks=[Mark(True, "the clip of the sentence")] if meant[row] else [],
-            scores={LABELS[m]: float(cosines[m][row]) for m in ("both", "vision", "audio")},
+            scores={m: float(cosines[m][row]) for m in ("both", "vision", "audio")},
             texts=[Lines("its sentences", [text.text for text in clip.texts])],
         )
 
