@@ -41,7 +41,7 @@ def test_no_text_becomes_markup() -> None:
     assert {image.attribute("src") for image in root.all("img")} == {"data:image/jpeg;base64,anBlZw=="}
     attributes = {name for tag in ("audio", "img", "div", "h2") for each in root.all(tag) for name in each.attributes}
     assert not [name for name in attributes if name.startswith("on")]
-    for place in ("title", "h1", "caption"):
+    for place in ("title", "h1", "figcaption"):
         assert root.one(place).text == NASTY
     article = root.all("article")[0]
     assert article.one("p", "title").text == article.one("li").text == article.one("dt").text == NASTY

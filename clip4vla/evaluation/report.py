@@ -186,14 +186,23 @@ def _spread(order: Sequence[Item], keys: Sequence[str], count: int) -> dict[str,
     No key is there twice: where there are few, each part has a third of them, and one without any is left out.
     """
     count = min(count, max(1, len(set(keys)) // 3))
-    left = list(range(len(order)))
-    parts = {}
-    for name, near in (("Best", 0), ("Worst", len(order) - 1), ("Median", (len(order) - 1) / 2)):
-        picked: list[int] = []
-        for place in sorted(left, key=lambda place, near=near: abs(place - near)):
-            if len(picked) < count and keys[place] not in {keys[other] for other in picked}:
-                picked.append(place)
-        taken = {keys[place] for place in picked}
-        left = [place for place in left if keys[place] not in taken]
-        parts[name] = picked
-    return {name: [order[place] for place in parts[name]] for name in ("Best", "Median", "Worst") if parts[name]}
+    last = len(order) - 1
+    best = _nearest(0, range(len(order)), keys, count)
+    worst = _nearest(last, _others(best, range(len(order)), keys), keys, count)
+    median = _nearest(last / 2, _others([*best, *worst], range(len(order)), keys), keys, count)
+    parts = {"Best": best, "Median": sorted(median), "Worst": worst}
+    return {name: [order[place] for place in places] for name, places in parts.items() if places}
+
+
+def _nearest(to: float, places: Sequence[int], keys: Sequence[str], count: int) -> list[int]:
+    """Up to `count` of `places`, the nearest first, no key twice."""
+    first: dict[str, int] = {}
+    for place in sorted(places, key=lambda place: abs(place - to)):
+        first.setdefault(keys[place], place)
+    return list(first.values())[:count]
+
+
+def _others(taken: Sequence[int], places: Sequence[int], keys: Sequence[str]) -> list[int]:
+    """Those of `places` whose keys are none of those taken."""
+    known = {keys[place] for place in taken}
+    return [place for place in places if keys[place] not in known]
