@@ -82,7 +82,7 @@ def test_the_command_ends_with_the_message_of_a_mistake(monkeypatch: pytest.Monk
     def stage() -> None:
         failing.run(through_dvc=False, force=False)
 
-    with pytest.raises(SystemExit, match="^broken: no clips$"):
+    with pytest.raises(SystemExit, match=r"^broken: no clips$"):
         failing.main(stage)
 
 
