@@ -51,7 +51,7 @@ class Card:
     """JPEG, in order of time, side by side."""
     sound: Sound | None = None
     marks: Sequence[Mark] = ()
-    """A card of which any mark is right is framed as such."""
+    """A card whose every mark is right is framed as such."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Shown to three decimals."""
     texts: Sequence[Lines] = ()
@@ -166,8 +166,9 @@ def _table(table: Table) -> _Html:
     """A table that scrolls sideways within the page, by keys as well, where it is too wide."""
     head = _tag("tr", *(_tag("th", name, scope="col") for name in table.head))
     rows = (_tag("tr", _tag("th", row[0], scope="row"), *(_tag("td", cell) for cell in row[1:])) for row in table.rows)
-    whole = _tag("table", _tag("caption", table.title), _tag("thead", head), _tag("tbody", *rows))
-    return _tag("div", whole, class_="wide", tabindex="0", role="region", aria_label=table.title)
+    whole = _tag("table", _tag("thead", head), _tag("tbody", *rows))
+    scrolled = _tag("div", whole, class_="wide", tabindex="0", role="region", aria_label=table.title)
+    return _tag("figure", _tag("figcaption", table.title), scrolled)
 
 
 def _section(section: Section, level: int, name: str) -> _Html:
@@ -179,7 +180,7 @@ def _section(section: Section, level: int, name: str) -> _Html:
 
 
 def _card(card: Card) -> _Html:
-    kind = "card right" if any(mark.right for mark in card.marks) else "card"
+    kind = "card right" if card.marks and all(mark.right for mark in card.marks) else "card"
     return _tag("article", *_card_parts(card), class_=kind)
 
 

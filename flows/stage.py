@@ -65,12 +65,15 @@ class Stage:
             create_markdown_artifact(stage.report(), key=stage.name, description=f"Results of the stage {stage.name}")
 
     def main(self, flow: Flow[..., None]) -> None:
-        """The body of `python -m flows.NAME`."""
+        """The body of `python -m flows.NAME`, which ends with what the user is to do where that is known."""
         if os.environ.get(MARK):
             for step in self.steps:
                 step()
-        else:
+            return
+        try:
             flow()
+        except ValueError as error:  # Prefect has shown where
+            sys.exit(f"{self.name}: {error}")
 
 
 def reproduce(stage: str | None, force: bool) -> None:

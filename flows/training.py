@@ -61,7 +61,10 @@ def find_clips(params: Params, role: str, split: Split) -> list[Path]:
     paths = [CLIPS / role / name / f"{split}.lance" for name, c in params.corpora.items() if c.role == role]
     found = [path for path in paths if path.is_dir()]
     if not found:
-        raise ValueError(f"no corpus of the role {role} has {split} clips: run `dvc repro clips`, or add such a split")
+        raise ValueError(
+            f"no corpus of the role {role} has {split} clips: run `dvc repro clips`, or give some clips that split in "
+            "the annotations"
+        )
     return found
 
 

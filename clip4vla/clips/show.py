@@ -8,7 +8,7 @@ from clip4vla.clips.format import Clip
 from clip4vla.media.encode import encode_mp3
 from clip4vla.pages import Card, Sound
 
-PICTURES = 3
+PICTURES = 2
 """Most pictures on a card, evenly spread over those stored."""
 LONGEST_SIDE = 192
 """A larger picture is made this small, in pixels."""

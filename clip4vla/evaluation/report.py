@@ -49,8 +49,8 @@ def retrieval_page(title: str, scores: Scores, gallery: Gallery, store: ClipStor
     searcher = _Searcher(scores, gallery, store, sample_rate)
     return Page(
         title,
-        note="What finds the clip for a sentence: vision and audio together decide the order, and below each clip "
-        "stand the cosines of the sentence with both, with what is seen alone and with what is heard alone.",
+        note="Sentences, and the clips nearest to each by vision and audio together. Below a clip stand the cosines of "
+        "the sentence with both, with what is seen alone and with what is heard alone.",
         facts={
             "clips": f"{len(gallery.clip_ids):,}",
             "sentences": f"{len(gallery.sentences):,}",
@@ -148,8 +148,11 @@ class _Searcher:
         return Section(f"“{self.gallery.sentences[query]}”", self._ranks(query), [self._mark(query)], cards)
 
     def _ranks(self, query: int) -> str:
-        by = ", ".join(f"{self._rank(query, m):g} by {LABELS[m]}" for m in ("vision", "audio"))
-        return f"The clip is {self.gallery.caption_clips[query]}. Its rank is {by} alone."
+        vision, audio = self._rank(query, "vision"), self._rank(query, "audio")
+        return (
+            f"The clip is {self.gallery.caption_clips[query]}. By vision alone its rank is {vision:g}, "
+            f"by audio alone {audio:g}."
+        )
 
     def _mark(self, query: int) -> Mark:
         rank = self._rank(query, "both")
@@ -163,7 +166,7 @@ class _Searcher:
         return replace(
             clip_card(clip, self.sample_rate, f"{place}. {clip.clip_id}"),
             marks=[Mark(True, "the clip of the sentence")] if meant[row] else [],
-            scores={LABELS[m]: float(cosines[m][row]) for m in ("both", "vision", "audio")},
+            scores={m: float(cosines[m][row]) for m in ("both", "vision", "audio")},
             texts=[Lines("its sentences", [text.text for text in clip.texts])],
         )
 
@@ -183,14 +186,23 @@ def _spread(order: Sequence[Item], keys: Sequence[str], count: int) -> dict[str,
     No key is there twice: where there are few, each part has a third of them, and one without any is left out.
     """
     count = min(count, max(1, len(set(keys)) // 3))
-    left = list(range(len(order)))
-    parts = {}
-    for name, near in (("Best", 0), ("Worst", len(order) - 1), ("Median", (len(order) - 1) / 2)):
-        picked: list[int] = []
-        for place in sorted(left, key=lambda place, near=near: abs(place - near)):
-            if len(picked) < count and keys[place] not in {keys[other] for other in picked}:
-                picked.append(place)
-        taken = {keys[place] for place in picked}
-        left = [place for place in left if keys[place] not in taken]
-        parts[name] = picked
-    return {name: [order[place] for place in parts[name]] for name in ("Best", "Median", "Worst") if parts[name]}
+    last = len(order) - 1
+    best = _nearest(0, range(len(order)), keys, count)
+    worst = _nearest(last, _others(best, range(len(order)), keys), keys, count)
+    median = _nearest(last / 2, _others([*best, *worst], range(len(order)), keys), keys, count)
+    parts = {"Best": best, "Median": sorted(median), "Worst": worst}
+    return {name: [order[place] for place in places] for name, places in parts.items() if places}
+
+
+def _nearest(to: float, places: Sequence[int], keys: Sequence[str], count: int) -> list[int]:
+    """Up to `count` of `places`, the nearest first, no key twice."""
+    first: dict[str, int] = {}
+    for place in sorted(places, key=lambda place: abs(place - to)):
+        first.setdefault(keys[place], place)
+    return list(first.values())[:count]
+
+
+def _others(taken: Sequence[int], places: Sequence[int], keys: Sequence[str]) -> list[int]:
+    """Those of `places` whose keys are none of those taken."""
+    known = {keys[place] for place in taken}
+    return [place for place in places if keys[place] not in known]
