@@ -10,43 +10,27 @@ from typing import Any
 
 import mlflow
 import pandas as pd  # type: ignore[import-untyped]
-import torch
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from torch.nn import functional as F  # noqa: N812
 
-from clip4vla.audio.frontend import max_samples
-from clip4vla.clips.format import Clip, decode_row, encode_row
-from clip4vla.clips.loader import View, collate
-from clip4vla.media.decode import MediaError, decode
-from clip4vla.model.checkpoints import CONFIG_FILE, load_model
-from clip4vla.model.text import Tokenizer
-from clip4vla.params import ClipsParams
-from clip4vla.records import SourceRecord, Text
+from clip4vla.clips.format import Clip
+from clip4vla.embedding import Embedder, Outlook
+from clip4vla.media.decode import MediaError
+from clip4vla.model.checkpoints import CONFIG_FILE
 
 BATCH = 16
 """Rows that pass through the towers at once."""
 
 
-class Embedder(PythonModel):
+class ServedModel(PythonModel):
     """Embeds each row of a table by its `text` or by the file at its `media` path.
 
-    The model's config holds `clips` (how clips were stored, so that a file is seen here as in training), `frames`
-    and `words`.
+    The model's config is an `Outlook`, so that a file is seen here as in training.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the run result that was stored with this version."""
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = load_model(Path(context.artifacts[CONFIG_FILE]).parent).to(self._device)
-        config = context.model_config
-        self._clips = ClipsParams.model_validate(config["clips"])
-        params = self._model.params
-        self._view = View(
-            frames=config["frames"],
-            image_size=self._model.image_size,
-            max_samples=max_samples(self._model.audio_params, self._model.image_size),
-            tokenize=Tokenizer(params.architecture, config["words"]),
-        )
+        directory = Path(context.artifacts[CONFIG_FILE]).parent
+        self._embedder = Embedder(directory, Outlook.model_validate(context.model_config))
 
     def predict(
         self,
@@ -75,43 +59,19 @@ class Embedder(PythonModel):
                     texts[place] = text
                 case {"text": None, "media": str(media)}:
                     try:
-                        clips[place] = self._read(Path(media))
+                        clips[place] = self._embedder.read(Path(media))
                     except MediaError as error:
                         errors[place] = str(error)
                 case _:
                     errors[place] = "a row needs either a text or a media path"
-        vectors = dict(zip(texts, self._embed_texts(list(texts.values())), strict=True))
-        vectors |= dict(zip(clips, self._embed_clips(list(clips.values())), strict=True))
+        vectors: dict[int, list[float]] = {}
+        if texts:
+            vectors |= zip(texts, self._embedder.embed_texts(list(texts.values())).tolist(), strict=True)
+        if clips:
+            both = self._embedder.embed_clips(list(clips.values()), {"both"}).both
+            assert both is not None
+            vectors |= zip(clips, both.tolist(), strict=True)
         return [{"embedding": vectors.get(place), "error": errors.get(place)} for place in range(len(rows))]
-
-    def _read(self, path: Path) -> Clip:
-        """The whole file as it would be stored: the same frames, size and JPEG as in training."""
-        settings = self._clips
-        span = decode(
-            path,
-            0.0,
-            None,
-            frames=settings.frames,
-            short_side=settings.size,
-            sample_rate=self._model.audio_params.sample_rate,
-        )
-        record = SourceRecord(str(path), str(path), "test", ())
-        return decode_row(encode_row(record, span, settings.jpeg_quality))
-
-    @torch.inference_mode()
-    def _embed_texts(self, texts: list[str]) -> list[list[float]]:
-        if not texts:
-            return []
-        features = self._model.encode_text(self._view.tokenize(texts).to(self._device))
-        return F.normalize(features.float(), dim=1).tolist()
-
-    @torch.inference_mode()
-    def _embed_clips(self, clips: list[Clip]) -> list[list[float]]:
-        if not clips:
-            return []
-        batch = collate(clips, [[Text("")]] * len(clips), self._view, None).to(self._device)
-        features = self._model(batch, audio_token=self._model.params.audio_token, views={"both"})
-        return features.both.tolist()
 
 
 def _given(value: Any) -> str | None:
@@ -119,4 +79,4 @@ def _given(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-mlflow.models.set_model(Embedder())
+mlflow.models.set_model(ServedModel())

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+UI = "http://127.0.0.1:5000"
+"""Where `make ui` shows the project's own store."""
 FLUSH_SECONDS = 2.0
 """Longest that a metric waits for the next batch, and that a flush waits for the store."""
 SYSTEM_SECONDS = 10.0
@@ -60,6 +62,11 @@ class Run(ABC):
     @abstractmethod
     def flush(self) -> None:
         """Have the numbers so far written now; a store that doesn't answer within seconds gets them later."""
+
+    @abstractmethod
+    def history(self, prefix: str) -> dict[str, list[tuple[int, float]]]:
+        """(step, value) of every metric whose name begins with `prefix`, as far as they are written; the last one
+        of a step that was done again."""
 
     @abstractmethod
     def tags(self, values: Mapping[str, str]) -> None:
@@ -120,6 +127,10 @@ class NullRun(Run):
 
     def flush(self) -> None:
         """Nothing."""
+
+    def history(self, prefix: str) -> dict[str, list[tuple[int, float]]]:  # noqa: ARG002
+        """Nothing."""
+        return {}
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Nothing."""
@@ -250,6 +261,15 @@ class MlflowRun(Run):
     def flush(self) -> None:
         """See `Run.flush`."""
         self._writer.flush()
+
+    def history(self, prefix: str) -> dict[str, list[tuple[int, float]]]:
+        """See `Run.history`."""
+        names = sorted(self._client.get_run(self.run_id).data.metrics)
+        found = {name: self._client.get_metric_history(self.run_id, name) for name in names if name.startswith(prefix)}
+        last = {
+            name: {m.step: m.value for m in sorted(points, key=lambda m: m.timestamp)} for name, points in found.items()
+        }
+        return {name: sorted(points.items()) for name, points in last.items()}
 
     def tags(self, values: Mapping[str, str]) -> None:
         """See `Run.tags`."""
@@ -432,6 +452,21 @@ def _make_default_experiment(uri: str) -> None:
     from mlflow import MlflowClient
 
     MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+
+
+def run_page(root: Path, run_id: str) -> str:
+    """Address of a run in MLflow's pages: the server's, or those that `make ui` shows."""
+    return f"{_pages(root)}/experiments/{open_client(root).get_run(run_id).info.experiment_id}/runs/{run_id}"
+
+
+def version_page(root: Path, name: str, version: str) -> str:
+    """Address of a model's version in MLflow's pages."""
+    return f"{_pages(root)}/models/{name}/versions/{version}"
+
+
+def _pages(root: Path) -> str:
+    uri = tracking_uri(root)
+    return f"{(uri if uri.startswith('http') else UI).rstrip('/')}/#"
 
 
 def is_local(uri: str) -> bool:

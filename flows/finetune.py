@@ -9,14 +9,16 @@ from clip4vla.evaluation.scores import Scores
 from clip4vla.params import load_params
 from clip4vla.training.job import read_run
 from flows.stage import Stage
-from flows.training import RUNS, judge, log_scores, make_job, report_run, run_job, score_table
+from flows.training import RUNS, find_clips, judge, log_scores, make_job, report_run, run_job, score_table
 
 OUT = RUNS / "finetune"
 
 
 def train() -> None:
-    """Fine-tune the pretrained model."""
+    """Fine-tune the pretrained model, if there are clips to judge it on."""
     params = load_params()
+    for split in ("val", "test"):
+        find_clips(params, "finetune", split)
     token = params.model.audio_token
     run_job(make_job(params, "finetune", "finetune", params.finetune, token, RUNS / "pretrain"), "finetune", "finetune")
 

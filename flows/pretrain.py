@@ -6,6 +6,7 @@ Out: `runs/pretrain` with the model and `run.json`; the stage `evaluate` scores 
 from prefect import flow
 
 from clip4vla.params import load_params
+from flows import ablate, evaluate, finetune, promote
 from flows.stage import Stage
 from flows.training import make_job, report_run, run_job
 
@@ -19,10 +20,20 @@ def train() -> None:
 STAGE = Stage("pretrain", (train,), lambda: report_run("pretrain"))
 
 
+ONWARDS = (finetune.STAGE, ablate.STAGE, evaluate.STAGE, promote.STAGE)
+"""What follows in the graph, up to a judged candidate."""
+
+
 @flow(name="pretrain", log_prints=True)
-def pretrain(through_dvc: bool = False, force: bool = False) -> None:
-    """Pretrain from the corpora in data/clips/pretrain; `through_dvc` keeps dvc.lock true, `force` reruns."""
-    STAGE.run(through_dvc, force)
+def pretrain(through_dvc: bool = False, force: bool = False, onwards: bool = False) -> None:
+    """Pretrain from the corpora in data/clips/pretrain.
+
+    Args:
+        through_dvc: keeps dvc.lock true.
+        force: pretrains even if nothing changed.
+        onwards: goes on with everything that follows, so that the night ends with a judged candidate.
+    """
+    STAGE.run(through_dvc, force, ONWARDS if onwards else ())
 
 
 if __name__ == "__main__":

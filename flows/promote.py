@@ -15,6 +15,7 @@ from clip4vla.evaluation.scores import Scores
 from clip4vla.params import Params, load_params
 from clip4vla.registry.gate import decide
 from clip4vla.registry.store import Registry
+from clip4vla.tracking import version_page
 from clip4vla.training.job import read_run
 from flows.stage import Stage
 from flows.training import METRICS, ROOT, RUNS, judge
@@ -35,7 +36,7 @@ def register_and_decide() -> None:
     if champion is not None and champion[1].test_set != candidate.test_set:
         scores = _judge_anew(params, registry, champion[0])
     decision = decide(candidate, scores, params.gate, params.evaluate.bootstrap, params.evaluate.seed)
-    decision = registry.promote(params.gate.model_name, version, decision)
+    decision = registry.promote(params.gate.model_name, version, decision, champion and champion[0])
     write_json(OUT, {"model": params.gate.model_name, "version": version, **asdict(decision)})
     print(f"{params.gate.model_name} version {version}: {'promoted' if decision.promote else 'not promoted'}")
     for reason in decision.reasons:
@@ -54,7 +55,9 @@ def report() -> str:
     decision = json.loads(OUT.read_text(encoding="utf-8"))
     verdict = "promoted" if decision["promote"] else "not promoted"
     reasons = "\n".join(f"- {reason}" for reason in decision["reasons"])
-    return f"# {decision['model']} version {decision['version']}: {verdict}\n\n{reasons}"
+    page = version_page(ROOT, decision["model"], decision["version"])
+    title = f"{decision['model']} version {decision['version']}"
+    return f"# {title}: {verdict}\n\n{reasons}\n\n[{title} in MLflow]({page})"
 
 
 STAGE = Stage("promote", (register_and_decide,), report)

@@ -1,18 +1,19 @@
 """What the training flows share: a job from params.yaml, its MLflow run, and the judgement of its result."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clip4vla.clips.loader import ClipStore
+from clip4vla.evaluation.figures import loss_figure
 from clip4vla.evaluation.probe import Labels
 from clip4vla.evaluation.scores import Scores
 from clip4vla.evaluation.suite import Gallery, Judge
 from clip4vla.model.checkpoints import load_model
-from clip4vla.params import AudioToken, FinetuneParams, Params, PretrainParams
+from clip4vla.params import AudioToken, FinetuneParams, Params, PretrainParams, load_params
 from clip4vla.records import Split
-from clip4vla.tracking import open_tracker
-from clip4vla.training.job import Corpus, Job, read_run
+from clip4vla.tracking import Run, open_tracker, run_page
+from clip4vla.training.job import Corpus, Job, data_version, read_run
 from clip4vla.training.launch import launch
 
 ROOT = Path.cwd()
@@ -60,7 +61,10 @@ def find_clips(params: Params, role: str, split: Split) -> list[Path]:
     paths = [CLIPS / role / name / f"{split}.lance" for name, c in params.corpora.items() if c.role == role]
     found = [path for path in paths if path.is_dir()]
     if not found:
-        raise ValueError(f"no corpus of the role {role} has {split} clips: run `dvc repro clips`, or add such a split")
+        raise ValueError(
+            f"no corpus of the role {role} has {split} clips: run `dvc repro clips`, or give some clips that split in "
+            "the annotations"
+        )
     return found
 
 
@@ -73,10 +77,19 @@ def run_job(job: Job, experiment: str, run_name: str, parent: str | None = None)
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(run.run_id)
         run.params(headline_params(job))
-        for corpus in job.corpora:
-            run.dataset(corpus.clips.parent.name, str(len(ClipStore([corpus.clips]))), corpus.clips, "train")
+        log_datasets(run, [corpus.clips for corpus in job.corpora], "train")
         launch(job.model_copy(update={"run_id": run.run_id}))
+        if terms := run.history("loss/"):
+            run.figure(loss_figure({name.removeprefix("loss/"): points for name, points in terms.items()}), "loss")
     return run.run_id
+
+
+def log_datasets(run: Run, clips: Sequence[Path], context: str) -> None:
+    """Say on the run which versions of which clips it saw, as data sets and, to compare by, in one tag."""
+    versions = {path.parent.name: data_version(path) for path in clips}
+    for path in clips:
+        run.dataset(path.parent.name, versions[path.parent.name], path, context)
+    run.tags({f"{context}_clips": ", ".join(f"{name}@{digest[:8]}" for name, digest in versions.items())})
 
 
 def headline_params(job: Job) -> dict[str, Any]:
@@ -112,10 +125,12 @@ def judge(
     return gallery, judge.score(gallery, probe)
 
 
-def log_scores(scores: Scores, run_id: str | None, prefix: str, experiment: str) -> None:
-    """Add scores to the MLflow run that trained the model, under `prefix/`."""
+def log_scores(scores: Scores, run_id: str | None, split: Split, experiment: str) -> None:
+    """Add scores on a split of the fine-tuning corpora to the MLflow run that trained the model, under `SPLIT/`."""
     with open_tracker(ROOT).start(experiment, experiment, {}, run_id=run_id) as run:
-        run.metrics({f"{prefix}/{name}": value for name, value in scores.values.items()})
+        run.metrics({f"{split}/{name}": value for name, value in scores.values.items()})
+        log_datasets(run, find_clips(load_params(), "finetune", split), split)
+        run.tags({f"{split}_set": scores.test_set})
 
 
 def score_table(scores: Mapping[str, Scores]) -> str:
@@ -123,23 +138,17 @@ def score_table(scores: Mapping[str, Scores]) -> str:
     names = [f"{d}/{m}/R@1" for d in ("text_to_clip", "clip_to_text") for m in ("vision", "audio", "both")]
     names += sorted({name for s in scores.values() for name in s.values if name.startswith("probe/")})
     head = ["| score | " + " | ".join(scores) + " |", "| --- |" + " ---: |" * len(scores)]
-    rows = [f"| {name} | " + " | ".join(_cell(s, name) for s in scores.values()) + " |" for name in names]
+    rows = [f"| {name} | " + " | ".join(s.shown(name) for s in scores.values()) + " |" for name in names]
     return "\n".join([*head, *rows])
-
-
-def _cell(scores: Scores, name: str) -> str:
-    if name not in scores.values:
-        return ""
-    value = f"{scores.values[name]:.1f}"
-    return (
-        f"{value} [{scores.intervals[name][0]:.1f}, {scores.intervals[name][1]:.1f}]"
-        if name in scores.intervals
-        else value
-    )
 
 
 def report_run(name: str) -> str:
     """Markdown about the run result of a training: its last losses, and its speed."""
     facts = read_run(RUNS / name)
     metrics = "\n".join(f"| {key} | {value:.3f} |" for key, value in facts["metrics"].items())
-    return f"# {name}\n\n| | last |\n| --- | ---: |\n{metrics}\n\nMLflow run `{facts['run_id']}`"
+    return f"# {name}\n\n| | last |\n| --- | ---: |\n{metrics}\n\n{run_link(facts['run_id'])}"
+
+
+def run_link(run_id: str) -> str:
+    """Markdown: a link to an MLflow run."""
+    return f"[MLflow run {run_id[:8]}]({run_page(ROOT, run_id)})"

@@ -47,7 +47,7 @@ def make_project(directory: Path) -> Path:
     """Put code, graph, parameters and package into `directory`, and initialise git and DVC there."""
     for name in ("clip4vla", "flows"):
         shutil.copytree(REPOSITORY / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvcignore"):
+    for name in ("dvc.yaml", ".dvcignore", "prefect.yaml"):
         shutil.copy(REPOSITORY / name, directory)
     (directory / "clip4vla/model/architectures/tiny.json").write_text(json.dumps(TINY_ARCHITECTURE))
     params = _updated(yaml.safe_load((REPOSITORY / "params.yaml").read_text()), TINY_PARAMS)
@@ -80,6 +80,19 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments], cwd=directory, env=environment(), capture_output=True, text=True, timeout=1200
     )
+
+
+def processes_in(directory: Path) -> list[tuple[int, list[str]]]:
+    """Processes that work in `directory`, each with the words of its command line; zombies are left out."""
+    found = []
+    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            here = Path(f"/proc/{pid}/cwd").readlink() == directory
+        except OSError:  # gone, or not ours
+            continue
+        found += [(pid, words)] if here and words != [""] else []
+    return found
 
 
 def _updated(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

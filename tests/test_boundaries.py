@@ -8,7 +8,7 @@ import pytest
 from tests.project import REPOSITORY
 
 ORDER = (
-    *("records", "atomic", "progress", "params", "batch"),
+    *("records", "atomic", "progress", "params", "batch", "pages"),
     *(
         "media",
         "corpora",
@@ -19,8 +19,11 @@ ORDER = (
         "tracking",
         "training",
         "evaluation",
+        "embedding",
         "registry",
         "serving",
+        "search",
+        "__main__",
     ),
 )
 """The parts of the package in the way of the data; on top of them stand flows and benchmarks."""
@@ -34,7 +37,13 @@ DOORS = {
     "av": ("clip4vla/media/", "clip4vla/corpora/stampscenes/things.py"),
     "distributed": ("clip4vla/clips/ingest.py", "benchmarks/ingest.py"),
     "silero_vad": ("clip4vla/clips/speech.py",),
-    "lance": ("clip4vla/clips/", "benchmarks/clips.py", "benchmarks/ingest.py"),
+    "lance": (
+        "clip4vla/clips/",
+        "clip4vla/search.py",
+        "benchmarks/clips.py",
+        "benchmarks/ingest.py",
+        "benchmarks/search.py",
+    ),
 }
 """The only files, or folders, that may import a third party; imports inside functions count."""
 

@@ -13,6 +13,7 @@ import pytest
 
 from clip4vla.params import load_params
 from clip4vla.registry.store import Registry
+from tests.markup import parse
 from tests.project import environment, make_project, read_params, run, write_params
 
 PATIENCE_S = 60.0
@@ -98,6 +99,16 @@ def test_it_ends_with_a_decision_and_a_champion(project: Path, reproduced: str) 
     assert champion is not None
     assert champion[0] == decision["version"]
     assert not list((project / "checkpoints").rglob("step*"))
+
+
+@pytest.mark.usefixtures("reproduced")
+def test_it_leaves_a_report_with_the_run_that_it_is_about(project: Path) -> None:
+    report = project / "runs/evaluate/finetune/report.html"
+    root = parse(report.read_text(encoding="utf-8"))
+    assert [part.text for part in root.all("h2")] == ["Best", "Median", "Worst"]
+    assert len(root.all("audio")) == len(root.all("article")) > 0
+    [kept] = (project / "mlruns/artifacts/finetune").rglob("report.html")
+    assert kept.read_bytes() == report.read_bytes()
 
 
 @pytest.mark.usefixtures("reproduced")

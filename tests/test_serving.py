@@ -1,8 +1,10 @@
 """The served model, loaded as a consumer loads it, from what the registry stores and in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +14,20 @@ import pandas as pd
 import pytest
 import torch
 
+from clip4vla.embedding import Outlook
+from clip4vla.evaluation.retrieval import QueryRanks
+from clip4vla.evaluation.scores import QueryTable, summarise
 from clip4vla.media.encode import encode
 from clip4vla.model.checkpoints import save_model
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.towers import find_architecture
 from clip4vla.params import AudioParams, ClipsParams, ModelParams, OptimizerParams, TrainingParams
-from clip4vla.registry.store import save_pyfunc
+from clip4vla.records import Decision
+from clip4vla.registry.store import Registry, save_pyfunc
+from clip4vla.tracking import open_tracker, tracking_uri
+from flows.leash import leashed
+from tests.project import REPOSITORY
+from tests.servers import free_port, serving
 
 CLIPS = ClipsParams(
     frames=3,
@@ -60,6 +70,8 @@ OPTIMIZER = OptimizerParams(
 TRAINING = TrainingParams(
     epochs=1, batch_size=1, micro_batch_size=1, frames=2, words=16, sentences=1, time_shift=False, optimizer=OPTIMIZER
 )
+
+OUTLOOK = Outlook(clips=CLIPS, frames=TRAINING.frames, words=TRAINING.words)
 
 
 def tiny_model() -> Clip4Vla:
@@ -175,3 +187,37 @@ def test_requirements_are_pinned(folder: Path) -> None:
     lines = (folder / "model" / "requirements.txt").read_text().split()
     assert f"torch=={torch.__version__.split('+')[0]}" in [line.split("+")[0] for line in lines]
     assert all("==" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_the_champion_answers_a_rest_request_with_texts_and_videos(folder: Path, tmp_path: Path) -> None:
+    """`mlflow models serve` from the registry alone, in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("DVC_ROOT", raising=False)
+        registry = Registry(tmp_path)
+        with open_tracker(tmp_path).start("finetune", "tiny", {}) as run:
+            pass
+        assert run.run_id is not None
+        table = QueryTable(("q",), ("c",), QueryRanks(np.ones(1), np.ones((1, 3))))
+        scores = summarise("tiny", {"text_to_clip/both": table}, 100, 0)
+        version = registry.register(run.run_id, folder / "run", scores, "clip4vla", CLIPS, TRAINING)
+        assert registry.promote("clip4vla", version, Decision(True, ()), None).promote
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/clip4vla@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", url.rpartition(":")[2]]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["MLFLOW_TRACKING_URI"] = tracking_uri(tmp_path)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    rows = [{"text": "a cow moos"}, {"media": str(folder / "one.mp4")}, {"media": "/nowhere.mp4"}]
+    with serving(leashed(command), f"{url}/ping", environment | {"PYTHONPATH": str(REPOSITORY)}, tmp_path / "log"):
+        request = urllib.request.Request(
+            f"{url}/invocations",
+            json.dumps({"dataframe_records": rows}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            predictions = json.loads(answer.read())["predictions"]
+    assert [len(row["embedding"] or ()) for row in predictions] == [32, 32, 0]
+    assert [row["error"] for row in predictions] == [None, None, "missing: no file /nowhere.mp4"]
+    np.testing.assert_allclose(np.linalg.norm(predictions[1]["embedding"]), 1, atol=1e-5)

@@ -14,7 +14,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics import system_metrics_monitor
 
 from clip4vla import tracking
-from clip4vla.tracking import MlflowTracker, open_client, open_tracker, prepare_store, tracking_uri
+from clip4vla.tracking import (
+    MlflowTracker,
+    open_client,
+    open_tracker,
+    prepare_store,
+    run_page,
+    tracking_uri,
+    version_page,
+)
 
 TAGS = {"audio_token": "both"}
 
@@ -98,6 +106,26 @@ def test_a_server_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_store_of_an_experiment_in_a_copy_is_the_original_one(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "original"))
     assert tracking_uri(tmp_path / "copy") == f"sqlite:///{tmp_path}/original/mlruns/mlflow.db"
+
+
+def test_the_history_of_a_metric_has_the_last_value_of_each_step(root: Path) -> None:
+    with open_tracker(root).start("pretrain", "first", {}) as run:
+        for step, value in ((1, 3.0), (2, 2.0), (2, 1.5), (3, 1.0)):
+            run.metrics({"loss/text_audio": value, "lr": 0.1}, step)
+            time.sleep(0.002)  # a resumed training does a step again later
+    assert run.history("loss/") == {"loss/text_audio": [(1, 3.0), (2, 1.5), (3, 1.0)]}
+    with open_tracker(root, rank=1).start("pretrain", "first", {}) as nothing:
+        assert nothing.history("loss/") == {}
+
+
+def test_pages_are_those_of_the_server_or_of_the_projects_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_tracker(root).start("pretrain", "first", {}) as run:
+        pass
+    assert run.run_id is not None
+    experiment = open_client(root).get_run(run.run_id).info.experiment_id
+    assert run_page(root, run.run_id) == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{run.run_id}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example/")
+    assert version_page(root, "clip4vla", "3") == "https://mlflow.example/#/models/clip4vla/versions/3"
 
 
 def test_a_run_keeps_everything(root: Path, client: MlflowClient) -> None:

@@ -77,6 +77,21 @@ def decode(path: Path, start_s: float, end_s: float | None, *, frames: int, shor
     return Span(tuple(_upright(picture, short_side, reformatter) for picture in pictures), audio)
 
 
+def duration_s(path: Path) -> float:
+    """Seconds that the file lasts.
+
+    Raises:
+        MediaError: `missing`, `corrupt` or `no_streams`.
+    """
+    if not path.is_file():
+        raise MediaError("missing", f"no file {path}")
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            return _open_source(container, path).duration_s
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise MediaError("corrupt", f"{path}: {error}") from error
+
+
 @dataclass(frozen=True)
 class _Source:
     """An open file: its streams, and where its clock begins and ends."""

@@ -11,14 +11,17 @@ run result is never registered twice; what is missing is added.
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import clip4vla
+from clip4vla.embedding import Outlook
 from clip4vla.evaluation.scores import Scores
 from clip4vla.model.checkpoints import CONFIG_FILE, WEIGHTS_FILE
 from clip4vla.params import ClipsParams, TrainingParams
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 CHAMPION, PREVIOUS = "champion", "previous"
 CONTENT, SCORES_PATH, REPLACES, ROLLED_BACK = "content", "scores", "replaces", "rolled_back"
+CLAIM = "promotion"
+CLAIM_S = 2.0
+"""Time that a claim on a server must stand: much longer than its answers take."""
 
 PACKAGE = Path(clip4vla.__file__).parent
 RUN_FILE = "run.json"
@@ -98,6 +104,17 @@ class Registry:
         version = self._alias(name, CHAMPION)
         return None if version is None else (version, self.scores(name, version))
 
+    def champion_version(self, name: str) -> str:
+        """Version of the champion.
+
+        Raises:
+            ValueError: there is none yet.
+        """
+        version = self._alias(name, CHAMPION)
+        if version is None:
+            raise ValueError(f"{name} has no champion yet: `dvc repro` trains one, and the gate decides")
+        return version
+
     def scores(self, name: str, version: str) -> Scores:
         """The latest scores of `version`, per-query results included.
 
@@ -126,19 +143,24 @@ class Registry:
             raise ValueError(f"the artifacts of {name} version {version} are not those that were registered")
         return run_directory
 
-    def promote(self, name: str, version: str, decision: Decision) -> Decision:
+    def promote(self, name: str, version: str, decision: Decision, against: str | None) -> Decision:
         """Write `decision` on the version and, where it says so, make the version the champion.
 
+        Of two promotions at once, one is carried out and the other is told that the champion has changed.
+
+        Args:
+            against: the champion that the decision compared with, None where there was none.
+
         Returns:
-            The decision as carried out: a version that was rolled back stays where it is, and the champion stays
-            the champion, whatever `decision` says.
+            The decision as carried out: a version that was rolled back stays where it is, the champion stays
+            the champion, and nobody replaces a champion that the decision knows nothing of.
         """
-        with self._one_at_a_time():
+        with self._one_at_a_time(name):
             found = self._version(name, version)
             champion = self._alias(name, CHAMPION)
             if champion == version:
                 return Decision(True, (f"pass: version {version} is the champion already",))
-            decision = _bar_rolled_back(found, decision)
+            decision = _bar_other_champion(_bar_rolled_back(found, decision), against, champion)
             self._write_decision(name, version, decision)
             if decision.promote:
                 self._crown(name, version, champion)
@@ -152,7 +174,7 @@ class Registry:
         Raises:
             ValueError: there is no champion, or none before it.
         """
-        with self._one_at_a_time():
+        with self._one_at_a_time(name):
             champion, previous = self._alias(name, CHAMPION), self._alias(name, PREVIOUS)
             if champion is None or previous is None:
                 raise ValueError(f"{name} has no champion before version {champion} to go back to")
@@ -242,9 +264,36 @@ class Registry:
         for key, value in tags.items():
             self._client.set_model_version_tag(name, version, key, value)
 
-    def _one_at_a_time(self) -> AbstractContextManager[None]:
-        """A lock on the project's own store; on a server, callers see to it that only one promotes."""
-        return store_lock(self._root) if is_local(self._uri) else nullcontext()
+    @contextmanager
+    def _one_at_a_time(self, name: str | None = None) -> Iterator[None]:
+        """A lock on the project's own store; on a server, a claim to the model `name`, whose versions are to move.
+
+        Registering needs no claim there: the same model registered twice at once becomes two versions, no harm.
+        """
+        if is_local(self._uri):
+            with store_lock(self._root):
+                yield
+        else:
+            if name is not None:
+                self._claim(name)
+            yield
+
+    def _claim(self, name: str) -> None:
+        """Say that a version of `name` is about to move, and see that nobody says so after us.
+
+        MLflow's server knows no locks: of two claims the later one stands, and who comes when the earlier one has
+        been looked at finds the champion changed.
+
+        Raises:
+            ValueError: somebody else is at it.
+        """
+        if not self._exists(name):
+            return
+        token = uuid4().hex
+        self._client.set_registered_model_tag(name, CLAIM, token)
+        time.sleep(CLAIM_S)
+        if self._client.get_registered_model(name).tags.get(CLAIM) != token:
+            raise ValueError(f"another promotion or rollback of {name} is under way: judge again when it is done")
 
     @contextmanager
     def _default_store(self) -> Iterator[None]:
@@ -271,6 +320,14 @@ def content_hash(run_directory: Path) -> str:
     return _hash_files([run_directory / WEIGHTS_FILE, run_directory / CONFIG_FILE])
 
 
+def read_outlook(run_directory: Path) -> Outlook:
+    """How the model that `Registry.fetch` put into `run_directory` was shown clips and texts."""
+    from mlflow.models import Model
+
+    stored = Model.load(str(run_directory.parent))
+    return Outlook.model_validate(stored.flavors["python_function"]["config"])
+
+
 def save_pyfunc(
     path: Path, run_directory: Path, clips: ClipsParams, training: TrainingParams, model_id: str | None = None
 ) -> None:
@@ -283,7 +340,7 @@ def save_pyfunc(
         python_model=str(PACKAGE / "serving.py"),
         code_paths=[str(PACKAGE)],
         artifacts={file: str(run_directory / file) for file in (WEIGHTS_FILE, CONFIG_FILE, RUN_FILE)},
-        model_config={"clips": clips.model_dump(mode="json"), "frames": training.frames, "words": training.words},
+        model_config=Outlook(clips=clips, frames=training.frames, words=training.words).model_dump(mode="json"),
         pip_requirements=[f"{package}=={installed_version(package)}" for package in REQUIREMENTS],
         mlflow_model=Model(model_id=model_id),
         signature=_signature(),
@@ -322,6 +379,14 @@ def _bar_rolled_back(version: "ModelVersion", decision: Decision) -> Decision:
         return decision
     reason = f"FAIL: version {version.version} was rolled back on {when}; remove its tag {ROLLED_BACK} to let it return"
     return Decision(False, (*decision.reasons, reason))
+
+
+def _bar_other_champion(decision: Decision, against: str | None, champion: str | None) -> Decision:
+    if champion == against or not decision.promote:
+        return decision
+    compared = "none" if against is None else f"version {against}"
+    reason = f"FAIL: version {champion} has become the champion meanwhile, and this was judged against {compared}"
+    return Decision(False, (*decision.reasons, f"{reason}; judge again"))
 
 
 def _headlines(scores: Scores) -> dict[str, str]:

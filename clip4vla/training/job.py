@@ -22,6 +22,8 @@ from clip4vla.params import (
 )
 
 RUN_FILE = "run.json"
+PROGRESS_FILE = "progress.json"
+"""Beside the checkpoints: how many of the `steps` are done, `step`, while a training goes on."""
 
 
 class Corpus(Section):
@@ -77,6 +79,11 @@ class Job(Section):
 def _versions(clips: Path) -> list[str]:
     """The names of a data set's files, which Lance draws anew for every write."""
     return sorted(p.relative_to(clips).as_posix() for p in clips.rglob("*") if p.is_file())
+
+
+def data_version(clips: Path) -> str:
+    """16 hex digits that tell a data set of clips from every other one, also from itself written anew."""
+    return hashlib.sha256("\n".join(_versions(clips)).encode()).hexdigest()[:16]
 
 
 def _digest(path: Path) -> str:

@@ -23,7 +23,7 @@ from clip4vla.params import TrainerParams
 from clip4vla.tracking import Run, open_tracker, provenance
 from clip4vla.training.engine import Engine, join_ranks
 from clip4vla.training.flops import StepFlops, peak_flops
-from clip4vla.training.job import RUN_FILE, Job
+from clip4vla.training.job import PROGRESS_FILE, RUN_FILE, Job
 from clip4vla.training.meter import Meter, line
 from clip4vla.training.objective import Objective
 from clip4vla.training.optimizer import learning_rate
@@ -126,6 +126,8 @@ def _run_steps(job: Job, engine: Engine, batches: TrainingBatches, start: int, r
         done = step + 1
         if done % job.trainer.log_every == 0 or done == steps:
             _report(done, steps, losses, lr, meter, run, batches.rank)
+            if batches.rank == 0:
+                write_json(job.checkpoints / PROGRESS_FILE, {"step": done, "steps": steps})
         # the signal reaches the ranks at different moments, but they must save the same step
         stopping = engine.any_rank(stop())
         if done < steps and (stopping or done % job.trainer.checkpoint_every == 0):

@@ -10,7 +10,8 @@ from prefect import flow
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 
-from flows.stage import MARK, Stage, reproduce
+from clip4vla.atomic import write_json
+from flows.stage import MARK, Progress, Stage, reproduce
 from tests.project import REPOSITORY
 
 DONE: list[str] = []
@@ -35,9 +36,10 @@ def nothing_done() -> None:
 
 @pytest.fixture
 def dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for dvc, which notes what it was called with and does what `dvc.sh` says."""
+    """A stand-in for dvc on its leash, which notes what it was called with and does what `dvc.sh` says."""
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$@ $%s" >> {tmp_path}/calls\n. {tmp_path}/dvc.sh\n' % MARK)
+    leash = f'[ "$2" = flows.leash ] && exec {sys.executable} "$@"'
+    python.write_text(f'#!/bin/sh\n{leash}\necho "$@ $%s" >> {tmp_path}/calls\n. {tmp_path}/dvc.sh\n' % MARK)
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.delenv(MARK, raising=False)
@@ -74,6 +76,19 @@ def test_a_step_that_fails_fails_the_flow_and_ends_it() -> None:
 
 
 @pytest.mark.usefixtures("prefect")
+def test_the_command_ends_with_the_message_of_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MARK, raising=False)
+    failing = Stage("broken", (broken,), lambda: "# never")
+
+    @flow(name="stage-command")
+    def stage() -> None:
+        failing.run(through_dvc=False, force=False)
+
+    with pytest.raises(SystemExit, match=r"^broken: no clips$"):
+        failing.main(stage)
+
+
+@pytest.mark.usefixtures("prefect")
 def test_through_dvc_the_steps_are_left_to_dvc(dvc: Path) -> None:
     @flow(name="stage-through")
     def stage() -> None:
@@ -87,6 +102,24 @@ def test_through_dvc_the_steps_are_left_to_dvc(dvc: Path) -> None:
     assert report.data == "# by dvc"
 
 
+@pytest.mark.usefixtures("prefect")
+def test_onwards_the_whole_graph_is_reproduced_and_every_stage_reports(dvc: Path) -> None:
+    rest = tuple(Stage(name, (), lambda name=name: f"# {name}") for name in ("middle", "last"))
+
+    @flow(name="stage-onwards")
+    def stage(force: bool) -> None:
+        Stage("start", (first,), lambda: "# start").run(through_dvc=True, force=force, onwards=rest)
+
+    stage(force=False)
+    assert (dvc / "calls").read_text() == "-m dvc repro 1\n"
+    stage(force=True)
+    assert (dvc / "calls").read_text().splitlines()[1:] == ["-m dvc repro start -f -s 1", "-m dvc repro 1"]
+    for name in ("start", "middle", "last"):
+        report = Artifact.get(name)
+        assert report is not None
+        assert report.data == f"# {name}"
+
+
 def test_forcing_reruns_the_one_stage(dvc: Path) -> None:
     reproduce("pretrain", force=True)
     assert (dvc / "calls").read_text() == "-m dvc repro pretrain -f -s 1\n"
@@ -94,9 +127,56 @@ def test_forcing_reruns_the_one_stage(dvc: Path) -> None:
 
 def test_dvc_s_output_and_failure_come_through(dvc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (dvc / "dvc.sh").write_text("echo a line; echo an error >&2; exit 255")
-    with pytest.raises(RuntimeError, match="dvc repro pretrain ended with status 255"):
+    with pytest.raises(RuntimeError, match="`dvc repro pretrain` ended with status 255: its output above"):
         reproduce("pretrain", force=False)
     assert capsys.readouterr().out == "a line\nan error\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            "ERROR: 'runs/pretrain' is busy, it is being blocked by:\n  (PID 42): repro pretrain\n",
+            r"another one is at work on the same files \(`dvc repro pretrain`, process 42\)",
+        ),
+        ("ERROR: Unable to acquire lock. Most likely another DVC process is running", "another dvc command is at work"),
+    ],
+)
+def test_a_second_reproduction_at_the_same_time_is_told_so(dvc: Path, said: str, why: str) -> None:
+    (dvc / "said").write_text(said)
+    (dvc / "dvc.sh").write_text(f"cat {dvc}/said; exit 255")
+    with pytest.raises(RuntimeError, match=why):
+        reproduce("pretrain", force=False)
+
+
+@pytest.mark.usefixtures("prefect")
+def test_a_training_s_progress_is_shown_while_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.stage.PROGRESS_EVERY_S", 0.0)
+    stopped = tmp_path / "stopped/progress.json"
+    stopped.parent.mkdir()
+    stopped.write_text('{"step": 1, "steps": 4}')
+    os.utime(stopped, (1, 1))
+    going = tmp_path / "ablate/none/progress.json"
+    going.parent.mkdir(parents=True)
+
+    def shown() -> object:
+        artifact = Artifact.get("progress-ablate-none")
+        return artifact and artifact.data
+
+    @flow(name="stage-progress")
+    def stage() -> list[object]:
+        progress, seen = Progress(tmp_path), []
+        for step in (0, 1, 3):
+            if step:
+                write_json(going, {"step": step, "steps": 4})
+            progress.show()
+            seen.append(shown())
+        going.unlink()
+        progress.show()
+        return [*seen, shown()]
+
+    assert stage() == [None, 25.0, 75.0, 100.0]
+    assert Artifact.get("progress-stopped") is None
 
 
 def test_what_interrupts_the_flow_ends_dvc(dvc: Path) -> None:

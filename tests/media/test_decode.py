@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip4vla.media.decode import MediaError, Span, decode
+from clip4vla.media.decode import MediaError, Span, decode, duration_s
 from clip4vla.media.encode import encode
 from tests.media.sample import GREYS, SECONDS, index_of, onset, rotate_metadata, tone, write_media
 
@@ -235,6 +235,17 @@ def test_a_live_webm_states_no_duration(tmp_path: Path) -> None:
     assert span.audio is not None
     assert span.audio.shape[1] == pytest.approx(2 * RATE, abs=0.1 * RATE)
     assert [index_of(frame) for frame in span.frames] == pytest.approx([2, 7, 12, 17], abs=1)
+
+
+@pytest.mark.parametrize(("suffix", "video", "audio"), [("mp4", "libx264", "aac"), ("webm", "libvpx-vp9", "libopus")])
+def test_how_long_a_file_lasts(tmp_path: Path, suffix: str, video: str, audio: str) -> None:
+    path = write_media(tmp_path / f"two.{suffix}", video, audio, rate=48000)
+    assert duration_s(path) == pytest.approx(2.0, abs=0.1)
+    with pytest.raises(MediaError, match="missing: no file"):
+        duration_s(tmp_path / "missing.mp4")
+    path.write_text("no media")
+    with pytest.raises(MediaError, match="corrupt: "):
+        duration_s(path)
 
 
 def test_what_is_no_media_says_why(tmp_path: Path) -> None:

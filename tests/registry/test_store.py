@@ -113,6 +113,11 @@ def register(registry: Registry, root: Path, weights: str, found: Scores | None 
     return registry.register(run_id, directory, found or scores(), NAME, CLIPS, TRAINING)
 
 
+def promote(registry: Registry, version: str, decision: Decision) -> Decision:
+    """As a flow does that has just compared with the champion."""
+    return registry.promote(NAME, version, decision, champion_of(registry))
+
+
 def champion_of(registry: Registry) -> str | None:
     found = registry.champion(NAME)
     return found and found[0]
@@ -130,7 +135,7 @@ def test_a_registry_without_models_has_no_champion(registry: Registry, root: Pat
 
 def test_the_champion_brings_its_scores_and_queries(registry: Registry, root: Path) -> None:
     version = register(registry, root, "one", scores(40))
-    assert registry.promote(NAME, version, YES) == YES
+    assert promote(registry, version, YES) == YES
     found = registry.champion(NAME)
     assert found is not None
     assert found[0] == version
@@ -144,7 +149,7 @@ def test_the_champion_brings_its_scores_and_queries(registry: Registry, root: Pa
 def test_a_version_says_what_it_is(registry: Registry, root: Path) -> None:
     run_id, directory = run_result(root, "one")
     version = registry.register(run_id, directory, scores(40), NAME, CLIPS, TRAINING)
-    registry.promote(NAME, version, NO)
+    promote(registry, version, NO)
     found = open_client(root).get_model_version(NAME, version)
     assert found.run_id == run_id
     assert found.tags["content"] == content_hash(directory)
@@ -172,7 +177,7 @@ def test_the_same_weights_with_another_config_are_another_model(registry: Regist
 
 def test_the_champion_can_be_evaluated_anew(registry: Registry, root: Path, tmp_path: Path) -> None:
     version = register(registry, root, "one", scores(40, "old"))
-    registry.promote(NAME, version, YES)
+    promote(registry, version, YES)
     fetched = registry.fetch(NAME, version, tmp_path / "champion")
     assert (fetched / "model.safetensors").read_text() == "one"
     run_id = json.loads((fetched / "run.json").read_text())["run_id"]
@@ -193,20 +198,20 @@ def test_artifacts_that_were_changed_are_not_fetched(registry: Registry, root: P
 
 def test_promotions_follow_the_decision(registry: Registry, root: Path) -> None:
     one, two, three = (register(registry, root, weights) for weights in ("one", "two", "three"))
-    registry.promote(NAME, one, YES)
+    promote(registry, one, YES)
     assert aliases(root) == {"champion": one}
-    registry.promote(NAME, two, NO)
+    promote(registry, two, NO)
     assert aliases(root) == {"champion": one}
-    registry.promote(NAME, three, YES)
+    promote(registry, three, YES)
     assert aliases(root) == {"champion": three, "previous": one}
 
 
 def test_the_champion_stays_champion_when_it_is_judged_again(registry: Registry, root: Path) -> None:
     one, two = register(registry, root, "one"), register(registry, root, "two")
-    registry.promote(NAME, one, YES)
-    registry.promote(NAME, two, YES)
+    promote(registry, one, YES)
+    promote(registry, two, YES)
     before = open_client(root).get_model_version(NAME, two)
-    answer = registry.promote(NAME, two, NO)
+    answer = promote(registry, two, NO)
     assert answer == Decision(True, (f"pass: version {two} is the champion already",))
     assert aliases(root) == {"champion": two, "previous": one}
     after = open_client(root).get_model_version(NAME, two)
@@ -216,7 +221,7 @@ def test_the_champion_stays_champion_when_it_is_judged_again(registry: Registry,
 def test_rollback_goes_back_version_by_version(registry: Registry, root: Path) -> None:
     versions = [register(registry, root, weights) for weights in ("one", "two", "three")]
     for version in versions:
-        registry.promote(NAME, version, YES)
+        promote(registry, version, YES)
     one, two, _ = versions
     assert registry.rollback(NAME) == two
     assert aliases(root) == {"champion": two, "previous": one}
@@ -226,6 +231,39 @@ def test_rollback_goes_back_version_by_version(registry: Registry, root: Path) -
         registry.rollback(NAME)
 
 
+@pytest.mark.parametrize("judged_against", ["one", "none"])
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
+    registry: Registry, root: Path, judged_against: str
+) -> None:
+    one, two, three = (register(registry, root, weights) for weights in ("one", "two", "three"))
+    if judged_against == "one":
+        promote(registry, one, YES)
+    against = champion_of(registry)
+    assert registry.promote(NAME, two, YES, against).promote
+    answer = registry.promote(NAME, three, YES, against)
+    assert not answer.promote
+    assert answer.reasons[-1].startswith(f"FAIL: version {two} has become the champion meanwhile")
+    assert champion_of(registry) == two
+    assert registry.promote(NAME, three, YES, two).promote
+
+
+def test_a_server_s_claim_is_refused_to_all_but_the_last(
+    registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = register(registry, root, "one"), register(registry, root, "two")
+    monkeypatch.setattr(store, "is_local", lambda _: False)
+
+    def somebody_else(_: float) -> None:
+        open_client(root).set_registered_model_tag(NAME, store.CLAIM, "another")
+
+    monkeypatch.setattr(store.time, "sleep", somebody_else)
+    with pytest.raises(ValueError, match="another promotion or rollback of clip4vla is under way"):
+        registry.promote(NAME, one, YES, None)
+    assert champion_of(registry) is None
+    monkeypatch.setattr(store.time, "sleep", lambda _: None)
+    assert registry.promote(NAME, two, YES, None).promote
+
+
 def test_nothing_to_roll_back(registry: Registry) -> None:
     with pytest.raises(ValueError, match="no champion before version None"):
         registry.rollback(NAME)
@@ -233,16 +271,16 @@ def test_nothing_to_roll_back(registry: Registry) -> None:
 
 def test_what_was_rolled_back_does_not_come_back_by_itself(registry: Registry, root: Path) -> None:
     one, two = register(registry, root, "one"), register(registry, root, "two")
-    registry.promote(NAME, one, YES)
-    registry.promote(NAME, two, YES)
+    promote(registry, one, YES)
+    promote(registry, two, YES)
     registry.rollback(NAME)
-    answer = registry.promote(NAME, two, YES)
+    answer = promote(registry, two, YES)
     assert not answer.promote
     assert answer.reasons[0] == YES.reasons[0]
     assert answer.reasons[1].startswith(f"FAIL: version {two} was rolled back on 20")
     assert champion_of(registry) == one
     open_client(root).delete_model_version_tag(NAME, two, "rolled_back")
-    assert registry.promote(NAME, two, YES).promote
+    assert promote(registry, two, YES).promote
     assert aliases(root) == {"champion": two, "previous": one}
 
 
@@ -257,7 +295,7 @@ def test_half_a_run_result_is_not_registered(registry: Registry, root: Path, fil
 def test_a_version_that_is_not_there_is_named(registry: Registry, root: Path) -> None:
     register(registry, root, "one")
     with pytest.raises(ValueError, match="clip4vla has no version 7"):
-        registry.promote(NAME, "7", YES)
+        promote(registry, "7", YES)
 
 
 class Killed(BaseException):
@@ -298,25 +336,25 @@ def killed_at(root: Path, dies_at: int, after: bool) -> Registry:
 @pytest.mark.parametrize("after", [False, True])
 def test_a_promotion_that_is_killed_anywhere_is_completed_by_the_next(root: Path, tmp_path: Path, after: bool) -> None:
     old = register(Registry(root), root, "old")
-    Registry(root).promote(NAME, old, YES)
+    promote(Registry(root), old, YES)
     run_id, directory = run_result(root, "new")
 
-    def promote(registry: Registry) -> None:
+    def attempt(registry: Registry) -> None:
         version = registry.register(run_id, directory, scores(60), NAME, CLIPS, TRAINING)
-        registry.promote(NAME, version, YES)
+        promote(registry, version, YES)
 
     deaths = 0
     for dies_at in range(1, 100):
         trial = copy_store(root, tmp_path / f"trial{dies_at}")
         healthy = Registry(trial)
         try:
-            promote(killed_at(trial, dies_at, after))
+            attempt(killed_at(trial, dies_at, after))
         except Killed:
             deaths += 1
         else:
             break
         assert champion_of(healthy) in (old, "2"), "there is a champion at every moment, and it has its scores"
-        promote(healthy)
+        attempt(healthy)
         assert aliases(trial) == {"champion": "2", "previous": old}
         assert len(open_client(trial).search_model_versions(f"name = '{NAME}'")) == 2
         found = healthy.champion(NAME)
@@ -328,7 +366,7 @@ def test_a_promotion_that_is_killed_anywhere_is_completed_by_the_next(root: Path
 @pytest.mark.parametrize("after", [False, True])
 def test_a_rollback_that_is_killed_anywhere_is_completed_by_the_next(root: Path, tmp_path: Path, after: bool) -> None:
     for weights in ("one", "two", "three"):
-        Registry(root).promote(NAME, register(Registry(root), root, weights), YES)
+        promote(Registry(root), register(Registry(root), root, weights), YES)
     deaths = 0
     for dies_at in range(1, 100):
         trial = copy_store(root, tmp_path / f"trial{dies_at}")

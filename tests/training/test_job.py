@@ -9,7 +9,7 @@ from benchmarks.clips import write_clips
 from benchmarks.small_training import CLIPS
 from clip4vla.clips.loader import ClipStore
 from clip4vla.model.checkpoints import save_model
-from clip4vla.training.job import Job, read_run
+from clip4vla.training.job import Job, data_version, read_run
 from clip4vla.training.loop import build_model, order_clips
 from tests.training.jobs import make_job
 from tests.training.tiny import build
@@ -54,10 +54,11 @@ def test_what_decides_the_weights_decides_the_fingerprint(job: Job, tmp_path: Pa
 
 def test_clips_written_anew_have_another_fingerprint(tmp_path: Path) -> None:
     write_clips(tmp_path / "train.lance")
-    before = make_job(tmp_path, "job").fingerprint()
-    assert make_job(tmp_path, "job").fingerprint() == before
+    before, version = make_job(tmp_path, "job").fingerprint(), data_version(tmp_path / "train.lance")
+    assert (make_job(tmp_path, "job").fingerprint(), data_version(tmp_path / "train.lance")) == (before, version)
     write_clips(tmp_path / "train.lance", mode="overwrite")
     assert make_job(tmp_path, "job").fingerprint() != before
+    assert data_version(tmp_path / "train.lance") != version
 
 
 def test_the_machine_and_the_places_do_not(job: Job) -> None:

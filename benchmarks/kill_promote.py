@@ -1,0 +1,178 @@
+"""`python -m benchmarks.kill_promote`: kill -9 the promotion of models at random moments; there is always one champion.
+
+A registry of its own gets candidate after candidate, each a little better than the one before, and the step of the
+flow `promote` runs on it in a process of its own, which is killed at a random moment. After each kill the registry is
+looked at as a consumer does: the champion must be whole and have its scores, and be either the one from before or the
+candidate. In the end an undisturbed promotion must complete what the killed ones began, and no candidate may be there
+twice; else the exit status is 1.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import report, silence
+from clip4vla.evaluation.retrieval import QueryRanks
+from clip4vla.evaluation.scores import QueryTable, Scores, summarise
+from clip4vla.params import load_params
+from clip4vla.registry.store import Registry
+from clip4vla.tracking import open_client, open_tracker
+
+REPOSITORY = Path(__file__).parents[1]
+QUERIES = 400
+FRESH = 0.5
+"""Share of the kills after which another candidate comes; else the same one is promoted again."""
+fork = multiprocessing.get_context("fork")
+"""What takes long to import is imported once, and no process but a killed one has opened the database."""
+
+
+def alone(call: Callable[[], Any]) -> Any:
+    """What `call` returns, computed in a process of its own.
+
+    Raises:
+        RuntimeError: that failed; its output says why.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        answer = Path(directory) / "answer.json"
+        process = fork.Process(target=lambda: answer.write_text(json.dumps(call())))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"a process that nobody killed ended with status {process.exitcode}")
+        return json.loads(answer.read_text())
+
+
+def make_candidate(root: Path, number: int) -> None:
+    """Leave the run result and the test scores of candidate `number` where the flow looks for them."""
+    with open_tracker(root).start("finetune", f"candidate {number}", {}) as run:
+        pass
+    result = root / "runs/finetune"
+    shutil.rmtree(result, ignore_errors=True)
+    result.mkdir(parents=True)
+    (result / "model.safetensors").write_bytes(np.random.default_rng(number).bytes(200_000))
+    (result / "config.json").write_text("{}")
+    (result / "run.json").write_text(json.dumps({"run_id": run.run_id, "audio_token": "both"}))
+    make_scores(number).write(root / "runs/evaluate/finetune")
+
+
+def make_scores(number: int) -> Scores:
+    """Scores that are better the greater `number` is, all on the same queries."""
+    rank = np.where(np.arange(QUERIES) < QUERIES * (1 - 0.3 * 0.97**number), 1.0, 20.0)
+    hits = np.stack([rank <= k for k in (1, 5, 10)], axis=1).astype(np.float64)
+    names = tuple(f"query{index}" for index in range(QUERIES))
+    table = QueryTable(names, names, QueryRanks(rank, hits))
+    return summarise("of-this-benchmark", {"text_to_clip/both": table}, 100, 0)
+
+
+def promote() -> None:
+    """The step of the flow, in the working directory."""
+    from flows.promote import register_and_decide
+
+    register_and_decide()
+
+
+def look(root: Path, name: str) -> dict[str, Any]:
+    """The champion as a consumer finds it, its model downloaded and compared with what was registered."""
+    registry = Registry(root)
+    version, scores = registry.champion(name) or (None, None)
+    if version is None or scores is None:
+        return {"champion": None, "versions": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        registry.fetch(name, version, Path(folder))
+    client = open_client(root)
+    assert str(client.get_model_version_by_alias(name, "champion").version) == version
+    versions = client.search_model_versions(f"name = '{name}'")
+    contents = Counter(found.tags.get("content") for found in versions)
+    return {"champion": version, "versions": len(versions), "twice": [c for c, n in contents.items() if n > 1]}
+
+
+def kill_once(seconds: float, rng: random.Random) -> float | None:
+    """Promote, and kill that within `seconds`: when; None where it ended first."""
+    process = fork.Process(target=promote)
+    started = time.monotonic()
+    process.start()
+    process.join(rng.uniform(0, seconds))
+    assert process.pid is not None
+    if process.exitcode is None:
+        os.kill(process.pid, signal.SIGKILL)
+    after = time.monotonic() - started
+    process.join()
+    if process.exitcode not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"a promotion failed with status {process.exitcode}; its output says why")
+    return after if process.exitcode else None
+
+
+def kill_often(root: Path, name: str, kills: int, rng: random.Random) -> dict[str, Any]:
+    """Promote one model undisturbed, then kill `kills` promotions, and look at the registry after each."""
+    alone(lambda: make_candidate(root, 0))
+    alone(promote)  # makes the database too
+    number, wrong, moments = 1, list[str](), list[float]()
+    alone(lambda: make_candidate(root, number))
+    started = time.monotonic()
+    alone(promote)
+    seconds = time.monotonic() - started
+    before = alone(lambda: look(root, name))
+    while len(moments) < kills:
+        if rng.random() < FRESH:
+            number += 1
+            alone(lambda: make_candidate(root, number))  # noqa: B023
+        after = kill_once(seconds, rng)
+        now = alone(lambda: look(root, name))
+        wrong += _mistakes(before, now)
+        before = now
+        if after is not None:
+            moments.append(after)
+            print(f"kill {len(moments)}/{kills} after {after:.2f} s: {now}", file=sys.stderr, flush=True)
+    alone(promote)
+    last = alone(lambda: look(root, name))
+    if last["champion"] != str(last["versions"]):
+        wrong.append(f"in the end version {last['champion']} is the champion of {last['versions']}")
+    return {"promotion_s": seconds, "candidates": number + 1, "last": last, "wrong": wrong, "moments": moments}
+
+
+def _mistakes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What isn't as it must be after a kill: the champion stays, or the newest version has become it."""
+    found = []
+    if now["champion"] not in (before["champion"], str(now["versions"])):
+        found.append(f"after version {before['champion']}, the champion is {now['champion']}")
+    return found + [f"the model {content} is there twice" for content in now.get("twice", [])]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Kill, look, and print one JSON line."""
+    parser = ArgumentParser(prog="python -m benchmarks.kill_promote", description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    settings = parser.parse_args(arguments)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory, silence():
+        root = Path(directory).resolve()
+        shutil.copy(REPOSITORY / "params.yaml", root)
+        os.chdir(root)
+        import clip4vla.serving  # noqa: F401  # MLflow, and what a version is loaded with
+        import flows.promote  # noqa: F401
+
+        results = kill_often(root, load_params().gate.model_name, settings.kills, random.Random(settings.seed))
+        os.chdir(REPOSITORY)
+    results |= {"kills": len(results["moments"]), "total_s": time.monotonic() - started}
+    report("kill_promote", torch.device("cpu"), settings, results, packages=("mlflow",))
+    if results["wrong"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Servers that tests start and end: a command, and the address at which it answers."""
+
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+PATIENCE_S = 240.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@contextmanager
+def serving(
+    command: Sequence[str], url: str, environment: Mapping[str, str], log: Path
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run `command` on a leash, wait until `url` answers, and end it and its children with the block."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=dict(environment), stdout=file, stderr=file, cwd=log.parent)
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while not answers(url):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)

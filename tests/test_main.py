@@ -1,0 +1,103 @@
+"""The command line, on a registry with a tiny champion."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clip4vla.__main__ import main
+from clip4vla.evaluation.scores import Scores
+from clip4vla.model.checkpoints import save_model
+from clip4vla.records import Decision
+from clip4vla.registry.store import Registry
+from clip4vla.tracking import open_tracker
+from tests.registry.test_store import scores
+from tests.test_search import write_video
+from tests.test_serving import CLIPS, TRAINING, tiny_model
+
+YES = Decision(True, ("pass: better",))
+
+
+def register(root: Path, name: str, found: Scores) -> str:
+    with open_tracker(root).start("finetune", name, {}) as run:
+        pass
+    assert run.run_id is not None
+    directory = root / "runs" / name
+    save_model(tiny_model(), directory)
+    (directory / "run.json").write_text(json.dumps({"run_id": run.run_id}))
+    (directory / "config.json").write_text(
+        (directory / "config.json").read_text() + "\n" * len(name)
+    )  # another content
+    registry = Registry(root)
+    version = registry.register(run.run_id, directory, found, "clip4vla", CLIPS, TRAINING)
+    champion = registry.champion("clip4vla")
+    assert registry.promote("clip4vla", version, YES, champion and champion[0]).promote
+    return version
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two versions, the second one the champion, and a folder of media."""
+    root = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("DVC_ROOT", raising=False)
+        patch.chdir(root)
+        register(root, "one", scores(40))
+        register(root, "another", scores(60))
+    (root / "media").mkdir()
+    for seed in (1, 2, 3):
+        write_video(root / f"media/{seed}.mp4", seed)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(project)
+
+
+def test_a_folder_is_indexed_by_the_champion_and_searched(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["index", "media", "--index", "index", "--model", "clip4vla"])
+    said = capsys.readouterr().out
+    assert "3 clips in index, by clip4vla version 2" in said
+    assert "3 added, 0 kept, 0 removed, 0 left out" in said
+    main(["search", "a cow moos", "--index", "index", "--top", "2", "--html", "found.html"])
+    said = capsys.readouterr().out
+    assert said.count(".mp4") == 2
+    assert "in 3 clips, by clip4vla version 2" in said
+    assert Path("found.html").read_text().count("<audio") == 2
+
+
+def test_without_a_sentence_they_are_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(["index", "media", "--index", "index", "--model", "clip4vla"])
+    typed = iter(["a cow", "a train", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    main(["search", "--index", "index", "--by", "audio"])
+    said = capsys.readouterr().out
+    assert "“a cow” in 3 clips" in said
+    assert "“a train” in 3 clips" in said
+
+
+def test_the_champion_is_shown_and_taken_back(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["champion", "clip4vla"])
+    said = capsys.readouterr().out
+    assert "clip4vla version 2" in said
+    assert "60.0" in said
+    main(["rollback", "clip4vla"])
+    assert "version 1 is the champion again; version 2 is tagged rolled_back" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="clip4vla: clip4vla has no champion before version 1"):
+        main(["rollback", "clip4vla"])
+
+
+def test_mistakes_end_with_a_sentence() -> None:
+    with pytest.raises(SystemExit, match="clip4vla: nothing has no champion yet"):
+        main(["champion", "nothing"])
+    with pytest.raises(SystemExit, match="clip4vla: there is no index in nowhere"):
+        main(["search", "a cow", "--index", "nowhere"])
+    with pytest.raises(SystemExit, match=r"clip4vla: .*params\.yaml"):
+        main(["champion"])

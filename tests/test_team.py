@@ -1,0 +1,196 @@
+"""A team's set-up for real: MLflow and Prefect on PostgreSQL, and DVC's remote in a store that speaks S3.
+
+`make test-team` installs what it needs.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from clip4vla.records import Decision
+from clip4vla.registry.store import Registry
+from flows.leash import leashed
+from tests.project import REPOSITORY
+from tests.servers import free_port, serving
+
+pytestmark = pytest.mark.team
+
+USER = "clip4vla"
+MLFLOW = [sys.executable, "-m", "mlflow"]
+PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
+
+
+def postgres_program(name: str) -> str:
+    """Debian keeps those of each version in a folder of their own."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    assert found, "PostgreSQL isn't installed: `make test-team` does it"
+    return str(found[-1])
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """Address `HOST:PORT` of a server with the databases mlflow and prefect, run by somebody who isn't root."""
+    directory = Path(tempfile.mkdtemp(prefix="postgres"))
+    owner = "postgres" if os.geteuid() == 0 else None
+    if owner is not None:
+        shutil.chown(directory, owner, owner)
+    port = free_port()
+
+    def call(*command: str) -> None:
+        subprocess.run(command, check=True, capture_output=True, user=owner, cwd=directory)
+
+    call(postgres_program("initdb"), "-D", f"{directory}/data", "-U", USER, "-A", "trust")
+    options = f"-p {port} -k {directory} -h 127.0.0.1"
+    control = (postgres_program("pg_ctl"), "-D", f"{directory}/data", "-l", f"{directory}/log", "-w")
+    call(*control, "-o", options, "start")
+    try:
+        for database in ("mlflow", "prefect"):
+            call(postgres_program("createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", USER, database)
+        yield f"127.0.0.1:{port}"
+    finally:
+        call(*control, "-m", "immediate", "stop")
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def mlflow(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an MLflow server on PostgreSQL."""
+    directory, url = tmp_path_factory.mktemp("mlflow"), f"http://127.0.0.1:{free_port()}"
+    command = [
+        *MLFLOW,
+        *("server", "--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "1"),
+        *("--backend-store-uri", f"postgresql://{USER}@{postgres}/mlflow"),
+        *("--artifacts-destination", str(directory / "artifacts")),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with serving(leashed(command), f"{url}/health", environment, directory / "log"):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with params.yaml, and nothing of MLflow's."""
+    directory = tmp_path_factory.mktemp("project")
+    shutil.copy(REPOSITORY / "params.yaml", directory)
+    return directory
+
+
+def run(project: Path, mlflow: str, *arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "MLFLOW_TRACKING_URI": mlflow}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def promote_candidate(project: Path, mlflow: str, number: int) -> str:
+    code = f"from pathlib import Path; from benchmarks.kill_promote import *; make_candidate(Path.cwd(), {number}); "
+    return run(project, mlflow, "-c", f"{code} promote(); print(look(Path.cwd(), 'clip4vla'))")
+
+
+def test_candidates_are_judged_promoted_and_rolled_back_on_a_server(project: Path, mlflow: str) -> None:
+    assert "version 1: promoted" in promote_candidate(project, mlflow, 1)
+    said = promote_candidate(project, mlflow, 2)
+    assert "version 2: promoted" in said
+    assert "'champion': '2'" in said
+    worse = promote_candidate(project, mlflow, 0)
+    assert "version 3: not promoted" in worse
+    assert "FAIL: text_to_clip/both/R@1 is 70 against the champion's" in worse
+    assert "version 1 is the champion again" in run(project, mlflow, "-m", "clip4vla", "rollback")
+    assert not (project / "mlruns").exists()
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
+    project: Path, mlflow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (11, 12, 13):
+        promote_candidate(project, mlflow, number)
+    run(project, mlflow, "-m", "clip4vla", "rollback")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
+    registry = Registry(project)
+    champion = registry.champion_version("clip4vla")
+    others = [str(int(champion) + 1), "1"]
+    registry._client.delete_model_version_tag("clip4vla", others[0], "rolled_back")
+
+    def promote(version: str) -> str:
+        try:
+            decision = Registry(project).promote("clip4vla", version, Decision(True, ("pass: better",)), champion)
+        except ValueError as error:
+            return str(error)
+        return "promoted" if decision.promote else decision.reasons[-1]
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = sorted(pool.map(promote, others))
+    assert answers.count("promoted") == 1
+    assert "is under way" in answers[0] or "has become the champion meanwhile" in answers[0]
+    assert registry.champion_version("clip4vla") in others
+
+
+def test_prefect_deploys_to_a_server_on_postgresql(postgres: str, tmp_path: Path) -> None:
+    port = free_port()
+    environment = os.environ | {
+        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{USER}@{postgres}/prefect",
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+
+    def prefect(*arguments: str) -> str:
+        command = [*PREFECT, *arguments]
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    server = leashed([*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)])
+    with serving(server, f"http://127.0.0.1:{port}/api/health", environment, tmp_path / "log"):
+        prefect("work-pool", "create", "local", "--type", "process")
+        prefect("deploy", "--all")
+        assert "pretrain/nightly" in prefect("deployment", "ls")
+    assert not list(tmp_path.glob("prefect.db*"))
+
+
+def test_dvc_pushes_to_and_pulls_from_a_store_that_speaks_s3(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    environment = os.environ | {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "DVC_REMOTE_URL": "s3://clip4vla/dvc",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+
+    def call(*command: str) -> None:
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def dvc(*arguments: str) -> None:
+        call(sys.executable, "-m", "dvc", *arguments)
+
+    project = tmp_path / "project"
+    project.mkdir()
+    server = leashed([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]])
+    with serving(server, f"{url}/moto-api/", environment, tmp_path / "log"):
+        call(sys.executable, "-c", "import boto3; boto3.client('s3').create_bucket(Bucket='clip4vla')")
+        call("git", "init", "-q")
+        dvc("init", "-q")
+        (project / "clips.bin").write_bytes(b"clips")
+        dvc("add", "-q", "clips.bin")
+        shutil.copy(REPOSITORY / "Makefile", project)
+        call("make", "-o", ".venv/ready", "-o", "setup", f"BIN={Path(sys.executable).parent}", "dvc-remote")
+        assert (project / ".dvc/config.local").is_file()
+        dvc("push", "-q")
+        (project / "clips.bin").unlink()
+        shutil.rmtree(project / ".dvc/cache")
+        dvc("pull", "-q")
+        assert (project / "clips.bin").read_bytes() == b"clips"
