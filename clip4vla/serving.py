@@ -1,8 +1,8 @@
-"""The served model: sentences or media files in, their unit vectors out.
+"""The served model: sentences or media files in, their unit vectors out; or media files in, captions out.
 
 MLflow stores this file with each version and runs it to load the model (pyfunc "from code"), in a process that may
-know nothing of this project but the package stored beside it. It only loads the run result and embeds; a row
-that can't be embedded says why, and the others are answered.
+know nothing of this project but the package stored beside it. It only loads the run result and embeds or, where that
+has a decoder, captions; a row that can't be answered says why, and the others are answered.
 """
 
 from pathlib import Path
@@ -27,11 +27,11 @@ BATCH = 16
 """Rows that pass through the towers at once."""
 
 
-class Embedder(PythonModel):
-    """Embeds each row of a table by its `text` or by the file at its `media` path.
+class Served(PythonModel):
+    """Embeds each row of a table by its `text` or by the file at its `media` path, or captions that file.
 
     The model's config holds `clips` (how clips were stored, so that a file is seen here as in training), `frames`
-    and `words`.
+    and `words`, and for captions `captions` (what is attended to, and how the best one is searched for).
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -40,12 +40,14 @@ class Embedder(PythonModel):
         self._model = load_model(Path(context.artifacts[CONFIG_FILE]).parent).to(self._device)
         config = context.model_config
         self._clips = ClipsParams.model_validate(config["clips"])
+        self._captions = config.get("captions")
         params = self._model.params
+        self._tokenizer = Tokenizer(params.architecture, config["words"])
         self._view = View(
             frames=config["frames"],
             image_size=self._model.image_size,
             max_samples=max_samples(self._model.audio_params, self._model.image_size),
-            tokenize=Tokenizer(params.architecture, config["words"]),
+            tokenize=self._tokenizer,
         )
 
     def predict(
@@ -57,13 +59,15 @@ class Embedder(PythonModel):
         """One row per row of `model_input`, whose columns are `text`, `media` (a path on this machine), or both.
 
         Returns:
-            `embedding`, D numbers of unit length or null, and `error`, null or the reason.
+            `embedding`, D numbers of unit length or null, or `caption`, a sentence or null; and `error`, null or the
+            reason.
         """
+        column = "embedding" if self._captions is None else "caption"
         answers: list[dict[str, Any]] = []
         rows = [{name: _given(row.get(name)) for name in ("text", "media")} for row in model_input.to_dict("records")]
         for start in range(0, len(rows), BATCH):
             answers += self._answer(rows[start : start + BATCH])
-        return pd.DataFrame(answers, columns=["embedding", "error"], dtype=object, index=model_input.index)
+        return pd.DataFrame(answers, columns=[column, "error"], dtype=object, index=model_input.index)
 
     def _answer(self, rows: list[dict[str, str | None]]) -> list[dict[str, Any]]:
         texts: dict[int, str] = {}
@@ -71,15 +75,20 @@ class Embedder(PythonModel):
         errors: dict[int, str] = {}
         for place, row in enumerate(rows):
             match row:
-                case {"text": str(text), "media": None}:
+                case {"text": str(text), "media": None} if self._captions is None:
                     texts[place] = text
                 case {"text": None, "media": str(media)}:
                     try:
                         clips[place] = self._read(Path(media))
                     except MediaError as error:
                         errors[place] = str(error)
-                case _:
+                case _ if self._captions is None:
                     errors[place] = "a row needs either a text or a media path"
+                case _:
+                    errors[place] = "a row needs a media path, and no text: this model writes captions"
+        if self._captions is not None:
+            written = dict(zip(clips, self._caption(list(clips.values())), strict=True))
+            return [{"caption": written.get(place), "error": errors.get(place)} for place in range(len(rows))]
         vectors = dict(zip(texts, self._embed_texts(list(texts.values())), strict=True))
         vectors |= dict(zip(clips, self._embed_clips(list(clips.values())), strict=True))
         return [{"embedding": vectors.get(place), "error": errors.get(place)} for place in range(len(rows))]
@@ -113,10 +122,21 @@ class Embedder(PythonModel):
         features = self._model(batch, audio_token=self._model.params.audio_token, views={"both"})
         return features.both.tolist()
 
+    @torch.inference_mode()
+    def _caption(self, clips: list[Clip]) -> list[str]:
+        if not clips:
+            return []
+        batch = collate(clips, [[Text("")]] * len(clips), self._view, None).to(self._device)
+        settings = dict(self._captions)
+        token, modalities = self._model.params.audio_token, settings.pop("modalities")
+        percepts = self._model.perceive(batch, audio_token=token, modalities=modalities)
+        length = min(self._tokenizer.words, self._model.context_length) - 1
+        return [self._tokenizer.decode(row) for row in self._model.write(percepts, length=length, **settings).cpu()]
+
 
 def _given(value: Any) -> str | None:
     """A cell's text, None where it is empty or missing."""
     return value if isinstance(value, str) and value else None
 
 
-mlflow.models.set_model(Embedder())
+mlflow.models.set_model(Served())

@@ -1,9 +1,9 @@
 """What the flows have in common: steps that are plain functions, run as Prefect tasks, through DVC or by it.
 
-`python -m flows.NAME` is the command of the DVC stage NAME. Started by a person's `dvc repro`, it is a Prefect flow
-whose steps are tasks. A deployment starts the flow with `through_dvc`, which runs `dvc repro NAME`; the command
-inside then finds a mark in its environment and runs the steps plainly, so that there is one flow run, `dvc.lock`
-is true and a cancelled run leaves nothing behind.
+`python -m flows.NAME` is the command of the DVC stage NAME, and with a further word that of NAME@WORD. Started by a
+person's `dvc repro`, it is a Prefect flow whose steps are tasks. A deployment starts the flow with `through_dvc`,
+which runs `dvc repro NAME`; the command inside then finds a mark in its environment and runs the steps plainly, so
+that there is one flow run, `dvc.lock` is true and a cancelled run leaves nothing behind.
 """
 
 import os
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect import Flow, task
+from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 MARK = "CLIP4VLA_INSIDE_FLOW"
@@ -38,16 +38,23 @@ class Stage:
             task(name=f"dvc repro {self.name}")(reproduce)(self.name, force)
         else:
             for step in self.steps:
-                task(step)()
-        create_markdown_artifact(self.report(), key=self.name, description=f"Results of the stage {self.name}")
+                task(step, name=_name_of(step))()
+        key = self.name.replace("@", "-")  # Prefect takes letters, digits and dashes
+        create_markdown_artifact(self.report(), key=key, description=f"Results of the stage {self.name}")
 
-    def main(self, flow: Flow[..., None]) -> None:
+    def main(self, flow: Callable[[], None]) -> None:
         """The body of `python -m flows.NAME`."""
         if os.environ.get(MARK):
             for step in self.steps:
                 step()
         else:
             flow()
+
+
+def _name_of(step: Callable[[], None]) -> str:
+    """Of a step, or of the function that it is the partial of."""
+    name: str = getattr(step, "func", step).__name__
+    return name
 
 
 def reproduce(stage: str, force: bool) -> None:

@@ -9,7 +9,7 @@ from clip4vla.evaluation.probe import Labels
 from clip4vla.evaluation.scores import Scores
 from clip4vla.evaluation.suite import Gallery, Judge
 from clip4vla.model.checkpoints import load_model
-from clip4vla.params import AudioToken, FinetuneParams, Params, PretrainParams
+from clip4vla.params import AudioToken, CaptionParams, FinetuneParams, Params, PretrainParams, TrainingParams
 from clip4vla.records import Split
 from clip4vla.tracking import open_tracker
 from clip4vla.training.job import Corpus, Job, read_run
@@ -27,12 +27,12 @@ def make_job(
     params: Params,
     task: str,
     name: str,
-    training: PretrainParams | FinetuneParams,
+    training: PretrainParams | FinetuneParams | CaptionParams,
     audio_token: AudioToken,
     start_from: Path | None,
 ) -> Job:
-    """The training `name` on every corpus of the role `task`, as params.yaml describes it."""
-    paths = find_clips(params, task, "train")
+    """The training `name` for `task`, on every corpus of its role, as params.yaml describes it."""
+    paths = find_clips(params, "pretrain" if task == "pretrain" else "finetune", "train")
     corpora = tuple(Corpus(clips=path, weight=params.corpora[path.parent.name].weight) for path in paths)
     return Job(
         task=task,
@@ -101,7 +101,7 @@ def headline_params(job: Job) -> dict[str, Any]:
 
 
 def judge(
-    params: Params, run_directory: Path, split: Split, training: PretrainParams | FinetuneParams, token: AudioToken
+    params: Params, run_directory: Path, split: Split, training: TrainingParams, token: AudioToken
 ) -> tuple[Gallery, Scores]:
     """Score the run result on a split of the fine-tuning corpora: retrieval and, where there are labels, the probe."""
     judge = Judge(load_model(run_directory), training, params.evaluate)
@@ -113,9 +113,10 @@ def judge(
 
 
 def log_scores(scores: Scores, run_id: str | None, prefix: str, experiment: str) -> None:
-    """Add scores to the MLflow run that trained the model, under `prefix/`."""
+    """Add scores to the MLflow run that trained the model, under `prefix/`; their notes become tags."""
     with open_tracker(ROOT).start(experiment, experiment, {}, run_id=run_id) as run:
         run.metrics({f"{prefix}/{name}": value for name, value in scores.values.items()})
+        run.tags({f"{prefix}.{name}": note for name, note in scores.notes.items()})
 
 
 def score_table(scores: Mapping[str, Scores]) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import clip4vla
 from clip4vla.evaluation.scores import Scores
 from clip4vla.model.checkpoints import CONFIG_FILE, WEIGHTS_FILE
-from clip4vla.params import ClipsParams, TrainingParams
+from clip4vla.params import CaptionParams, ClipsParams, SearchParams, TrainingParams
 from clip4vla.records import Decision
 from clip4vla.tracking import is_local, open_client, store_lock, tracking_uri
 
@@ -57,6 +57,7 @@ class Registry:
         name: str,
         clips: ClipsParams,
         training: TrainingParams,
+        search: SearchParams | None = None,
     ) -> str:
         """Make a version of the run result, or find the one that there is, and give it `scores`.
 
@@ -67,7 +68,8 @@ class Registry:
             run_directory: holds the model and `run.json`.
             name: of the registered model; made if there is none.
             clips: how clips were stored, so that the served model sees files in the same way.
-            training: whose frames and words the served model takes.
+            training: whose frames and words the served model takes, and whose modalities where it writes captions.
+            search: how it then looks for the best caption; needed where it writes captions.
 
         Returns:
             The version. No consumer sees it before `promote`.
@@ -83,7 +85,7 @@ class Registry:
             run_of_scores = run_id if found is None else _run_of(found)
             tags = {**_headlines(scores), SCORES_PATH: self._keep_scores(run_of_scores, scores)}
             if found is None:
-                model_id = self._log_model(run_id, run_directory, content, clips, training)
+                model_id = self._log_model(run_id, run_directory, content, serving_config(clips, training, search))
                 found = self._make_version(name, model_id, run_id, content, tags)
             else:
                 self._set_tags(name, found.version, tags)
@@ -181,9 +183,7 @@ class Registry:
         self._client.update_model_version(name, version, description="\n".join(lines))
         self._set_tags(name, version, {"decision": word})
 
-    def _log_model(
-        self, run_id: str, run_directory: Path, content: str, clips: ClipsParams, training: TrainingParams
-    ) -> str:
+    def _log_model(self, run_id: str, run_directory: Path, content: str, config: dict[str, Any]) -> str:
         """The model as MLflow keeps it, which an attempt that was killed may have finished already; its id."""
         experiment = self._client.get_run(run_id).info.experiment_id
         same = self._client.search_logged_models([experiment], filter_string=f"tags.{CONTENT} = '{content}'")
@@ -193,7 +193,7 @@ class Registry:
             self._client.delete_logged_model(model.model_id)
         model = self._client.create_logged_model(experiment, "clip4vla", run_id, tags={CONTENT: content})
         with tempfile.TemporaryDirectory() as folder:
-            save_pyfunc(Path(folder) / "model", run_directory, clips, training, model.model_id)
+            save_pyfunc(Path(folder) / "model", run_directory, config, model.model_id)
             self._client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
         self._client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_id)
@@ -271,9 +271,18 @@ def content_hash(run_directory: Path) -> str:
     return _hash_files([run_directory / WEIGHTS_FILE, run_directory / CONFIG_FILE])
 
 
-def save_pyfunc(
-    path: Path, run_directory: Path, clips: ClipsParams, training: TrainingParams, model_id: str | None = None
-) -> None:
+def serving_config(clips: ClipsParams, training: TrainingParams, search: SearchParams | None = None) -> dict[str, Any]:
+    """What the served model is told beside its weights; `captions` where it writes them."""
+    stored = clips.model_dump(mode="json")
+    config: dict[str, Any] = {"clips": stored, "frames": training.frames, "words": training.words}
+    if isinstance(training, CaptionParams):
+        if search is None:
+            raise ValueError("a model that writes captions is registered with how to search for them")
+        config["captions"] = {"modalities": training.modalities, **search.model_dump()}
+    return config
+
+
+def save_pyfunc(path: Path, run_directory: Path, config: dict[str, Any], model_id: str | None = None) -> None:
     """Write the run result to `path` as an MLflow model that serves itself: code, weights, requirements."""
     import mlflow
     from mlflow.models import Model
@@ -283,28 +292,31 @@ def save_pyfunc(
         python_model=str(PACKAGE / "serving.py"),
         code_paths=[str(PACKAGE)],
         artifacts={file: str(run_directory / file) for file in (WEIGHTS_FILE, CONFIG_FILE, RUN_FILE)},
-        model_config={"clips": clips.model_dump(mode="json"), "frames": training.frames, "words": training.words},
+        model_config=config,
         pip_requirements=[f"{package}=={installed_version(package)}" for package in REQUIREMENTS],
         mlflow_model=Model(model_id=model_id),
-        signature=_signature(),
-        input_example=_input_example(),
+        signature=_signature(writes="captions" in config),
+        input_example=_input_example(writes="captions" in config),
     )
 
 
-def _signature() -> Any:
+def _signature(writes: bool) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import Array, DataType
 
     text, media = (ColSpec(DataType.string, name, required=False) for name in ("text", "media"))
     embedding = ColSpec(Array(DataType.double), "embedding", required=False)
-    error = ColSpec(DataType.string, "error", required=False)
-    return ModelSignature(inputs=Schema([text, media]), outputs=Schema([embedding, error]))
+    caption, error = (ColSpec(DataType.string, name, required=False) for name in ("caption", "error"))
+    answer = caption if writes else embedding
+    return ModelSignature(inputs=Schema([media] if writes else [text, media]), outputs=Schema([answer, error]))
 
 
-def _input_example() -> Any:
+def _input_example(writes: bool) -> Any:
     import pandas as pd  # type: ignore[import-untyped]
 
+    if writes:
+        return pd.DataFrame({"media": ["/videos/dog.mp4"]})
     return pd.DataFrame({"text": ["a dog barks", None], "media": [None, "/videos/dog.mp4"]})
 
 
@@ -325,8 +337,8 @@ def _bar_rolled_back(version: "ModelVersion", decision: Decision) -> Decision:
 
 
 def _headlines(scores: Scores) -> dict[str, str]:
-    """Tags to be read in the registry: the test set and every R@1. MLflow allows no `@` in a tag's name."""
-    shown = {name: value for name, value in scores.values.items() if name.endswith("/R@1")}
+    """Tags to be read in the registry: the test set, every R@1 and CIDEr. MLflow allows no `@` in a tag's name."""
+    shown = {name: value for name, value in scores.values.items() if name.endswith(("/R@1", "/CIDEr"))}
     return {"test_set": scores.test_set} | {name.replace("@", "_at_"): f"{value:.2f}" for name, value in shown.items()}
 
 
