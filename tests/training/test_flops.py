@@ -59,7 +59,7 @@ def test_a_real_pass_over_an_uneven_batch_has_as_many(fusion: str) -> None:
 
 
 def test_a_real_pass_of_captioning_has_as_many() -> None:
-    model, captioning, batch = build_writer(), Captioning("both", "both", 0.1, 0.2), make_batch(7, 0)
+    model, captioning, batch = build_writer(), Captioning("vision", "both", 0.1, 0.2), make_batch(7, 0)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         captioning.outputs(model, batch).caption.sum().backward()
     assert StepFlops(model, captioning)(batch) == counter.get_total_flops()
