@@ -9,10 +9,12 @@ from clip4vla.atomic import write_json
 from clip4vla.clips.loader import ClipStore
 from clip4vla.corpora.stampscenes.scenes import caption_slots
 from clip4vla.evaluation.captioning import Captioner, Captions, Slots, score_captions
+from clip4vla.evaluation.report import Captioned, captioning_page
 from clip4vla.evaluation.scores import Scores
 from clip4vla.model.checkpoints import load_model
+from clip4vla.pages import Mark, Page, Table
 from clip4vla.params import AudioToken, Params
-from clip4vla.records import Split
+from clip4vla.records import MODALITIES, Split
 from flows.training import find_clips
 
 CAPTIONS_FILE = "captions.json"
@@ -50,6 +52,29 @@ def write_captions(captions: Captions, path: Path) -> None:
         for clip, texts in captions.references.items()
     }
     write_json(path, clips)
+
+
+def caption_page(captions: Captions, scores: Scores, store: ClipStore, slots: Slots | None, sample_rate: int) -> Page:
+    """The report: scores by modality, and the clips whose captions, by all that was attended to, are best and worst."""
+    best = next(reversed(captions.written))
+    tables = {name: scores.samples[f"caption/{best}/{name}"] for name in ("CIDEr", "ROUGE-L")}
+    each = {name: dict(zip(found.clip_ids, found.values.tolist(), strict=True)) for name, found in tables.items()}
+    captioned = []
+    for clip, caption in captions.written[best].items():
+        right = slots.read(caption, slots.right[clip]) if slots is not None and clip in slots.right else {}
+        shown = {name: values[clip] for name, values in each.items()}
+        marks = [Mark(found, role) for role, found in right.items()]
+        captioned.append(Captioned(clip, captions.references[clip], caption, shown["CIDEr"], shown, marks))
+    note = "; ".join(f"{name}: {text}" for name, text in scores.notes.items())
+    return captioning_page("Captioning", note, [_score_table(scores)], captioned, store, sample_rate)
+
+
+def _score_table(scores: Scores) -> Table:
+    """A row per metric, a column per modality."""
+    modalities = [m for m in MODALITIES if any(f"/{m}/" in name for name in scores.values)]
+    metrics = sorted({name.split("/", 2)[2] for name in scores.values})
+    rows = [[metric, *(_cell(scores, f"caption/{m}/{metric}") for m in modalities)] for metric in metrics]
+    return Table("Scores by what was attended to, with 95 % intervals (slots: per cent)", ["", *modalities], rows)
 
 
 def caption_table(scores: Mapping[str, Scores]) -> str:

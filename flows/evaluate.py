@@ -1,6 +1,6 @@
 """Stages and flow `evaluate`: the benchmark of the pretrained model and of each task's on the test clips.
 
-Out: `runs/evaluate/RUN/` with `scores.json`, results per query or clip and figures or captions; and
+Out: `runs/evaluate/RUN/` with `scores.json`, results per query or clip, figures or captions, and `report.html`;
 `metrics/{pretrain,retrieval,captioning}.json`.
 """
 
@@ -9,16 +9,26 @@ from typing import Literal
 
 from prefect import flow
 
+from clip4vla import pages
 from clip4vla.atomic import write_json
+from clip4vla.clips.loader import ClipStore
 from clip4vla.evaluation.figures import retrieval_figure, save, similarity_figure
+from clip4vla.evaluation.report import retrieval_page
 from clip4vla.evaluation.scores import Scores
-from clip4vla.params import load_params
-from clip4vla.tracking import open_tracker
+from clip4vla.params import Params, load_params
+from clip4vla.tracking import Run, open_tracker
 from clip4vla.training.job import read_run
-from flows.captioning import CAPTIONS_FILE, caption_table, judge_captions, write_captions
+from flows.captioning import (
+    CAPTIONS_FILE,
+    caption_page,
+    caption_table,
+    judge_captions,
+    read_slots,
+    write_captions,
+)
 from flows.stage import Stage
 from flows.tasks import name_on_command_line
-from flows.training import METRICS, ROOT, RUNS, judge, log_scores, score_table
+from flows.training import METRICS, ROOT, RUNS, find_clips, judge, log_scores, score_table
 
 OUT = RUNS / "evaluate"
 SHOWN = 100
@@ -26,7 +36,7 @@ SHOWN = 100
 
 
 def benchmark_retrieval(name: str, metrics: str) -> None:
-    """Score the run result `name` at retrieval, draw the figures, and add both to the run that trained it."""
+    """Score a run result at retrieval, draw figures, write a report, and add all to the run that trained the model."""
     params = load_params()
     gallery, scores = judge(params, RUNS / name, "test", getattr(params, name), params.model.audio_token)
     trained = read_run(RUNS / name)
@@ -38,12 +48,16 @@ def benchmark_retrieval(name: str, metrics: str) -> None:
         for title, figure in (("retrieval", retrieval_figure(scores)), ("similarity", similarity_figure(similarity))):
             save(figure, OUT / name / f"{title}.png")
             run.figure(figure, title)
+        page = retrieval_page(
+            f"Retrieval, {name} model", scores, gallery, _test_clips(params), params.audio.sample_rate
+        )
+        _leave(page, name, run)
     size = {"n_queries": len(gallery.caption_clips), "n_clips": len(gallery.clip_ids)}
     write_json(METRICS / f"{metrics}.json", {"training": trained["metrics"], **size, **scores.tree()})
 
 
 def benchmark_captioning() -> None:
-    """Caption the test clips, score the captions, and add both to the run that trained the model."""
+    """Caption the test clips, score the captions, write a report, and add all to the run that trained the model."""
     params = load_params()
     name = "caption"
     captions, scores = judge_captions(params, RUNS / name, "test", params.model.audio_token)
@@ -53,8 +67,20 @@ def benchmark_captioning() -> None:
     log_scores(scores, trained["run_id"], "test", name)
     with open_tracker(ROOT).start(name, name, {}, run_id=trained["run_id"]) as run:
         run.artifact(OUT / name / CAPTIONS_FILE)
+        page = caption_page(captions, scores, _test_clips(params), read_slots(params), params.audio.sample_rate)
+        _leave(page, name, run)
     facts = {"training": trained["metrics"], "n_clips": len(captions.references), "notes": dict(scores.notes)}
     write_json(METRICS / "captioning.json", {**facts, **scores.tree()})
+
+
+def _test_clips(params: Params) -> ClipStore:
+    return ClipStore(find_clips(params, "finetune", "test"))
+
+
+def _leave(page: pages.Page, name: str, run: Run) -> None:
+    """Write the report and keep it with the run."""
+    pages.write(page, OUT / name / "report.html")
+    run.artifact(OUT / name / "report.html")
 
 
 def report_retrieval(name: str) -> str:

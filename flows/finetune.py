@@ -12,12 +12,14 @@ from clip4vla.params import load_params
 from clip4vla.training.job import read_run
 from flows.stage import Stage
 from flows.tasks import TASKS, Task, TaskName, name_on_command_line
-from flows.training import RUNS, log_scores, make_job, report_run, run_job
+from flows.training import RUNS, find_clips, log_scores, make_job, report_run, run_job
 
 
 def train(task: Task) -> None:
-    """Fine-tune the pretrained model."""
+    """Fine-tune the pretrained model, if there are clips to judge it on."""
     params = load_params()
+    for split in ("val", "test"):
+        find_clips(params, "finetune", split)
     job = make_job(params, task.run, task.run, task.training(params), params.model.audio_token, RUNS / "pretrain")
     run_job(job, task.run, task.run)
 

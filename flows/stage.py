@@ -43,12 +43,15 @@ class Stage:
         create_markdown_artifact(self.report(), key=key, description=f"Results of the stage {self.name}")
 
     def main(self, flow: Callable[[], None]) -> None:
-        """The body of `python -m flows.NAME`."""
+        """The body of `python -m flows.NAME`, which ends with what the user is to do where that is known."""
         if os.environ.get(MARK):
             for step in self.steps:
                 step()
-        else:
+            return
+        try:
             flow()
+        except ValueError as error:  # Prefect has shown where
+            sys.exit(f"{self.name}: {error}")
 
 
 def _name_of(step: Callable[[], None]) -> str:

@@ -60,7 +60,10 @@ def find_clips(params: Params, role: str, split: Split) -> list[Path]:
     paths = [CLIPS / role / name / f"{split}.lance" for name, c in params.corpora.items() if c.role == role]
     found = [path for path in paths if path.is_dir()]
     if not found:
-        raise ValueError(f"no corpus of the role {role} has {split} clips: run `dvc repro clips`, or add such a split")
+        raise ValueError(
+            f"no corpus of the role {role} has {split} clips: run `dvc repro clips`, or give some clips that split in "
+            "the annotations"
+        )
     return found
 
 
@@ -124,19 +127,8 @@ def score_table(scores: Mapping[str, Scores]) -> str:
     names = [f"{d}/{m}/R@1" for d in ("text_to_clip", "clip_to_text") for m in ("vision", "audio", "both")]
     names += sorted({name for s in scores.values() for name in s.values if name.startswith("probe/")})
     head = ["| score | " + " | ".join(scores) + " |", "| --- |" + " ---: |" * len(scores)]
-    rows = [f"| {name} | " + " | ".join(_cell(s, name) for s in scores.values()) + " |" for name in names]
+    rows = [f"| {name} | " + " | ".join(s.shown(name) for s in scores.values()) + " |" for name in names]
     return "\n".join([*head, *rows])
-
-
-def _cell(scores: Scores, name: str) -> str:
-    if name not in scores.values:
-        return ""
-    value = f"{scores.values[name]:.1f}"
-    return (
-        f"{value} [{scores.intervals[name][0]:.1f}, {scores.intervals[name][1]:.1f}]"
-        if name in scores.intervals
-        else value
-    )
 
 
 def report_run(name: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from tests.project import REPOSITORY
 
 ORDER = (
-    *("records", "atomic", "progress", "params", "batch"),
+    *("records", "atomic", "progress", "params", "batch", "pages"),
     *(
         "media",
         "corpora",

@@ -14,6 +14,7 @@ import pytest
 from clip4vla.params import load_params
 from clip4vla.records import MODALITIES
 from clip4vla.registry.store import Registry
+from tests.markup import parse
 from tests.project import environment, make_project, read_params, run, write_params
 
 PATIENCE_S = 60.0
@@ -117,6 +118,17 @@ def test_captions_are_written_by_each_modality_and_scored(project: Path) -> None
         assert all(isinstance(clip[modality], str) for clip in captions.values())
     assert found["notes"]["tokenizer"]
     assert ("METEOR" in found["caption"]["both"]) is not ("METEOR" in found["notes"])
+
+
+@pytest.mark.usefixtures("reproduced")
+@pytest.mark.parametrize("run_name", ["finetune", "caption"])
+def test_it_leaves_a_report_with_the_run_that_it_is_about(project: Path, run_name: str) -> None:
+    report = project / f"runs/evaluate/{run_name}/report.html"
+    root = parse(report.read_text(encoding="utf-8"))
+    assert [part.text for part in root.all("h2")] == ["Best", "Median", "Worst"]
+    assert len(root.all("audio")) == len(root.all("article")) > 0
+    [kept] = (project / f"mlruns/artifacts/{run_name}").rglob("report.html")
+    assert kept.read_bytes() == report.read_bytes()
 
 
 @pytest.mark.usefixtures("reproduced")

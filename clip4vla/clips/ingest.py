@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from clip4vla.atomic import write_json
 from clip4vla.clips import format as row_format
 from clip4vla.clips.format import SCHEMA
-from clip4vla.corpora.manifest import Accepted, read_manifest, write_rejects
+from clip4vla.corpora.manifest import LISTED, Accepted, read_manifest, write_rejects
 from clip4vla.media import decode
 from clip4vla.params import AudioParams, ClipsParams, load_params
 from clip4vla.progress import track
@@ -216,7 +216,8 @@ def _commit(job: Job, chunks: list[Chunk]) -> Accepted:
             dataset.cleanup_old_versions(timedelta(0), delete_unverified=True)
     rejects = [Reject(**reject) for note in notes.values() for reject in note["rejects"]]
     write_rejects(rejects, job.directory / "rejects.parquet")
-    return Accepted(sum(note["rows"] for note in notes.values()), Counter(reject.reason for reject in rejects))
+    reasons = Counter(reject.reason for reject in rejects)
+    return Accepted(sum(note["rows"] for note in notes.values()), reasons, tuple(rejects[:LISTED]))
 
 
 def _tidy(out: Path) -> None:

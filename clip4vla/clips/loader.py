@@ -71,6 +71,12 @@ class ClipStore:
     def __len__(self) -> int:
         return sum(self.sizes)
 
+    @cached_property
+    def clip_ids(self) -> tuple[str, ...]:
+        """The id of every clip, in order; an id that two data sets share is there twice."""
+        tables = [dataset.to_table(columns=["clip_id"]) for dataset in self._datasets]
+        return tuple(clip_id for table in tables for clip_id in table["clip_id"].to_pylist())
+
     def sentences(self) -> Iterator[str]:
         """All sentences of all clips, of which nothing else is read."""
         for dataset in self._datasets:

@@ -3,7 +3,7 @@
 Columns (keys): `path` and `text`; if wanted `start` and `end` (seconds into the file), `split` (train, val, test) and
 `audio_type` (verbal: the words said, nonverbal: other sounds). Rows of the same path and span are texts of one clip.
 A clip without a split gets one by the SHA-256 of its path: 80 % train, 10 % val, 10 % test, the same on any machine
-and for all clips of a file.
+and for all clips of a file. Where there are so few files that none falls into val or test, one is taken from train.
 """
 
 import hashlib
@@ -27,6 +27,8 @@ class _Clip:
 
     split: Split
     where: str
+    by_hash: bool
+    """Whether no row says which split."""
     texts: list[Text] = field(default_factory=list)
 
 
@@ -41,6 +43,7 @@ def read(annotations: Path) -> Iterator[SourceRecord | Reject]:
         reject = _add(row, clips)
         if reject:
             yield reject
+    _fill_splits(clips)
     for (path, start_s, end_s), clip in clips.items():
         yield SourceRecord(_clip_id(path, start_s, end_s), path, clip.split, tuple(clip.texts), start_s, end_s)
 
@@ -69,11 +72,28 @@ def _add(row: Row, clips: dict[tuple[str, float, float | None], _Clip]) -> Rejec
         return reject("unknown_audio_type", cells["audio_type"])
     if not 0 <= start_s < (float("inf") if end_s is None else end_s) or end_s == float("inf"):
         return reject("bad_span", f"{cells['start']} to {cells['end']}")
-    clip = clips.setdefault((path, start_s, end_s), _Clip(split, row.where))
+    clip = clips.setdefault((path, start_s, end_s), _Clip(split, row.where, by_hash=True))
     if clip.split != split:
         raise ValueError(f"{row.where}: {path} is in {split} here, but in {clip.split} at {clip.where}")
+    clip.by_hash &= cells["split"] is None
     clip.texts.append(Text(text, cells["audio_type"]))
     return None
+
+
+def _fill_splits(clips: dict[tuple[str, float, float | None], _Clip]) -> None:
+    """Move a file to each of test and val that is empty, as long as others are left to train on.
+
+    It is the one whose hash is the highest of the files in train that no row puts there.
+    """
+    for split in SPLITS[:0:-1]:
+        train = {path for (path, _, _), clip in clips.items() if clip.split == "train"}
+        bound = {path for (path, _, _), clip in clips.items() if not clip.by_hash}
+        if len(train) < 2 or not train - bound or any(clip.split == split for clip in clips.values()):
+            continue
+        moved = max(train - bound, key=_hash)
+        for (path, _, _), clip in clips.items():
+            if path == moved:
+                clip.split = split
 
 
 def _blank_to_none(value: Any) -> Any:
@@ -82,9 +102,13 @@ def _blank_to_none(value: Any) -> Any:
 
 
 def split_of(path: str) -> Split:
-    """The split of a file that has none, by the hash of its path."""
-    tenth = int.from_bytes(hashlib.sha256(path.encode(errors="surrogatepass")).digest()[:8]) % 10
+    """The split of a file among many that has none, by the hash of its path."""
+    tenth = _hash(path) % 10
     return "test" if tenth == 9 else "val" if tenth == 8 else "train"
+
+
+def _hash(path: str) -> int:
+    return int.from_bytes(hashlib.sha256(path.encode(errors="surrogatepass")).digest()[:8])
 
 
 def _clip_id(path: str, start_s: float, end_s: float | None) -> str:

@@ -30,6 +30,8 @@ MANIFEST_SCHEMA = pa.schema(
 )
 GROUP = 10_000
 """Rows of a group in a Parquet file."""
+LISTED = 5
+"""Most rejected records that are told of one by one."""
 REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("clip_id", "media", "split", "reason", "detail")])
 
 
@@ -40,17 +42,31 @@ class Accepted:
     accepted: int
     rejected: Counter[str]
     """By reason."""
+    examples: tuple[Reject, ...] = ()
+    """The first of the rejected, LISTED at most."""
 
     def summary(self) -> str:
-        """One line for a person."""
+        """For a person: a line of counts, then the examples."""
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.rejected.most_common())
-        return f"{self.accepted:,} accepted, {self.rejected.total():,} rejected" + (f" ({reasons})" if reasons else "")
+        counts = f"{self.accepted:,} accepted, {self.rejected.total():,} rejected" + (
+            f" ({reasons})" if reasons else ""
+        )
+        lines = [
+            f"  {reject.media or reject.clip_id or '?'}: {reject.reason}, {reject.detail}" for reject in self.examples
+        ]
+        left = self.rejected.total() - len(lines)
+        return "\n".join([counts, *lines, *([f"  and {left:,} more, in rejects.parquet"] if left else [])])
 
     def check(self, max_reject_fraction: float) -> None:
         """Raise ValueError when nothing was accepted or more than `max_reject_fraction` was rejected."""
         read = self.accepted + self.rejected.total()
-        if self.accepted == 0 or self.rejected.total() > max_reject_fraction * read:
-            raise ValueError(f"{self.summary()}: more than {max_reject_fraction:.1%} rejected, or nothing accepted")
+        if self.accepted == 0:
+            raise ValueError(f"nothing was accepted: {self.summary()}")
+        if self.rejected.total() > max_reject_fraction * read:
+            raise ValueError(
+                f"{self.summary()}\nmore than {max_reject_fraction:.1%} rejected: mend these or leave them out of the "
+                "annotations, or raise clips.max_reject_fraction in params.yaml"
+            )
 
 
 def write_manifest(entries: Iterable[SourceRecord | Reject], media: Path, out: Path) -> Accepted:
@@ -65,6 +81,7 @@ def write_manifest(entries: Iterable[SourceRecord | Reject], media: Path, out: P
     files = MediaIndex(media)
     accepted = 0
     rejected: Counter[str] = Counter()
+    examples: list[Reject] = []
     seen: set[str] = set()
     with (
         atomic_directory(out) as directory,
@@ -75,12 +92,13 @@ def write_manifest(entries: Iterable[SourceRecord | Reject], media: Path, out: P
             checked = entry if isinstance(entry, Reject) else _check(entry, files, seen)
             if isinstance(checked, Reject):
                 rejected[checked.reason] += 1
+                examples += [checked] if len(examples) < LISTED else []
                 rejects.add(_reject_row(checked))
             else:
                 seen.add(checked.clip_id)
                 accepted += 1
                 manifest.add(asdict(checked))
-    return Accepted(accepted, rejected)
+    return Accepted(accepted, rejected, tuple(examples))
 
 
 class _Table:

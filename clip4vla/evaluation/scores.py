@@ -145,6 +145,16 @@ class Scores:
                 group.setdefault("ci95", {})[metric] = list(self.intervals[name])
         return tree
 
+    def shown(self, name: str) -> str:
+        """A value as people read it, `69.9 [66.8, 73.1]`; empty where there is none."""
+        if name not in self.values:
+            return ""
+        value = f"{self.values[name]:.1f}"
+        if name not in self.intervals:
+            return value
+        low, high = self.intervals[name]
+        return f"{value} [{low:.1f}, {high:.1f}]"
+
     def write(self, directory: Path) -> None:
         """Write the files into `directory` (made if missing), each replaced whole; `scores.json` comes last."""
         ranks = _ranks_bytes(self.queries)

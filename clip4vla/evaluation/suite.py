@@ -45,6 +45,8 @@ class Gallery:
 
     clip_ids: tuple[str, ...]
     caption_clips: tuple[str, ...]
+    sentences: tuple[str, ...]
+    """(Q,) the captions."""
     captions: NDArray[np.float32]
     """(Q, D)"""
     clips: dict[Modality, NDArray[np.float32]]
@@ -80,6 +82,7 @@ class Judge:
         return Gallery(
             clip_ids=tuple(clip.clip_id for clip in clips),
             caption_clips=tuple(clip_id for clip_id, _ in captions),
+            sentences=tuple(text for _, text in captions),
             captions=self.embed_texts([text for _, text in captions]),
             clips=vectors,
             test_set=fingerprint(captions, "".join(clip.digest for clip in clips)),

@@ -1,11 +1,15 @@
-"""RGB frames and mono sound in, an .mp4 (H.264, AAC) out; the same input gives the same bytes."""
+"""RGB frames and sound in, an .mp4 (H.264, AAC) or an .mp3 out; the same input gives the same bytes."""
 
+import io
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+MP3_BITS_PER_SECOND = 32_000
 
 
 def encode(path: Path, frames: NDArray[np.uint8], fps: int, audio: NDArray[np.float32], sample_rate: int) -> None:
@@ -28,3 +32,21 @@ def encode(path: Path, frames: NDArray[np.uint8], fps: int, audio: NDArray[np.fl
         wave.sample_rate, wave.pts, wave.time_base = sample_rate, 0, Fraction(1, sample_rate)
         container.mux(sound.encode(wave))
         container.mux(sound.encode(None))
+
+
+def encode_mp3(audio: NDArray[np.int16], sample_rate: int) -> bytes:
+    """The sound `audio` (C, S), C 1 or 2, as MP3, which every browser plays, at 4 kB a second.
+
+    The format has no other sample rates than MP3_RATES: the next higher one is taken.
+    """
+    rate = next((rate for rate in MP3_RATES if rate >= sample_rate), MP3_RATES[-1])
+    layout = "mono" if audio.shape[0] == 1 else "stereo"
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp3", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libmp3lame", rate=rate, layout=layout)
+        stream.bit_rate = MP3_BITS_PER_SECOND
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio), format="s16p", layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = sample_rate, 0, Fraction(1, sample_rate)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,40 @@ def test_a_folder_has_texts_by_path_and_span() -> None:
     assert isinstance(first, SourceRecord)
     assert [text.audio_type for text in first.texts] == ["nonverbal", None]
     assert texts(entries[2]) == ["a talk about\ntwo things"]
+
+
+def splits_of_folder(directory: Path, *rows: str) -> dict[str, str]:
+    (directory / "texts.csv").write_text("\n".join(["path,text,split", *rows]), encoding="utf-8")
+    return {e.clip_id: e.split for e in find_adapter("folder")(directory) if isinstance(e, SourceRecord)}
+
+
+def by_hash(wanted: str, count: int) -> list[str]:
+    return [name for name in (f"{index}.mp4" for index in range(1000)) if split_of(name) == wanted][:count]
+
+
+def test_of_a_few_files_some_are_kept_to_validate_and_to_test(tmp_path: Path) -> None:
+    train = by_hash("train", 10)
+    found = splits_of_folder(tmp_path, *(f"{name},a text," for name in train))
+    assert Counter(found.values()) == {"train": 8, "val": 1, "test": 1}
+    assert splits_of_folder(tmp_path, *(f"{name},a text," for name in reversed(train))) == found
+    [test] = by_hash("test", 1)
+    found = splits_of_folder(tmp_path, *(f"{name},a text," for name in [*train, test]))
+    assert Counter(found.values()) == {"train": 9, "val": 1, "test": 1}
+    assert found[test] == "test"
+    assert splits_of_folder(tmp_path, f"{train[0]},a text,") == {train[0]: "train"}
+    assert Counter(splits_of_folder(tmp_path, *(f"{name},a text," for name in train[:2])).values()) == {
+        "train": 1,
+        "test": 1,
+    }
+
+
+def test_what_a_row_says_of_a_split_is_never_changed(tmp_path: Path) -> None:
+    train = by_hash("train", 6)
+    bound = [f"{name},a text,train" for name in train[:4]]
+    assert set(splits_of_folder(tmp_path, *bound).values()) == {"train"}
+    found = splits_of_folder(tmp_path, *bound, *(f"{name},a text," for name in train[4:]))
+    assert {name: found[name] for name in train[:4]} == dict.fromkeys(train[:4], "train")
+    assert {found[name] for name in train[4:]} == {"val", "test"}
 
 
 def test_splits_by_hash_are_eight_one_one_and_never_change() -> None:

@@ -83,8 +83,21 @@ def test_a_fraction_of_rejects_can_be_too_much(tmp_path: Path) -> None:
     result.check(0.5)
     with pytest.raises(ValueError, match=r"1 accepted, 1 rejected \(missing 1\)"):
         result.check(0.49)
-    with pytest.raises(ValueError, match="nothing accepted"):
+    with pytest.raises(ValueError, match="nothing was accepted"):
         write_manifest([], media, tmp_path / "out").check(1.0)
+
+
+def test_the_first_rejects_are_told_with_their_reasons(tmp_path: Path) -> None:
+    media = touch(tmp_path / "media", "a.mp4")
+    entries = [record("a", "text"), *(record(f"gone{index}", "text") for index in range(7))]
+    result = write_manifest(entries, media, tmp_path / "out")
+    assert result.summary().splitlines() == [
+        "1 accepted, 7 rejected (missing 7)",
+        *(f"  gone{index}: missing, no media file gone{index}[.*]" for index in range(5)),
+        "  and 2 more, in rejects.parquet",
+    ]
+    with pytest.raises(ValueError, match=r"gone0: missing(.|\n)*mend these or(.|\n)*clips\.max_reject_fraction"):
+        result.check(0.5)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +183,11 @@ def test_the_command_writes_a_manifest(tmp_path: Path, monkeypatch: pytest.Monke
     media = touch(tmp_path / "media", "video0.mp4", "video1.mp4", "video3.mp4", "video4.mp4")
     common = ("--annotations", SAMPLES / "msrvtt", "--media", media, "--out", tmp_path / "out")
     run(monkeypatch, "msrvtt", *common)
-    assert capsys.readouterr().out == "msrvtt: 4 accepted, 2 rejected (missing 2)\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "msrvtt: 4 accepted, 2 rejected (missing 2)",
+        "  video2: missing, no media file video2[.*]",
+        "  video5: missing, no media file video5[.*]",
+    ]
     assert len(read_manifest(tmp_path / "out" / "manifest.parquet")) == 4
     with pytest.raises(SystemExit, match="more than 10"):
         run(monkeypatch, "msrvtt", *common, "--max-reject-fraction", "0.1")

@@ -77,6 +77,19 @@ def test_a_step_that_fails_fails_the_flow_and_ends_it() -> None:
 
 
 @pytest.mark.usefixtures("prefect")
+def test_the_command_ends_with_the_message_of_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MARK, raising=False)
+    failing = Stage("broken", (broken,), lambda: "# never")
+
+    @flow(name="stage-command")
+    def stage() -> None:
+        failing.run(through_dvc=False, force=False)
+
+    with pytest.raises(SystemExit, match=r"^broken: no clips$"):
+        failing.main(stage)
+
+
+@pytest.mark.usefixtures("prefect")
 def test_through_dvc_the_steps_are_left_to_dvc(dvc: Path) -> None:
     @flow(name="stage-through")
     def stage() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clip4vla.media.decode import decode
-from clip4vla.media.encode import encode
+from clip4vla.media.encode import encode, encode_mp3
 from tests.media.sample import grey, index_of, onset, tone
 
 RATE = 16000
@@ -29,3 +29,9 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert write(tmp_path / "one.mp4").read_bytes() == write(tmp_path / "two.mp4").read_bytes()
+
+
+def test_the_same_sound_gives_the_same_mp3() -> None:
+    sound = (tone(RATE) * 32767).astype(np.int16)[None]
+    assert encode_mp3(sound, RATE) == encode_mp3(sound.copy(), RATE)
+    assert len(encode_mp3(sound, RATE)) < 10_000
