@@ -81,8 +81,9 @@ def make_scores(number: int) -> Scores:
 def promote() -> None:
     """The step of the flow, in the working directory."""
     from flows.promote import register_and_decide
+    from flows.tasks import TASKS
 
-    register_and_decide()
+    register_and_decide(TASKS["retrieval"])
 
 
 def look(root: Path, name: str) -> dict[str, Any]:

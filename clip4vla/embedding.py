@@ -1,4 +1,4 @@
-"""Sentences and media files in, their vectors out, as a trained model sees them outside of the pipeline.
+"""Sentences and media files in, their vectors or captions out, as a trained model sees them outside of the pipeline.
 
 What serving and search share: a file is decoded, stored and read back as the clips of training were, so that the model
 meets here what it was trained on.
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from clip4vla.audio.frontend import max_samples
+from clip4vla.batch import Batch
 from clip4vla.clips.format import Clip, decode_row, encode_row
 from clip4vla.clips.loader import View as ClipView
 from clip4vla.clips.loader import collate
@@ -19,8 +20,17 @@ from clip4vla.media.decode import decode
 from clip4vla.model.checkpoints import load_model
 from clip4vla.model.clip4vla import Features, View
 from clip4vla.model.text import Tokenizer
-from clip4vla.params import ClipsParams, Section
-from clip4vla.records import SourceRecord, Text
+from clip4vla.params import CaptionParams, ClipsParams, SearchParams, Section, TrainingParams
+from clip4vla.records import Modality, SourceRecord, Text
+
+
+class Writing(Section):
+    """How a model writes captions."""
+
+    modalities: Modality
+    """What it attends to."""
+    search: SearchParams
+    """How it looks for the best one."""
 
 
 class Outlook(Section):
@@ -29,6 +39,22 @@ class Outlook(Section):
     clips: ClipsParams
     frames: int
     words: int
+    writing: Writing | None = None
+    """None where it embeds."""
+
+    @classmethod
+    def of(cls, clips: ClipsParams, training: TrainingParams, search: SearchParams | None = None) -> "Outlook":
+        """Of a model that was trained as `training` says; `search` is for one that writes captions.
+
+        Raises:
+            ValueError: the model writes captions, and there is no `search`.
+        """
+        writing = None
+        if isinstance(training, CaptionParams):
+            if search is None:
+                raise ValueError("a model that writes captions is registered with how to search for them")
+            writing = Writing(modalities=training.modalities, search=search)
+        return cls(clips=clips, frames=training.frames, words=training.words, writing=writing)
 
 
 class Embedder:
@@ -46,11 +72,13 @@ class Embedder:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(run_directory).to(self.device)
         self._clips = outlook.clips
+        self.writing = outlook.writing
+        self._tokenizer = Tokenizer(self.model.architecture.name, min(outlook.words, self.model.context_length))
         self._view = ClipView(
             frames=outlook.frames,
             image_size=self.model.image_size,
             max_samples=max_samples(self.model.audio_params, self.model.image_size),
-            tokenize=Tokenizer(self.model.architecture.name, min(outlook.words, self.model.context_length)),
+            tokenize=self._tokenizer,
         )
 
     @property
@@ -85,6 +113,18 @@ class Embedder:
     @torch.inference_mode()
     def embed_clips(self, clips: Sequence[Clip], views: Collection[View]) -> Features:
         """The wanted views of `clips`, which pass through the towers at once."""
-        batch = collate(clips, [[Text("")]] * len(clips), self._view, None).to(self.device)
-        features: Features = self.model(batch, audio_token=self.model.params.audio_token, views=views)
+        token = self.model.params.audio_token
+        features: Features = self.model(self._collate(clips), audio_token=token, views=views)
         return features
+
+    @torch.inference_mode()
+    def caption_clips(self, clips: Sequence[Clip]) -> list[str]:
+        """A sentence about each of `clips`, by a model that writes captions."""
+        assert self.writing is not None
+        token, search = self.model.params.audio_token, self.writing.search
+        percepts = self.model.perceive(self._collate(clips), audio_token=token, modalities=self.writing.modalities)
+        written = self.model.write(percepts, length=self._tokenizer.words - 1, **search.model_dump())
+        return [self._tokenizer.decode(row) for row in written.cpu()]
+
+    def _collate(self, clips: Sequence[Clip]) -> Batch:
+        return collate(clips, [[Text("")]] * len(clips), self._view, None).to(self.device)

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from clip4vla.records import Modality
+
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -182,6 +184,22 @@ class FinetuneParams(TrainingParams):
     text_audio: Weight
 
 
+class CaptionParams(TrainingParams):
+    """Captioning: what the decoder attends to and how it is trained."""
+
+    modalities: Modality
+    """What the decoder attends to."""
+    modality_dropout: Fraction
+    """With `both`: fraction of the clips of a step of which only what is seen, or only what is heard, is attended to,
+    so that one model captions by either alone as well."""
+    min_words: Annotated[int, Field(ge=0)]
+    """Shorter sentences aren't learnt from, unless a clip has no others: they leave out what captions should say."""
+    label_smoothing: Fraction
+    vocabulary: Literal["corpus", "full"]
+    """The tokens that a caption may have: those of the training captions, or all of CLIP's, whose logits cost most of
+    a step on a CPU."""
+
+
 class AblateParams(Section):
     """The sweep over audio tokens: one fine-tuning each, on the fine-tuning settings but for its length."""
 
@@ -213,6 +231,15 @@ class TrainerParams(Section):
     """Steps between lines of progress and logged metrics."""
 
 
+class SearchParams(Section):
+    """How captions are searched for, in evaluation and by the served model."""
+
+    beam: Positive
+    """Hypotheses that are followed at once; 1 is greedy."""
+    length_penalty: Weight
+    """A caption's log probability is divided by its number of tokens to this power: 0 favours short ones, 1 none."""
+
+
 class EvaluateParams(Section):
     """What is measured, and how sure we are of it."""
 
@@ -221,7 +248,9 @@ class EvaluateParams(Section):
     """Resamplings behind the 95 % intervals."""
     seed: int
     labels: str | None
-    """The labels behind the caption clips, for the type-token probe; null where a corpus has none."""
+    """The labels behind the caption clips, for the type-token probe and for what captions should name; null where a
+    corpus has none."""
+    search: SearchParams
 
 
 class GuardParams(Section):
@@ -236,7 +265,7 @@ class GateParams(Section):
 
     model_name: str
     primary: str
-    """The score that must not be worse, paired on the same queries; `text_to_clip/both/R@1` and so on."""
+    """The score that must not be worse, paired on the same queries or clips; `text_to_clip/both/R@1` and so on."""
     require_better: bool
     """True: the lower bound of the paired difference must be above 0; false: the difference must not be below it."""
     floors: dict[str, float]
@@ -244,7 +273,7 @@ class GateParams(Section):
     guards: tuple[GuardParams, ...]
 
 
-PresetSection = Literal["audio", "model", "pretrain", "finetune"]
+PresetSection = Literal["audio", "model", "pretrain", "finetune", "caption"]
 """What a preset may change: how a model is trained, not the data that it is trained on."""
 
 
@@ -264,10 +293,14 @@ class Params(Section):
     model: ModelParams
     pretrain: PretrainParams
     finetune: FinetuneParams
+    caption: CaptionParams
     ablate: AblateParams
     trainer: TrainerParams
     evaluate: EvaluateParams
     gate: GateParams
+    """Of the retrieval model."""
+    caption_gate: GateParams
+    """Of the captioning model."""
 
     @model_validator(mode="before")
     @classmethod
@@ -300,7 +333,9 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _frames_are_stored(self) -> "Params":
-        for name, frames in (("pretrain", self.pretrain.frames), ("finetune", self.finetune.frames)):
+        trainings = {"pretrain": self.pretrain, "finetune": self.finetune, "caption": self.caption}
+        for name, training in trainings.items():
+            frames = training.frames
             if frames > self.clips.frames:
                 raise ValueError(f"{name}.frames is {frames}, but clips.frames, those stored, is {self.clips.frames}")
         return self

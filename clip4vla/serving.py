@@ -1,8 +1,8 @@
-"""The served model: sentences or media files in, their unit vectors out.
+"""The served model: sentences or media files in, their unit vectors out; or media files in, captions out.
 
 MLflow stores this file with each version and runs it to load the model (pyfunc "from code"), in a process that may
-know nothing of this project but the package stored beside it. It only loads the run result and embeds; a row
-that can't be embedded says why, and the others are answered.
+know nothing of this project but the package stored beside it. It only loads the run result and embeds or, where that
+has a decoder, captions; a row that can't be answered says why, and the others are answered.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ BATCH = 16
 """Rows that pass through the towers at once."""
 
 
-class ServedModel(PythonModel):
-    """Embeds each row of a table by its `text` or by the file at its `media` path.
+class Served(PythonModel):
+    """Embeds each row of a table by its `text` or by the file at its `media` path, or captions that file.
 
     The model's config is an `Outlook`, so that a file is seen here as in training.
     """
@@ -31,6 +31,8 @@ class ServedModel(PythonModel):
         """Load the run result that was stored with this version."""
         directory = Path(context.artifacts[CONFIG_FILE]).parent
         self._embedder = Embedder(directory, Outlook.model_validate(context.model_config))
+        self._writes = self._embedder.writing is not None
+        self._column = "caption" if self._writes else "embedding"
 
     def predict(
         self,
@@ -41,13 +43,14 @@ class ServedModel(PythonModel):
         """One row per row of `model_input`, whose columns are `text`, `media` (a path on this machine), or both.
 
         Returns:
-            `embedding`, D numbers of unit length or null, and `error`, null or the reason.
+            `embedding`, D numbers of unit length or null, or `caption`, a sentence or null; and `error`, null or the
+            reason.
         """
         answers: list[dict[str, Any]] = []
         rows = [{name: _given(row.get(name)) for name in ("text", "media")} for row in model_input.to_dict("records")]
         for start in range(0, len(rows), BATCH):
             answers += self._answer(rows[start : start + BATCH])
-        return pd.DataFrame(answers, columns=["embedding", "error"], dtype=object, index=model_input.index)
+        return pd.DataFrame(answers, columns=[self._column, "error"], dtype=object, index=model_input.index)
 
     def _answer(self, rows: list[dict[str, str | None]]) -> list[dict[str, Any]]:
         texts: dict[int, str] = {}
@@ -55,15 +58,21 @@ class ServedModel(PythonModel):
         errors: dict[int, str] = {}
         for place, row in enumerate(rows):
             match row:
-                case {"text": str(text), "media": None}:
+                case {"text": str(text), "media": None} if not self._writes:
                     texts[place] = text
                 case {"text": None, "media": str(media)}:
                     try:
                         clips[place] = self._embedder.read(Path(media))
                     except MediaError as error:
                         errors[place] = str(error)
-                case _:
+                case _ if not self._writes:
                     errors[place] = "a row needs either a text or a media path"
+                case _:
+                    errors[place] = "a row needs a media path, and no text: this model writes captions"
+        answer = self._caption(clips) if self._writes else self._embed(texts, clips)
+        return [{self._column: answer.get(place), "error": errors.get(place)} for place in range(len(rows))]
+
+    def _embed(self, texts: dict[int, str], clips: dict[int, Clip]) -> dict[int, list[float]]:
         vectors: dict[int, list[float]] = {}
         if texts:
             vectors |= zip(texts, self._embedder.embed_texts(list(texts.values())).tolist(), strict=True)
@@ -71,7 +80,10 @@ class ServedModel(PythonModel):
             both = self._embedder.embed_clips(list(clips.values()), {"both"}).both
             assert both is not None
             vectors |= zip(clips, both.tolist(), strict=True)
-        return [{"embedding": vectors.get(place), "error": errors.get(place)} for place in range(len(rows))]
+        return vectors
+
+    def _caption(self, clips: dict[int, Clip]) -> dict[int, str]:
+        return dict(zip(clips, self._embedder.caption_clips(list(clips.values())), strict=True)) if clips else {}
 
 
 def _given(value: Any) -> str | None:
@@ -79,4 +91,4 @@ def _given(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-mlflow.models.set_model(ServedModel())
+mlflow.models.set_model(Served())

@@ -20,8 +20,13 @@ def train() -> None:
 STAGE = Stage("pretrain", (train,), lambda: report_run("pretrain"))
 
 
-ONWARDS = (finetune.STAGE, ablate.STAGE, evaluate.STAGE, promote.STAGE)
-"""What follows in the graph, up to a judged candidate."""
+ONWARDS = (
+    *finetune.STAGES.values(),
+    ablate.STAGE,
+    *evaluate.STAGES.values(),
+    *promote.STAGES.values(),
+)
+"""What follows in the graph, up to a judged candidate of each task."""
 
 
 @flow(name="pretrain", log_prints=True)

@@ -1,11 +1,12 @@
-"""Stage and flow `promote`: register the fine-tuned model, let the gate decide, move the alias `champion` or not.
+"""Stages and flow `promote`: register a task's model, let its gate decide, move the alias `champion` or not.
 
-Out: `metrics/promotion.json`.
+Out: `metrics/promotion.json` for retrieval, `metrics/promotion-caption.json` for captioning.
 """
 
 import json
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -18,41 +19,45 @@ from clip4vla.registry.store import Registry
 from clip4vla.tracking import version_page
 from clip4vla.training.job import read_run
 from flows.stage import Stage
-from flows.training import METRICS, ROOT, RUNS, judge
-
-OUT = METRICS / "promotion.json"
-CANDIDATE = RUNS / "finetune"
+from flows.tasks import TASKS, Task, TaskName, name_on_command_line
+from flows.training import METRICS, ROOT, RUNS
 
 
-def register_and_decide() -> None:
+def register_and_decide(task: Task) -> None:
     """Register the candidate with its test scores, compare it with the champion, carry out the decision."""
     params = load_params()
-    registry = Registry(ROOT)
-    candidate = Scores.read(RUNS / "evaluate" / "finetune")
-    run_id = read_run(CANDIDATE)["run_id"]
-    version = registry.register(run_id, CANDIDATE, candidate, params.gate.model_name, params.clips, params.finetune)
-    champion = registry.champion(params.gate.model_name)
+    gate, registry = task.gate(params), Registry(ROOT)
+    result, candidate = RUNS / task.run, Scores.read(RUNS / "evaluate" / task.run)
+    run_id = read_run(result)["run_id"]
+    version = registry.register(
+        run_id, result, candidate, gate.model_name, params.clips, task.training(params), params.evaluate.search
+    )
+    champion = registry.champion(gate.model_name)
     scores = None if champion is None else champion[1]
     if champion is not None and champion[1].test_set != candidate.test_set:
-        scores = _judge_anew(params, registry, champion[0])
-    decision = decide(candidate, scores, params.gate, params.evaluate.bootstrap, params.evaluate.seed)
-    decision = registry.promote(params.gate.model_name, version, decision, champion and champion[0])
-    write_json(OUT, {"model": params.gate.model_name, "version": version, **asdict(decision)})
-    print(f"{params.gate.model_name} version {version}: {'promoted' if decision.promote else 'not promoted'}")
+        scores = _judge_anew(task, params, registry, champion[0])
+    decision = decide(candidate, scores, gate, params.evaluate.bootstrap, params.evaluate.seed)
+    decision = registry.promote(gate.model_name, version, decision, champion and champion[0])
+    write_json(_out(task), {"model": gate.model_name, "version": version, **asdict(decision)})
+    print(f"{gate.model_name} version {version}: {'promoted' if decision.promote else 'not promoted'}")
     for reason in decision.reasons:
         print(f"  {reason}")
 
 
-def _judge_anew(params: Params, registry: Registry, version: str) -> Scores:
+def _judge_anew(task: Task, params: Params, registry: Registry, version: str) -> Scores:
     """The champion's scores on the test clips of today: those it has are of another test set."""
     with tempfile.TemporaryDirectory() as scratch:
-        result = registry.fetch(params.gate.model_name, version, Path(scratch))
-        return judge(params, result, "test", params.finetune, read_run(result)["audio_token"])[1]
+        result = registry.fetch(task.gate(params).model_name, version, Path(scratch))
+        return task.judge(params, result, "test", read_run(result)["audio_token"])
 
 
-def report() -> str:
+def _out(task: Task) -> Path:
+    return METRICS / f"{task.decision}.json"
+
+
+def report(task: Task) -> str:
     """Markdown: the decision and why."""
-    decision = json.loads(OUT.read_text(encoding="utf-8"))
+    decision = json.loads(_out(task).read_text(encoding="utf-8"))
     verdict = "promoted" if decision["promote"] else "not promoted"
     reasons = "\n".join(f"- {reason}" for reason in decision["reasons"])
     page = version_page(ROOT, decision["model"], decision["version"])
@@ -60,14 +65,18 @@ def report() -> str:
     return f"# {title}: {verdict}\n\n{reasons}\n\n[{title} in MLflow]({page})"
 
 
-STAGE = Stage("promote", (register_and_decide,), report)
+STAGES = {
+    name: Stage(f"promote@{name}", (partial(register_and_decide, task),), partial(report, task))
+    for name, task in TASKS.items()
+}
 
 
 @flow(name="promote", log_prints=True)
-def promote(through_dvc: bool = False, force: bool = False) -> None:
-    """Judge the candidate against the champion; `through_dvc` keeps dvc.lock true, `force` judges again."""
-    STAGE.run(through_dvc, force)
+def promote(task: TaskName = "retrieval", through_dvc: bool = False, force: bool = False) -> None:
+    """Judge a candidate against the champion; `through_dvc` keeps dvc.lock true, `force` judges again."""
+    STAGES[task].run(through_dvc, force)
 
 
 if __name__ == "__main__":
-    STAGE.main(promote)
+    name = name_on_command_line(STAGES)
+    STAGES[name].main(partial(promote, name))

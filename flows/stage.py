@@ -1,10 +1,10 @@
 """What the flows have in common: steps that are plain functions, run as Prefect tasks, through DVC or by it.
 
-`python -m flows.NAME` is the command of the DVC stage NAME. Started by a person's `dvc repro`, it is a Prefect flow
-whose steps are tasks. A deployment starts the flow with `through_dvc`, which runs `dvc repro NAME`; the command
-inside then finds a mark in its environment and runs the steps plainly, so that there is one flow run, `dvc.lock`
-is true and a cancelled run leaves nothing behind. DVC runs on a leash: a flow that is killed, or whose worker is,
-takes it and its trainings along, which leave a checkpoint.
+`python -m flows.NAME` is the command of the DVC stage NAME, and with a further word that of NAME@WORD. Started by a
+person's `dvc repro`, it is a Prefect flow whose steps are tasks. A deployment starts the flow with `through_dvc`,
+which runs `dvc repro NAME`; the command inside then finds a mark in its environment and runs the steps plainly, so
+that there is one flow run, `dvc.lock` is true and a cancelled run leaves nothing behind. DVC runs on a leash: a flow
+that is killed, or whose worker is, takes it and its trainings along, which leave a checkpoint.
 """
 
 import json
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from prefect import Flow, task
+from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
 from clip4vla.training.job import PROGRESS_FILE
@@ -60,11 +60,12 @@ class Stage:
                 task(name="dvc repro")(reproduce)(None, False)
         else:
             for step in (step for stage in (self, *onwards) for step in stage.steps):
-                task(step)()
+                task(name=_name_of(step))(step)()
         for stage in (self, *onwards):
-            create_markdown_artifact(stage.report(), key=stage.name, description=f"Results of the stage {stage.name}")
+            key = stage.name.replace("@", "-")  # Prefect takes letters, digits and dashes
+            create_markdown_artifact(stage.report(), key=key, description=f"Results of the stage {stage.name}")
 
-    def main(self, flow: Flow[..., None]) -> None:
+    def main(self, flow: Callable[[], None]) -> None:
         """The body of `python -m flows.NAME`, which ends with what the user is to do where that is known."""
         if os.environ.get(MARK):
             for step in self.steps:
@@ -74,6 +75,12 @@ class Stage:
             flow()
         except ValueError as error:  # Prefect has shown where
             sys.exit(f"{self.name}: {error}")
+
+
+def _name_of(step: Callable[[], None]) -> str:
+    """Of a step, or of the function that it is the partial of."""
+    name: str = getattr(step, "func", step).__name__
+    return name
 
 
 def reproduce(stage: str | None, force: bool) -> None:

@@ -10,7 +10,15 @@ from clip4vla.evaluation.probe import Labels
 from clip4vla.evaluation.scores import Scores
 from clip4vla.evaluation.suite import Gallery, Judge
 from clip4vla.model.checkpoints import load_model
-from clip4vla.params import AudioToken, FinetuneParams, Params, PretrainParams, load_params
+from clip4vla.params import (
+    AudioToken,
+    CaptionParams,
+    FinetuneParams,
+    Params,
+    PretrainParams,
+    TrainingParams,
+    load_params,
+)
 from clip4vla.records import Split
 from clip4vla.tracking import Run, open_tracker, run_page
 from clip4vla.training.job import Corpus, Job, data_version, read_run
@@ -28,12 +36,12 @@ def make_job(
     params: Params,
     task: str,
     name: str,
-    training: PretrainParams | FinetuneParams,
+    training: PretrainParams | FinetuneParams | CaptionParams,
     audio_token: AudioToken,
     start_from: Path | None,
 ) -> Job:
-    """The training `name` on every corpus of the role `task`, as params.yaml describes it."""
-    paths = find_clips(params, task, "train")
+    """The training `name` for `task`, on every corpus of its role, as params.yaml describes it."""
+    paths = find_clips(params, "pretrain" if task == "pretrain" else "finetune", "train")
     corpora = tuple(Corpus(clips=path, weight=params.corpora[path.parent.name].weight) for path in paths)
     return Job(
         task=task,
@@ -114,7 +122,7 @@ def headline_params(job: Job) -> dict[str, Any]:
 
 
 def judge(
-    params: Params, run_directory: Path, split: Split, training: PretrainParams | FinetuneParams, token: AudioToken
+    params: Params, run_directory: Path, split: Split, training: TrainingParams, token: AudioToken
 ) -> tuple[Gallery, Scores]:
     """Score the run result on a split of the fine-tuning corpora: retrieval and, where there are labels, the probe."""
     judge = Judge(load_model(run_directory), training, params.evaluate)
@@ -126,11 +134,14 @@ def judge(
 
 
 def log_scores(scores: Scores, run_id: str | None, split: Split, experiment: str) -> None:
-    """Add scores on a split of the fine-tuning corpora to the MLflow run that trained the model, under `SPLIT/`."""
+    """Add scores on a split of the fine-tuning corpora to the MLflow run that trained the model, under `SPLIT/`.
+
+    Their notes become tags.
+    """
     with open_tracker(ROOT).start(experiment, experiment, {}, run_id=run_id) as run:
         run.metrics({f"{split}/{name}": value for name, value in scores.values.items()})
         log_datasets(run, find_clips(load_params(), "finetune", split), split)
-        run.tags({f"{split}_set": scores.test_set})
+        run.tags({f"{split}.{name}": note for name, note in scores.notes.items()} | {f"{split}_set": scores.test_set})
 
 
 def score_table(scores: Mapping[str, Scores]) -> str:

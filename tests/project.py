@@ -36,10 +36,12 @@ TINY_PARAMS: dict[str, Any] = {
     "model": {"architecture": "tiny"},
     "pretrain": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8},
     "finetune": {"epochs": 1, "batch_size": 6, "micro_batch_size": 3},
+    "caption": {"epochs": 1, "batch_size": 6, "micro_batch_size": 3},
     "ablate": {"audio_tokens": ["none", "both"], "epochs": 1},
     "trainer": {"loader_workers": 0, "log_every": 1, "checkpoint_every": 1},
-    "evaluate": {"bootstrap": 100},
+    "evaluate": {"bootstrap": 100, "search": {"beam": 2}},
     "gate": {"floors": {"text_to_clip/both/R@1": 0.0}},
+    "caption_gate": {"floors": {"caption/both/CIDEr": 0.0}},
 }
 
 

@@ -36,6 +36,7 @@ DOORS = {
     "yaml": ("clip4vla/params.py",),
     "av": ("clip4vla/media/", "clip4vla/corpora/stampscenes/things.py"),
     "distributed": ("clip4vla/clips/ingest.py", "benchmarks/ingest.py"),
+    "pycocoevalcap": ("clip4vla/evaluation/caption_metrics.py",),
     "silero_vad": ("clip4vla/clips/speech.py",),
     "lance": (
         "clip4vla/clips/",

@@ -17,7 +17,10 @@ from tests.project import REPOSITORY
 
 FILE = REPOSITORY / "params.yaml"
 TREE: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-FREE = {("corpora",), ("stampscenes", "caption_pairs"), ("stampscenes", "pictures_per_pair"), ("gate", "floors")}
+FREE = {
+    *(("corpora",), ("stampscenes", "caption_pairs"), ("stampscenes", "pictures_per_pair")),
+    *(("gate", "floors"), ("caption_gate", "floors")),
+}
 """Sections whose keys are names of things."""
 
 

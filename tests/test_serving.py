@@ -20,8 +20,17 @@ from clip4vla.evaluation.scores import QueryTable, summarise
 from clip4vla.media.encode import encode
 from clip4vla.model.checkpoints import save_model
 from clip4vla.model.clip4vla import Clip4Vla
+from clip4vla.model.text import Tokenizer
 from clip4vla.model.towers import find_architecture
-from clip4vla.params import AudioParams, ClipsParams, ModelParams, OptimizerParams, TrainingParams
+from clip4vla.params import (
+    AudioParams,
+    CaptionParams,
+    ClipsParams,
+    ModelParams,
+    OptimizerParams,
+    SearchParams,
+    TrainingParams,
+)
 from clip4vla.records import Decision
 from clip4vla.registry.store import Registry, save_pyfunc
 from clip4vla.tracking import open_tracker, tracking_uri
@@ -71,7 +80,15 @@ TRAINING = TrainingParams(
     epochs=1, batch_size=1, micro_batch_size=1, frames=2, words=16, sentences=1, time_shift=False, optimizer=OPTIMIZER
 )
 
-OUTLOOK = Outlook(clips=CLIPS, frames=TRAINING.frames, words=TRAINING.words)
+OUTLOOK = Outlook.of(CLIPS, TRAINING)
+CAPTIONING = CaptionParams(
+    **TRAINING.model_dump(),
+    modalities="both",
+    modality_dropout=0.0,
+    min_words=0,
+    label_smoothing=0.0,
+    vocabulary="corpus",
+)
 
 
 def tiny_model() -> Clip4Vla:
@@ -90,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serving")
     save_model(tiny_model(), folder / "run")
     (folder / "run" / "run.json").write_text("{}")
-    save_pyfunc(folder / "model", folder / "run", CLIPS, TRAINING)
+    save_pyfunc(folder / "model", folder / "run", OUTLOOK)
     rng = np.random.default_rng(0)
     for name in ("one", "two"):
         frames = rng.integers(0, 255, (8, 64, 64, 3)).astype(np.uint8)
@@ -144,8 +161,6 @@ def test_the_answer_to_a_row_does_not_depend_on_the_others(model, folder: Path) 
 
 
 def test_texts_are_embedded_as_the_model_does(model) -> None:
-    from clip4vla.model.text import Tokenizer
-
     text = "a dog barks while someone says perro and the rain falls on the roof of the old house by the sea"
     with torch.inference_mode():
         features = tiny_model().encode_text(Tokenizer("stamp-small", TRAINING.words)([text]))
@@ -221,3 +236,38 @@ def test_the_champion_answers_a_rest_request_with_texts_and_videos(folder: Path,
     assert [len(row["embedding"] or ()) for row in predictions] == [32, 32, 0]
     assert [row["error"] for row in predictions] == [None, None, "missing: no file /nowhere.mp4"]
     np.testing.assert_allclose(np.linalg.norm(predictions[1]["embedding"]), 1, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def writer(folder: Path) -> mlflow.pyfunc.PyFuncModel:
+    """A model that writes captions, as it is stored and loaded."""
+    vocabulary = Tokenizer("stamp-small", 12).vocabulary(["a dog barks", "perro"])
+    plain = tiny_model()
+    torch.manual_seed(0)
+    save_model(Clip4Vla(plain.params, plain.audio_params, plain.architecture, vocabulary), folder / "writing")
+    (folder / "writing" / "run.json").write_text("{}")
+    outlook = Outlook.of(CLIPS, CAPTIONING, SearchParams(beam=2, length_penalty=1.0))
+    save_pyfunc(folder / "writer", folder / "writing", outlook)
+    return mlflow.pyfunc.load_model(str(folder / "writer"))
+
+
+def test_files_become_captions_and_errors_stay_in_their_row(writer, folder: Path) -> None:
+    files = ["one.mp4", "broken.mp4", "two.mp4"]
+    answers = writer.predict(pd.DataFrame({"media": [*(str(folder / name) for name in files), None]}))
+    assert list(answers.columns) == ["caption", "error"]
+    assert [isinstance(caption, str) for caption in answers["caption"]] == [True, False, True, False]
+    assert answers["error"][1].startswith("corrupt: ")
+    assert answers["error"][3] == "a row needs a media path, and no text: this model writes captions"
+    assert set(" ".join(answers["caption"][[0, 2]])) <= set("a dog barks perro")
+    alone = writer.predict(pd.DataFrame({"media": [str(folder / "two.mp4")]}))
+    assert alone["caption"][0] == answers["caption"][2]
+
+
+def test_the_signature_of_a_writer_has_captions(writer) -> None:
+    assert writer.metadata.signature.inputs.input_names() == ["media"]
+    assert writer.metadata.signature.outputs.input_names() == ["caption", "error"]
+
+
+def test_a_writer_is_registered_with_how_it_searches() -> None:
+    with pytest.raises(ValueError, match="registered with how to search"):
+        Outlook.of(CLIPS, CAPTIONING)

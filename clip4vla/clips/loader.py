@@ -4,7 +4,7 @@ The batch of step s is a pure function of (seed, s): a resumed run, on any numbe
 next clips. Shape legend: see `clip4vla.batch`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -38,6 +38,8 @@ class View:
     """Sentences of a clip in a training batch."""
     time_shift: bool = False
     """Whether training turns each sound round by a random amount."""
+    min_words: int = 0
+    """Shorter sentences are left out of training, but for clips that have no others."""
 
 
 class ClipStore:
@@ -74,6 +76,13 @@ class ClipStore:
         """The id of every clip, in order; an id that two data sets share is there twice."""
         tables = [dataset.to_table(columns=["clip_id"]) for dataset in self._datasets]
         return tuple(clip_id for table in tables for clip_id in table["clip_id"].to_pylist())
+
+    def sentences(self) -> Iterator[str]:
+        """All sentences of all clips, of which nothing else is read."""
+        for dataset in self._datasets:
+            for batch in dataset.to_batches(columns=["texts"]):
+                for texts in batch.column("texts").to_pylist():
+                    yield from (text["text"] for text in texts)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Clip]:
         """The clips at `indices`, in that order.
@@ -163,7 +172,8 @@ class TrainingBatches(Dataset[Batch]):
         places = range(self.rank, self.order.clips_per_step, self.world_size)
         rngs = [np.random.default_rng((self.order.seed, step, place)) for place in places]
         clips = self.store.take(self.order.indices(step)[places])
-        texts = [_draw_texts(clip.texts, self.view.sentences, rng) for clip, rng in zip(clips, rngs, strict=True)]
+        told = [_long_enough(clip.texts, self.view.min_words) for clip in clips]
+        texts = [_draw_texts(of_clip, self.view.sentences, rng) for of_clip, rng in zip(told, rngs, strict=True)]
         return collate(clips, texts, self.view, rngs)
 
 
@@ -178,6 +188,11 @@ def training_loader(batches: TrainingBatches, start_step: int, workers: int) -> 
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _long_enough(texts: Sequence[Text], words: int) -> Sequence[Text]:
+    """Those of `texts` with at least so many words, all where none has."""
+    return [text for text in texts if len(text.text.split()) >= words] or texts
 
 
 def _draw_texts(texts: Sequence[Text], count: int, rng: np.random.Generator) -> list[Text]:

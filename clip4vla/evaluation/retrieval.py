@@ -211,6 +211,12 @@ def retrieval_intervals(ranks: QueryRanks, groups: Sequence[str], resamples: int
     return {name: _percentiles(np.concatenate(parts)) for name, parts in replicates.items()}
 
 
+def mean_interval(values: FloatArray, groups: Sequence[str], resamples: int, seed: int) -> Interval:
+    """95 % bootstrap interval of the mean of `values` (Q,), drawing the groups (Q,) with replacement."""
+    draws = _resample(groups, len(values), resamples, seed)
+    return _percentiles(np.concatenate([weighted_mean(values, weights) for weights in draws]))
+
+
 def paired_difference(
     candidate_per_query: ArrayLike,
     champion_per_query: ArrayLike,

@@ -1,17 +1,18 @@
 """What an evaluation leaves behind, and all that a comparison of two models needs: `Scores`.
 
-On disk it is two files side by side: `scores.json` (the test set, named values, their intervals) and
-`ranks.parquet` (what became of each query). The first holds the digest of the second, so that a pair which
-doesn't belong together, as a process killed between the two leaves it, is noticed instead of compared.
+On disk it is files side by side: `scores.json` (the test set, named values, their intervals, notes), `ranks.parquet`
+(what became of each query) and, where there are any, `samples.parquet` (values of each clip). The first holds the
+digests of the others, so that files which don't belong together, as a process killed between them leaves them, are
+noticed instead of compared.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +23,19 @@ from clip4vla.atomic import atomic_file, write_json
 from clip4vla.evaluation.retrieval import (
     CUTOFFS,
     METRICS,
+    FloatArray,
     Interval,
     QueryRanks,
+    mean_interval,
     retrieval_intervals,
     retrieval_scores,
 )
 
 SCORES_FILE = "scores.json"
 RANKS_FILE = "ranks.parquet"
+SAMPLES_FILE = "samples.parquet"
+
+Parsed = TypeVar("Parsed")
 
 _HITS = tuple(f"hit@{k}" for k in CUTOFFS)
 _SCHEMA = pa.schema(
@@ -57,6 +63,29 @@ class QueryTable:
             raise ValueError("a query id occurs twice")
 
 
+_SAMPLES_SCHEMA = pa.schema([("score", pa.string()), ("clip_id", pa.string()), ("value", pa.float64())])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A number for each of G clips, whose mean is a score."""
+
+    clip_ids: tuple[str, ...]
+    values: FloatArray
+    """(G,)"""
+
+    def __post_init__(self) -> None:
+        if len(self.clip_ids) != len(self.values) or not len(self.values):
+            raise ValueError(f"{len(self.clip_ids)} clips and {len(self.values)} values are not one table")
+        if len(set(self.clip_ids)) != len(self.clip_ids):
+            raise ValueError("a clip occurs twice")
+
+    @property
+    def mean(self) -> float:
+        """The score."""
+        return float(np.mean(self.values))
+
+
 @dataclass(frozen=True)
 class Scores:
     """The scores of one model on one test set."""
@@ -69,6 +98,10 @@ class Scores:
     """95 % interval `(low, high)` of a value, where there is one."""
     queries: Mapping[str, QueryTable] = field(default_factory=dict)
     """Per-query results by `direction/modality`, such as `text_to_clip/both`."""
+    samples: Mapping[str, Samples] = field(default_factory=dict)
+    """Values of each clip by the score that is their mean, such as `caption/both/CIDEr`."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """How scores were measured, and why one is missing, by name."""
 
     def __post_init__(self) -> None:
         if not self.test_set:
@@ -85,7 +118,10 @@ class Scores:
         self._check_values_follow_queries()
 
     def _check_values_follow_queries(self) -> None:
-        """A value and the queries it is said to come from can't disagree: one is shown, the other compared."""
+        """A value and what it is said to come from can't disagree: one is shown, the other compared."""
+        for name, samples in self.samples.items():
+            if name not in self.values or not np.isclose(self.values[name], samples.mean, rtol=1e-9, atol=1e-6):
+                raise ValueError(f"the score {name} is {self.values.get(name)}, but its clips give {samples.mean}")
         for name, table in self.queries.items():
             for metric, value in retrieval_scores(table.ranks).items():
                 stated = self.values.get(f"{name}/{metric}", value)
@@ -120,16 +156,21 @@ class Scores:
         return f"{value} [{low:.1f}, {high:.1f}]"
 
     def write(self, directory: Path) -> None:
-        """Write both files into `directory` (made if missing), each replaced whole; `scores.json` comes last."""
+        """Write the files into `directory` (made if missing), each replaced whole; `scores.json` comes last."""
         ranks = _ranks_bytes(self.queries)
+        samples = _samples_bytes(self.samples) if self.samples else None
         document = _Document(
             test_set=self.test_set,
             values=dict(self.values),
             intervals=dict(self.intervals),
             ranks_sha256=hashlib.sha256(ranks).hexdigest(),
+            samples_sha256=None if samples is None else hashlib.sha256(samples).hexdigest(),
+            notes=dict(self.notes),
         )
-        with atomic_file(directory / RANKS_FILE) as partial:
-            partial.write_bytes(ranks)
+        for name, content in ((RANKS_FILE, ranks), (SAMPLES_FILE, samples)):
+            if content is not None:
+                with atomic_file(directory / name) as partial:
+                    partial.write_bytes(content)
         write_json(directory / SCORES_FILE, document.model_dump())
 
     @classmethod
@@ -141,9 +182,13 @@ class Scores:
                 the file.
         """
         document = _read_document(directory / SCORES_FILE)
-        queries = _read_ranks(directory / RANKS_FILE, document.ranks_sha256)
+        queries = _read_table(directory / RANKS_FILE, document.ranks_sha256, _SCHEMA, _from_arrow)
+        samples: dict[str, Samples] = {}
+        if document.samples_sha256 is not None:
+            path, sha256 = directory / SAMPLES_FILE, document.samples_sha256
+            samples = _read_table(path, sha256, _SAMPLES_SCHEMA, _samples_from_arrow)
         try:
-            return cls(document.test_set, document.values, document.intervals, queries)
+            return cls(document.test_set, document.values, document.intervals, queries, samples, document.notes)
         except ValueError as error:
             raise ValueError(f"{directory / SCORES_FILE}: {error}") from error
 
@@ -157,6 +202,8 @@ class _Document(BaseModel):
     values: dict[str, FiniteFloat]
     intervals: dict[str, tuple[FiniteFloat, FiniteFloat]]
     ranks_sha256: str
+    samples_sha256: str | None = None
+    notes: dict[str, str] = {}
 
 
 def summarise(
@@ -175,6 +222,20 @@ def summarise(
         values |= {f"{table_name}/{name}": value for name, value in found.items()}
         intervals |= {f"{table_name}/{name}": ends for name, ends in spread.items()}
     return Scores(test_set, values, intervals, dict(queries))
+
+
+def summarise_samples(
+    test_set: str,
+    samples: Mapping[str, Samples],
+    resamples: int,
+    seed: int,
+    others: Mapping[str, float],
+    notes: Mapping[str, str],
+) -> Scores:
+    """Scores that are means over clips, with their intervals, joined by values that have none."""
+    values = dict(others) | {name: found.mean for name, found in samples.items()}
+    intervals = {name: mean_interval(found.values, found.clip_ids, resamples, seed) for name, found in samples.items()}
+    return Scores(test_set, values, intervals, {}, dict(samples), dict(notes))
 
 
 def fingerprint(captions: Iterable[tuple[str, str]], content: str = "") -> str:
@@ -219,7 +280,7 @@ def _read_document(path: Path) -> _Document:
         raise ValueError("\n".join([f"{path} is not a scores file:", *lines])) from None
 
 
-def _read_ranks(path: Path, sha256: str) -> dict[str, QueryTable]:
+def _read_table(path: Path, sha256: str, schema: pa.Schema, parse: Callable[[pa.Table], Parsed]) -> Parsed:
     if not path.is_file():
         raise ValueError(f"{path} is missing: evaluate the model again")
     content = path.read_bytes()
@@ -227,13 +288,13 @@ def _read_ranks(path: Path, sha256: str) -> dict[str, QueryTable]:
         raise ValueError(f"{path} is not the one that {SCORES_FILE} beside it was written with: evaluate again")
     try:
         table = pq.read_table(io.BytesIO(content))
-        if not table.schema.equals(_SCHEMA):
+        if not table.schema.equals(schema):
             raise ValueError(f"its columns are {', '.join(table.schema.names)}")
         if any(column.null_count for column in table.columns):
             raise ValueError("it has empty cells")
-        return _from_arrow(table)
+        return parse(table)
     except (pa.ArrowInvalid, ValueError) as error:
-        raise ValueError(f"{path} is not a table of ranks: {error}") from error
+        raise ValueError(f"{path} is not a table of {path.stem}: {error}") from error
 
 
 def _from_arrow(table: pa.Table) -> dict[str, QueryTable]:
@@ -249,3 +310,20 @@ def _rows(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> QueryTable:
         tuple(columns["clip_id"][rows].tolist()),
         QueryRanks(columns["rank"][rows], hits),
     )
+
+
+def _samples_bytes(samples: Mapping[str, Samples]) -> bytes:
+    tables = [
+        pa.table([[name] * len(found.values), list(found.clip_ids), found.values], schema=_SAMPLES_SCHEMA)
+        for name, found in sorted(samples.items())
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.concat_tables(tables), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _samples_from_arrow(table: pa.Table) -> dict[str, Samples]:
+    names, clips, values = (np.asarray(table.column(name).to_pylist()) for name in _SAMPLES_SCHEMA.names)
+    return {
+        str(name): Samples(tuple(clips[names == name].tolist()), values[names == name]) for name in np.unique(names)
+    }

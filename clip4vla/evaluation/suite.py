@@ -123,19 +123,21 @@ class Judge:
     ) -> tuple[Features, list[Listed]]:
         parts: list[Features] = []
         listed: list[Listed] = []
-        for batch in _batches(store, self.params.batch_size):
+        for batch in batches(store, self.params.batch_size):
             tensors = collate(batch, [[Text("")]] * len(batch), self.view, None).to(self.device)
             parts.append(self.model(tensors, audio_token=audio_token, views=views))
-            listed += [Listed(clip.clip_id, clip.texts, _digest(clip)) for clip in batch]
+            listed += [Listed(clip.clip_id, clip.texts, digest(clip)) for clip in batch]
         return Features.concatenate(parts), listed
 
 
-def _batches(store: ClipStore, size: int) -> Iterator[list[Clip]]:
+def batches(store: ClipStore, size: int) -> Iterator[list[Clip]]:
+    """All clips in their order, `size` at a time."""
     for start in range(0, len(store), size):
         yield store.take(range(start, min(start + size, len(store))))
 
 
-def _digest(clip: Clip) -> str:
+def digest(clip: Clip) -> str:
+    """What tells the pictures and sound of one clip from another's."""
     stored = hashlib.sha256(b"".join(clip.frames))
     stored.update(b"" if clip.audio is None else clip.audio.tobytes())
     return stored.hexdigest()

@@ -19,6 +19,8 @@ from clip4vla.params import AudioParams, ModelParams
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 FORMAT = "clip4vla/1"
+VOCABULARY = "decoder.vocabulary"
+"""Tensor that a model has which writes captions."""
 
 
 def save_model(model: Clip4Vla, directory: Path) -> None:
@@ -43,11 +45,11 @@ def load_model(directory: Path) -> Clip4Vla:
             message names it.
     """
     config = _read_config(directory / CONFIG_FILE)
-    model = Clip4Vla(config["model"], config["audio"], config["architecture"])
     weights = directory / WEIGHTS_FILE
     if not weights.is_file():
         raise ValueError(f"{directory} holds no model: {WEIGHTS_FILE} is missing")
     tensors = load_file(weights)
+    model = Clip4Vla(config["model"], config["audio"], config["architecture"], tensors.get(VOCABULARY))
     check_state(model.state_dict(), tensors, str(weights))
     model.load_state_dict(tensors)
     return model.eval()

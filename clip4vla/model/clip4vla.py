@@ -1,4 +1,4 @@
-"""The model: texts, frames and waveforms in, one unit vector per clip and view out.
+"""The model: texts, frames and waveforms in, one unit vector per clip and view out, or captions by its decoder.
 
 The forward pass ends at features; losses are elsewhere, because training over large batches computes features in
 micro-batches, the loss over all of them, and gradients through the towers afterwards (GradCache, arXiv 2101.06983).
@@ -8,7 +8,7 @@ of a tile, K sentences of a clip, L text tokens, D embedding width.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from clip4vla.audio.frontend import LogMel
 from clip4vla.batch import Batch
+from clip4vla.model.caption import CaptionDecoder, Memory, Percepts
 from clip4vla.model.fusion import SequenceFusion, mean_of_present, pool
 from clip4vla.model.pixels import PixelNormalizer
 from clip4vla.model.towers import (
@@ -30,6 +31,7 @@ from clip4vla.model.towers import (
     read_words,
 )
 from clip4vla.params import AudioParams, AudioToken, ModelParams
+from clip4vla.records import Modality
 
 View = Literal["text", "video", "audio", "audio_view", "both"]
 """What can be asked of a batch: its texts, what is seen, what is heard, what is heard under SpecAugment, and all."""
@@ -71,13 +73,18 @@ class Clip4Vla(nn.Module):
         params: the model's section.
         audio_params: the front end's section.
         architecture: overrides what `params.architecture` names; weights are then left as initialised.
+        vocabulary: the tokens of captions, as `CaptionDecoder` wants them; None makes a model that writes none.
 
     Raises:
         ValueError: the architecture can't be used, or its weights can't be had (see `towers`).
     """
 
     def __init__(
-        self, params: ModelParams, audio_params: AudioParams, architecture: Architecture | None = None
+        self,
+        params: ModelParams,
+        audio_params: AudioParams,
+        architecture: Architecture | None = None,
+        vocabulary: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.params = params
@@ -88,9 +95,15 @@ class Clip4Vla(nn.Module):
             load_clip_weights(self.clip, self.architecture, params.weights)
         self.audio = AudioTower(self.clip.visual)
         self.fusion = SequenceFusion(self.clip, params.fusion_layers) if params.fusion == "sequence" else None
+        self.decoder = None if vocabulary is None else CaptionDecoder(self.clip, vocabulary)
         self.pixels = PixelNormalizer(self.architecture.image_mean, self.architecture.image_std)
         self.log_mel = LogMel(audio_params, self.image_size)
         self.logit_scale.requires_grad_(params.temperature == "learned")
+
+    def twin(self) -> "Clip4Vla":
+        """A model of the same shape, with weights as initialised."""
+        vocabulary = None if self.decoder is None else self.decoder.vocabulary
+        return Clip4Vla(self.params, self.audio_params, self.architecture, vocabulary)
 
     @property
     def image_size(self) -> int:
@@ -121,6 +134,13 @@ class Clip4Vla(nn.Module):
         self.audio.set_grad_checkpointing(enable)
         if self.fusion is not None:
             self.fusion.transformer.grad_checkpointing = enable
+        if self.decoder is not None:
+            self.decoder.grad_checkpointing = enable
+
+    def freeze_text(self) -> None:
+        """Train everything but the text tower and the logit scale, which captioning has no use for."""
+        self.clip.requires_grad_(False)
+        self.clip.visual.requires_grad_(True)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Features (N, D) of `tokens` (N, L) at their end token, not normalised.
@@ -166,6 +186,38 @@ class Clip4Vla(nn.Module):
             frames, tiles = self.fusion(frames, video_mask, tiles, audio_mask)
         video, audio = pool(frames, video_mask), pool(tiles, audio_mask)
         return mean_of_present(video, audio, video_mask.any(1), audio_mask.any(1))
+
+    def perceive(self, batch: Batch, *, audio_token: AudioToken, modalities: Modality) -> Percepts:
+        """What is seen and heard in a batch, for captions; a modality that isn't asked for has length 0."""
+        seen = heard = self._nothing(len(batch))
+        if modalities != "audio":
+            seen = (self.encode_video(batch.frames), batch.video_mask)
+        if modalities != "vision":
+            heard, _ = self._hear(batch, audio_token, ("audio",), None)
+        return Percepts(*seen, *heard)
+
+    def caption_loss(self, tokens: Tensor, percepts: Percepts, label_smoothing: float) -> Tensor:
+        """Loss (B,) of each clip's captions `tokens` (B, K, L): see `CaptionDecoder.loss`."""
+        decoder = self._writing()
+        return decoder.loss(tokens, self._remember(decoder, percepts), label_smoothing)
+
+    def write(self, percepts: Percepts, *, beam: int, length: int, length_penalty: float) -> Tensor:
+        """Captions as tokens (B, up to `length`): see `CaptionDecoder.write`."""
+        decoder = self._writing()
+        memory = self._remember(decoder, percepts)
+        return decoder.write(memory, beam=beam, length=length, length_penalty=length_penalty)
+
+    def _writing(self) -> CaptionDecoder:
+        if self.decoder is None:
+            raise ValueError("this model writes no captions: fine-tune it for captioning first")
+        return self.decoder
+
+    def _remember(self, decoder: CaptionDecoder, percepts: Percepts) -> Memory:
+        """What the decoder attends to; with a fusion, frames and tiles have attended to each other first."""
+        if self.fusion is not None:
+            frames, tiles = self.fusion(percepts.frames, percepts.video_mask, percepts.tiles, percepts.audio_mask)
+            percepts = replace(percepts, frames=frames, tiles=tiles)
+        return decoder.remember(percepts)
 
     def forward(
         self,

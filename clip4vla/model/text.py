@@ -1,8 +1,9 @@
-"""Sentences in, token ids out: the tokenizer that belongs to an open_clip architecture."""
+"""Sentences in, token ids out, and back: the tokenizer that belongs to an open_clip architecture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,34 @@ class Tokenizer:
         longest = int((tokens != 0).sum(dim=1).max())
         return tokens[:, : min(self.words, -(-longest // STEP) * STEP)]
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The tokens that begin and end every text."""
+        start, end = _tokens(self.architecture, self.words, "")[:2].tolist()
+        return start, end
+
+    def vocabulary(self, sentences: Iterable[str]) -> Tensor:
+        """(V,) int64, the tokens of `sentences`: start, end, and the others in order."""
+        start, end = self.ends
+        found: set[int] = set()
+        for sentence in set(sentences):
+            tokens = _tokens(self.architecture, self.words, sentence).tolist()
+            found.update(tokens[: tokens.index(end)])
+        return torch.tensor([start, end, *sorted(found - {start, end})])
+
+    def full_vocabulary(self) -> Tensor:
+        """(V,) int64, every token that there is: start, end, and the others in order."""
+        start, end = self.ends
+        size = _tokenizer(self.architecture).vocab_size
+        return torch.tensor([start, end, *(token for token in range(size) if token not in (start, end))])
+
+    def decode(self, tokens: Tensor) -> str:
+        """The sentence of `tokens` (L,) up to the first end, as CLIP spells: in lower case, punctuation set apart."""
+        start, end = self.ends
+        ids = [token for token in tokens.tolist() if token != start]
+        words: str = _tokenizer(self.architecture).decode(ids[: ids.index(end)] if end in ids else ids)
+        return " ".join(words.split())
+
 
 @lru_cache(maxsize=REMEMBERED)
 def _tokens(architecture: str, words: int, sentence: str) -> Tensor:
@@ -40,7 +69,7 @@ def _tokens(architecture: str, words: int, sentence: str) -> Tensor:
 
 
 @lru_cache
-def _tokenizer(architecture: str) -> Callable[..., Tensor]:
+def _tokenizer(architecture: str) -> Any:
     import open_clip
 
     from clip4vla.model.towers import find_architecture

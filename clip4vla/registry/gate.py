@@ -4,7 +4,7 @@ A pure function, so that a promotion can be argued over with nothing but two set
 conditions are checked and reported, not only the first that fails:
 
 - every *floor* is met (of a score that is better when lower, the floor is the greatest value allowed);
-- the *primary* score stands against the champion's, both measured on the same queries and paired: with
+- the *primary* score stands against the champion's, both measured on the same queries or clips and paired: with
   `require_better` the lower end of the difference's 95 % interval is above 0; without, the difference itself
   is not below 0 (an equal candidate passes; chance may pass a slightly worse one);
 - no *guard* score is worse than the champion's by more than its tolerance, as measured, without an interval.
@@ -14,11 +14,12 @@ champion the floors alone decide.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from clip4vla.evaluation.retrieval import METRICS, FloatArray, paired_difference
-from clip4vla.evaluation.scores import QueryTable, Scores, lower_is_better
+from clip4vla.evaluation.retrieval import METRICS, FloatArray, Statistic, paired_difference, weighted_mean
+from clip4vla.evaluation.scores import Scores, lower_is_better
 from clip4vla.params import GateParams, GuardParams
 from clip4vla.records import Decision
 
@@ -60,7 +61,7 @@ def _check_names(scores: Scores, gate: GateParams, whose: str, advice: str) -> N
         known = ", ".join(sorted(scores.values))
         raise ValueError(f"{whose} has no score {', '.join(unknown)} ({advice}); it has {known}")
     table, _, metric = gate.primary.rpartition("/")
-    if table not in scores.queries or metric not in METRICS:
+    if gate.primary not in scores.samples and (table not in scores.queries or metric not in METRICS):
         raise ValueError(f"{whose} has no per-query results for the primary score {gate.primary} ({advice})")
 
 
@@ -80,17 +81,10 @@ def _floors(candidate: Scores, gate: GateParams) -> Iterator[Verdict]:
 
 
 def _primary(candidate: Scores, champion: Scores, gate: GateParams, resamples: int, seed: int) -> Verdict:
-    table, _, metric_name = gate.primary.rpartition("/")
-    metric, sign = METRICS[metric_name], _sign(gate.primary)
-    ours, theirs = candidate.queries[table], champion.queries[table]
-    order = _same_queries(ours, theirs, table)
+    ours, theirs, sign = _sample(candidate, gate.primary), _sample(champion, gate.primary), _sign(gate.primary)
+    order = _same_queries(ours, theirs)
     difference, low, high = paired_difference(
-        sign * _values(ours, metric_name),
-        sign * _values(theirs, metric_name)[order],
-        ours.clip_ids,
-        resamples,
-        seed,
-        metric.statistic,
+        sign * ours.values, sign * theirs.values[order], ours.clip_ids, resamples, seed, ours.statistic
     )
     if gate.require_better:
         passed, rule = low > ROUNDING, "its lower end must be above 0"
@@ -99,24 +93,46 @@ def _primary(candidate: Scores, champion: Scores, gate: GateParams, resamples: i
     values = (
         f"{_figure(candidate.values[gate.primary])} against the champion's {_figure(champion.values[gate.primary])}"
     )
-    interval = f"better by {difference:+.2f} (95 % interval {low:+.2f} to {high:+.2f}) on {len(order)} paired queries"
+    interval = f"better by {difference:+.2f} (95 % interval {low:+.2f} to {high:+.2f}) on {len(order)} paired {ours.of}"
     return passed, f"{gate.primary} is {values}, {interval}; {rule}"
 
 
-def _same_queries(ours: QueryTable, theirs: QueryTable, table: str) -> np.ndarray:
+@dataclass(frozen=True)
+class _Sample:
+    """What a score is made of."""
+
+    ids: tuple[str, ...]
+    """(Q,)"""
+    clip_ids: tuple[str, ...]
+    """(Q,) those of one clip are resampled together."""
+    values: FloatArray
+    """(Q,)"""
+    statistic: Statistic
+    of: str
+    """What the values are of."""
+    table: str
+    """Where they stand."""
+
+
+def _sample(scores: Scores, name: str) -> _Sample:
+    if name in scores.samples:
+        found = scores.samples[name]
+        return _Sample(found.clip_ids, found.clip_ids, found.values, weighted_mean, "clips", name)
+    table_name, _, metric_name = name.rpartition("/")
+    table, metric = scores.queries[table_name], METRICS[metric_name]
+    return _Sample(table.query_ids, table.clip_ids, metric.values(table.ranks), metric.statistic, "queries", table_name)
+
+
+def _same_queries(ours: _Sample, theirs: _Sample) -> np.ndarray:
     """Rows (Q,) of `theirs` in the order of `ours`."""
-    rows = {query: row for row, query in enumerate(theirs.query_ids)}
-    if rows.keys() != set(ours.query_ids):
-        odd = sorted(rows.keys() ^ set(ours.query_ids))
+    rows = {query: row for row, query in enumerate(theirs.ids)}
+    if rows.keys() != set(ours.ids):
+        odd = sorted(rows.keys() ^ set(ours.ids))
         raise ValueError(
-            f"candidate and champion answered different queries of {table}: {len(odd)} are not shared, such as "
+            f"candidate and champion answered different {ours.of} of {ours.table}: {len(odd)} are not shared, such as "
             f"{odd[0]}; evaluate the champion again first"
         )
-    return np.array([rows[query] for query in ours.query_ids])
-
-
-def _values(table: QueryTable, metric_name: str) -> FloatArray:
-    return METRICS[metric_name].values(table.ranks)
+    return np.array([rows[query] for query in ours.ids])
 
 
 def _guard(candidate: Scores, champion: Scores, guard: GuardParams) -> Verdict:

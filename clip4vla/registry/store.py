@@ -24,7 +24,7 @@ import clip4vla
 from clip4vla.embedding import Outlook
 from clip4vla.evaluation.scores import Scores
 from clip4vla.model.checkpoints import CONFIG_FILE, WEIGHTS_FILE
-from clip4vla.params import ClipsParams, TrainingParams
+from clip4vla.params import ClipsParams, SearchParams, TrainingParams
 from clip4vla.records import Decision
 from clip4vla.tracking import is_local, open_client, store_lock, tracking_uri
 
@@ -63,6 +63,7 @@ class Registry:
         name: str,
         clips: ClipsParams,
         training: TrainingParams,
+        search: SearchParams | None = None,
     ) -> str:
         """Make a version of the run result, or find the one that there is, and give it `scores`.
 
@@ -73,7 +74,8 @@ class Registry:
             run_directory: holds the model and `run.json`.
             name: of the registered model; made if there is none.
             clips: how clips were stored, so that the served model sees files in the same way.
-            training: whose frames and words the served model takes.
+            training: whose frames and words the served model takes, and whose modalities where it writes captions.
+            search: how it then looks for the best caption; needed where it writes captions.
 
         Returns:
             The version. No consumer sees it before `promote`.
@@ -89,7 +91,7 @@ class Registry:
             run_of_scores = run_id if found is None else _run_of(found)
             tags = {**_headlines(scores), SCORES_PATH: self._keep_scores(run_of_scores, scores)}
             if found is None:
-                model_id = self._log_model(run_id, run_directory, content, clips, training)
+                model_id = self._log_model(run_id, run_directory, content, Outlook.of(clips, training, search))
                 found = self._make_version(name, model_id, run_id, content, tags)
             else:
                 self._set_tags(name, found.version, tags)
@@ -203,9 +205,7 @@ class Registry:
         self._client.update_model_version(name, version, description="\n".join(lines))
         self._set_tags(name, version, {"decision": word})
 
-    def _log_model(
-        self, run_id: str, run_directory: Path, content: str, clips: ClipsParams, training: TrainingParams
-    ) -> str:
+    def _log_model(self, run_id: str, run_directory: Path, content: str, outlook: Outlook) -> str:
         """The model as MLflow keeps it, which an attempt that was killed may have finished already; its id."""
         experiment = self._client.get_run(run_id).info.experiment_id
         same = self._client.search_logged_models([experiment], filter_string=f"tags.{CONTENT} = '{content}'")
@@ -215,7 +215,7 @@ class Registry:
             self._client.delete_logged_model(model.model_id)
         model = self._client.create_logged_model(experiment, "clip4vla", run_id, tags={CONTENT: content})
         with tempfile.TemporaryDirectory() as folder:
-            save_pyfunc(Path(folder) / "model", run_directory, clips, training, model.model_id)
+            save_pyfunc(Path(folder) / "model", run_directory, outlook, model.model_id)
             self._client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
         self._client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_id)
@@ -328,9 +328,7 @@ def read_outlook(run_directory: Path) -> Outlook:
     return Outlook.model_validate(stored.flavors["python_function"]["config"])
 
 
-def save_pyfunc(
-    path: Path, run_directory: Path, clips: ClipsParams, training: TrainingParams, model_id: str | None = None
-) -> None:
+def save_pyfunc(path: Path, run_directory: Path, outlook: Outlook, model_id: str | None = None) -> None:
     """Write the run result to `path` as an MLflow model that serves itself: code, weights, requirements."""
     import mlflow
     from mlflow.models import Model
@@ -340,28 +338,31 @@ def save_pyfunc(
         python_model=str(PACKAGE / "serving.py"),
         code_paths=[str(PACKAGE)],
         artifacts={file: str(run_directory / file) for file in (WEIGHTS_FILE, CONFIG_FILE, RUN_FILE)},
-        model_config=Outlook(clips=clips, frames=training.frames, words=training.words).model_dump(mode="json"),
+        model_config=outlook.model_dump(mode="json"),
         pip_requirements=[f"{package}=={installed_version(package)}" for package in REQUIREMENTS],
         mlflow_model=Model(model_id=model_id),
-        signature=_signature(),
-        input_example=_input_example(),
+        signature=_signature(writes=outlook.writing is not None),
+        input_example=_input_example(writes=outlook.writing is not None),
     )
 
 
-def _signature() -> Any:
+def _signature(writes: bool) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import Array, DataType
 
     text, media = (ColSpec(DataType.string, name, required=False) for name in ("text", "media"))
     embedding = ColSpec(Array(DataType.double), "embedding", required=False)
-    error = ColSpec(DataType.string, "error", required=False)
-    return ModelSignature(inputs=Schema([text, media]), outputs=Schema([embedding, error]))
+    caption, error = (ColSpec(DataType.string, name, required=False) for name in ("caption", "error"))
+    answer = caption if writes else embedding
+    return ModelSignature(inputs=Schema([media] if writes else [text, media]), outputs=Schema([answer, error]))
 
 
-def _input_example() -> Any:
+def _input_example(writes: bool) -> Any:
     import pandas as pd  # type: ignore[import-untyped]
 
+    if writes:
+        return pd.DataFrame({"media": ["/videos/dog.mp4"]})
     return pd.DataFrame({"text": ["a dog barks", None], "media": [None, "/videos/dog.mp4"]})
 
 
@@ -390,8 +391,8 @@ def _bar_other_champion(decision: Decision, against: str | None, champion: str |
 
 
 def _headlines(scores: Scores) -> dict[str, str]:
-    """Tags to be read in the registry: the test set and every R@1. MLflow allows no `@` in a tag's name."""
-    shown = {name: value for name, value in scores.values.items() if name.endswith("/R@1")}
+    """Tags to be read in the registry: the test set, every R@1 and CIDEr. MLflow allows no `@` in a tag's name."""
+    shown = {name: value for name, value in scores.values.items() if name.endswith(("/R@1", "/CIDEr"))}
     return {"test_set": scores.test_set} | {name.replace("@", "_at_"): f"{value:.2f}" for name, value in shown.items()}
 
 

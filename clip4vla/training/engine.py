@@ -4,7 +4,8 @@ In: a batch of this rank's clips. Out: the losses of the whole batch over all ra
 
 Gradients are cached (GradCache, Gao et al., arXiv 2101.06983): features of all micro-batches first, without a
 graph; the loss over them gives their gradients; then each micro-batch passes again and takes its gradient back
-through the towers. The result is that of one pass over the whole batch, in the memory of one micro-batch. What is
+through the towers. The result is that of one pass over the whole batch, in the memory of one micro-batch. Where a
+clip's loss doesn't depend on other clips, gradients of the micro-batches are simply added up. What is
 drawn at random is a function of (seed, step, rank, micro-batch), so that the second pass, and a resumed run, draw the
 same.
 """
@@ -36,7 +37,7 @@ from clip4vla.training.checkpoints import (
     newest_checkpoint,
 )
 from clip4vla.training.flops import Precision
-from clip4vla.training.objective import Objective
+from clip4vla.training.objective import Criterion, Objective
 from clip4vla.training.optimizer import parameter_groups
 
 log = logging.getLogger(__name__)
@@ -57,22 +58,21 @@ def join_ranks() -> tuple[int, int, torch.device]:
     return dist.get_rank(), dist.get_world_size(), device
 
 
-class _Views(nn.Module):
-    """The model as the engine calls it: the objective's views of a micro-batch by name, and the logit scale.
+class _Answers(nn.Module):
+    """The model as the engine calls it: the criterion's outputs for a micro-batch by name, and the logit scale.
 
     ZeRO 3 brings parameters back for the backward pass of a module when it finds tensors in what the module returned,
     in tuples and dicts. Some of the model's are read outside the module that owns them; they count as this module's.
     """
 
-    def __init__(self, model: Clip4Vla, objective: Objective) -> None:
+    def __init__(self, model: Clip4Vla, criterion: Criterion[Any]) -> None:
         super().__init__()
         self.model = model
-        self.objective = objective
+        self.criterion = criterion
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        token, views = self.objective.audio_token, self.objective.views
-        features = self.model.forward(batch, audio_token=token, views=views)  # no module of its own: see above
-        found = {f.name: getattr(features, f.name) for f in fields(features)}
+        outputs = self.criterion.outputs(self.model, batch)
+        found = {f.name: getattr(outputs, f.name) for f in fields(outputs)}
         return {name: value for name, value in found.items() if value is not None}, self.model.scale()
 
 
@@ -91,14 +91,14 @@ class Engine:
     def __init__(
         self,
         model: Clip4Vla,
-        objective: Objective,
+        criterion: Criterion[Any],
         optimizer: OptimizerParams,
         trainer: TrainerParams,
         micro_batches: int,
         device: torch.device,
         checkpoints: Path,
     ) -> None:
-        self.objective = objective
+        self.criterion = criterion
         self.device = device
         self.micro_batches = micro_batches
         half = trainer.precision == "bf16" or (trainer.precision == "auto" and device.type == "cuda")
@@ -115,7 +115,7 @@ class Engine:
         self._group_settings = [{key: group[key] for key in ("lr_ratio", "weight_decay")} for group in groups]
         self._adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps, fused=True)
         self._engine, *_ = deepspeed.initialize(
-            model=_Views(model.to(device), objective),
+            model=_Answers(model.to(device), criterion),
             optimizer=self._adamw,
             config=self._config(optimizer),
         )
@@ -158,21 +158,27 @@ class Engine:
             group["lr"] = lr * group["lr_ratio"]
         batch = batch.to(self.device)
         shares = _shares(len(batch), self.micro_batches)
-        losses = self._step_whole(batch, seed) if len(shares) == 1 else self._step_cached(batch, shares, seed)
+        cached = self.criterion.needs_all_clips and len(shares) > 1
+        losses = self._step_cached(batch, shares, seed) if cached else self._step_plain(batch, shares, seed)
         return _over_ranks(losses | {"loss": Objective.total(losses)})
 
-    def _step_whole(self, batch: Batch, seed: tuple[int, ...]) -> dict[str, Tensor]:
-        features, scale = self._forward(batch, (*seed, 0))
-        losses = self.objective.losses(features, scale)
-        self._backward(Objective.total(losses) * dist.get_world_size())
-        return losses
+    def _step_plain(self, batch: Batch, shares: list[slice], seed: tuple[int, ...]) -> dict[str, Tensor]:
+        """One pass a micro-batch; where there are several, losses are means over clips."""
+        parts: list[dict[str, Tensor]] = []
+        for index, rows in enumerate(shares):
+            outputs, scale = self._forward(batch[rows], (*seed, index))
+            share = (rows.stop - rows.start) / len(batch)
+            losses = {name: share * loss for name, loss in self.criterion.losses(outputs, scale).items()}
+            self._backward(Objective.total(losses) * dist.get_world_size())
+            parts.append({name: loss.detach() for name, loss in losses.items()})
+        return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
 
     def _step_cached(self, batch: Batch, shares: list[slice], seed: tuple[int, ...]) -> dict[str, Tensor]:
         with torch.no_grad():
             passes = [self._forward(batch[rows], (*seed, index)) for index, rows in enumerate(shares)]
         features = _as_leaves(Features.concatenate([part for part, _ in passes]))
         scale = passes[0][1].detach().requires_grad_()
-        losses = self.objective.losses(features, scale)
+        losses = self.criterion.losses(features, scale)
         (Objective.total(losses) * dist.get_world_size()).backward()
         assert scale.grad is not None
         for index, rows in enumerate(shares):
@@ -183,11 +189,11 @@ class Engine:
             self._backward(surrogate)
         return losses
 
-    def _forward(self, batch: Batch, seed: tuple[int, ...]) -> tuple[Features, Tensor]:
-        """Features of a micro-batch and the logit scale; the same `seed` draws the same masks and dropouts."""
+    def _forward(self, batch: Batch, seed: tuple[int, ...]) -> tuple[Any, Tensor]:
+        """The criterion's outputs for a micro-batch and the logit scale; the same `seed` draws the same at random."""
         torch.manual_seed(hash(seed) & 0x7FFF_FFFF_FFFF_FFFF)
-        features, scale = self._engine(batch)
-        return Features(**features), scale
+        outputs, scale = self._engine(batch)
+        return self.criterion.kind(**outputs), scale
 
     def _backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`; DeepSpeed steps when it has seen all micro-batches."""
@@ -259,7 +265,8 @@ class Engine:
         weights = get_fp32_state_dict_from_zero_checkpoint(str(final), tag="final")
         shutil.rmtree(final)
         # ZeRO 1 keeps float32 weights of what is trained only
-        return {name: weights.get(f"model.{name}", kept).float() for name, kept in self.model.state_dict().items()}
+        whole = {name: weights.get(f"model.{name}", kept) for name, kept in self.model.state_dict().items()}
+        return {name: value.float() if value.is_floating_point() else value for name, value in whole.items()}
 
 
 class _CompiledForward:

@@ -1,6 +1,6 @@
 """How much of what a device can compute a training uses: its useful FLOPs, counted, and its peak, looked up.
 
-In: a model, the views that its objective asks for, the shapes of a batch. Out: FLOPs of a step, from which follow
+In: a model, what a criterion asks of it, the shapes of a batch. Out: FLOPs of a step, from which follow
 
     FLOP/s = useful FLOPs of a rank's share of the step / seconds of the step
     MFU    = FLOP/s / peak FLOP/s of the rank's device
@@ -14,7 +14,7 @@ either keeps the chip busier than the MFU says. Seconds are those of the clock, 
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clip4vla.audio.frontend import LogMel
 from clip4vla.batch import Batch
 from clip4vla.model.clip4vla import Clip4Vla
-from clip4vla.training.objective import Objective
+from clip4vla.training.objective import Criterion
 
 Precision = Literal["fp32", "bf16"]
 
@@ -71,11 +71,13 @@ class StepFlops:
     device): exact for any architecture, without memory, and a matter of a second.
     """
 
-    def __init__(self, model: Clip4Vla, objective: Objective) -> None:
+    def __init__(self, model: Clip4Vla, criterion: Criterion[Any]) -> None:
         with torch.device("meta"):
-            self._model = Clip4Vla(model.params, model.audio_params, model.architecture).train()
+            self._model = model.twin().train()
             self._model.log_mel = _Tiles(model.audio_params, model.image_size)
-        self._objective = objective
+        for twin, own in zip(self._model.parameters(), model.parameters(), strict=True):
+            twin.requires_grad_(own.requires_grad)
+        self._criterion = criterion
         self._per_clip: dict[tuple[int, ...], int] = {}
 
     def __call__(self, batch: Batch) -> int:
@@ -88,9 +90,9 @@ class StepFlops:
     def _count(self, clip: Batch) -> int:
         # a fused attention would count what it recomputes
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            features = self._model(clip, audio_token=self._objective.audio_token, views=self._objective.views)
-            found = [getattr(features, f.name) for f in fields(features)]
-            torch.stack([view.sum() for view in found if view is not None and view.requires_grad]).sum().backward()
+            outputs = self._criterion.outputs(self._model, clip)
+            found = [getattr(outputs, f.name) for f in fields(outputs)]
+            torch.stack([part.sum() for part in found if part is not None and part.requires_grad]).sum().backward()
         return int(counter.get_total_flops())
 
 

@@ -14,6 +14,7 @@ from clip4vla.atomic import write_json
 from clip4vla.params import (
     AudioParams,
     AudioToken,
+    CaptionParams,
     FinetuneParams,
     ModelParams,
     PretrainParams,
@@ -36,13 +37,14 @@ class Corpus(Section):
 class Job(Section):
     """One training, whole."""
 
-    task: Literal["pretrain", "finetune"]
+    task: Literal["pretrain", "finetune", "caption"]
+    """Its section of params.yaml."""
     seed: int
     corpora: tuple[Corpus, ...]
     start_from: Path | None
     """Run result whose weights are the start; None starts from `model.weights`."""
     audio_token: AudioToken
-    training: PretrainParams | FinetuneParams
+    training: PretrainParams | FinetuneParams | CaptionParams
     model: ModelParams
     audio: AudioParams
     trainer: TrainerParams

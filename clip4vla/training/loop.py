@@ -14,18 +14,19 @@ from clip4vla.audio.frontend import max_samples
 from clip4vla.batch import Batch
 from clip4vla.clips.loader import ClipStore, Order, TrainingBatches, training_loader
 from clip4vla.clips.loader import View as ClipView
+from clip4vla.model.caption import CaptionDecoder
 from clip4vla.model.checkpoints import load_model, save_model
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.fusion import SequenceFusion
 from clip4vla.model.text import Tokenizer
 from clip4vla.model.towers import check_state
-from clip4vla.params import TrainerParams
+from clip4vla.params import CaptionParams, TrainerParams
 from clip4vla.tracking import Run, open_tracker, provenance
 from clip4vla.training.engine import Engine, join_ranks
 from clip4vla.training.flops import StepFlops, peak_flops
 from clip4vla.training.job import PROGRESS_FILE, RUN_FILE, Job
 from clip4vla.training.meter import Meter, line
-from clip4vla.training.objective import Objective
+from clip4vla.training.objective import criterion_of
 from clip4vla.training.optimizer import learning_rate
 
 STOPPED = 128 + signal.SIGTERM
@@ -49,9 +50,9 @@ def train(job: Job) -> None:
     store = ClipStore([corpus.clips for corpus in job.corpora])
     order = order_clips(job, store, world_size)
     micro_batches = -(-(order.clips_per_step // world_size) // job.training.micro_batch_size)
-    objective = Objective.of(job.training, job.audio_token)
+    criterion = criterion_of(job.training, job.audio_token)
     checkpoints = job.checkpoints / job.fingerprint()
-    engine = Engine(model, objective, job.training.optimizer, job.trainer, micro_batches, device, checkpoints)
+    engine = Engine(model, criterion, job.training.optimizer, job.trainer, micro_batches, device, checkpoints)
     step = engine.resume()
     batches = TrainingBatches(store, clip_view(job, model), order, rank, world_size)
     tracker = open_tracker(job.root, rank)
@@ -66,22 +67,47 @@ def train(job: Job) -> None:
 def build_model(job: Job) -> Clip4Vla:
     """The model to start from: as it is initialised, or with the weights of a run result.
 
-    A fusion that the run result doesn't have starts from its text tower, as `SequenceFusion` does.
+    A fusion or a caption decoder that the run result doesn't have starts from its text tower, as `SequenceFusion` and
+    `CaptionDecoder` do. Captioning leaves the text tower as it is.
 
     Raises:
-        ValueError: the run result's fusion is of another depth than the job's.
+        ValueError: the run result's fusion is of another depth than the job's, or its decoder's vocabulary isn't of
+            the size of the job's.
     """
     if job.start_from is None:
-        return Clip4Vla(job.model, job.audio).train()
-    before = load_model(job.start_from)
-    model = Clip4Vla(job.model, job.audio, before.architecture)
+        model = Clip4Vla(job.model, job.audio, vocabulary=_vocabulary(job, job.model.architecture))
+    else:
+        model = _continued(job, load_model(job.start_from))
+    if model.decoder is not None:
+        model.freeze_text()
+    return model.train()
+
+
+def _continued(job: Job, before: Clip4Vla) -> Clip4Vla:
+    """The job's model with the weights of `before`."""
+    vocabulary = _vocabulary(job, before.architecture.name)
+    model = Clip4Vla(job.model, job.audio, before.architecture, vocabulary)
     model.clip.load_state_dict(before.clip.state_dict())
     model.audio.load_state_dict(before.audio.state_dict())
     if model.fusion is not None:
         fusion = (before.fusion or SequenceFusion(before.clip, job.model.fusion_layers)).state_dict()
         check_state(model.fusion.state_dict(), fusion, f"the fusion of {job.start_from}")
         model.fusion.load_state_dict(fusion)
-    return model.train()
+    if vocabulary is not None and model.decoder is not None:
+        decoder = (before.decoder or CaptionDecoder(before.clip, vocabulary)).state_dict()
+        check_state(model.decoder.state_dict(), decoder, f"the caption decoder of {job.start_from}")
+        model.decoder.load_state_dict(decoder)
+    return model
+
+
+def _vocabulary(job: Job, architecture: str) -> torch.Tensor | None:
+    """The tokens that the job's captions may have, None where it isn't about captions."""
+    if not isinstance(job.training, CaptionParams):
+        return None
+    tokenizer = Tokenizer(architecture, job.training.words)
+    if job.training.vocabulary == "full":
+        return tokenizer.full_vocabulary()
+    return tokenizer.vocabulary(ClipStore([corpus.clips for corpus in job.corpora]).sentences())
 
 
 def order_clips(job: Job, store: ClipStore, world_size: int) -> Order:
@@ -104,8 +130,15 @@ def clip_view(job: Job, model: Clip4Vla) -> ClipView:
     """What of a clip the job's model is shown."""
     tokenize = Tokenizer(model.architecture.name, min(job.training.words, model.context_length))
     samples = max_samples(job.audio, model.image_size)
+    training = job.training
     return ClipView(
-        job.training.frames, model.image_size, samples, tokenize, job.training.sentences, job.training.time_shift
+        training.frames,
+        model.image_size,
+        samples,
+        tokenize,
+        training.sentences,
+        training.time_shift,
+        training.min_words if isinstance(training, CaptionParams) else 0,
     )
 
 
@@ -114,7 +147,7 @@ def _run_steps(job: Job, engine: Engine, batches: TrainingBatches, start: int, r
     steps = batches.order.steps
     loaded = _start_loader(batches, start, loader_workers(job.trainer))
     stop = _stop_when_asked()
-    flops = StepFlops(engine.model, engine.objective)
+    flops = StepFlops(engine.model, engine.criterion)
     meter = Meter(batches.order.clips_per_step, peak_flops(engine.device, engine.precision, job.trainer.peak_tflops))
     losses: dict[str, float] = {}
     waiting_since = time.monotonic()
@@ -191,7 +224,7 @@ def write_result(
     job: Job, model: Clip4Vla, weights: dict[str, torch.Tensor], figures: dict[str, Any], world_size: int
 ) -> None:
     """Write the run result: weights and config that load without DeepSpeed, and `run.json`."""
-    result = Clip4Vla(model.params, model.audio_params, model.architecture)
+    result = model.twin()
     result.load_state_dict(weights)
     with atomic_directory(job.out) as directory:
         save_model(result, directory)

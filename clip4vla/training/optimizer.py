@@ -7,11 +7,15 @@ from torch import nn
 
 from clip4vla.params import OptimizerParams
 
+NEW_IN_DECODER = ("cross", "memory")
+"""In the names of those parameters of the caption decoder that don't come from the text tower."""
+
 
 def parameter_groups(model: nn.Module, params: OptimizerParams) -> list[dict[str, Any]]:
     """Groups by rate (text tower, image tower, the rest) and decay (matrices or not), each with its `lr_ratio`.
 
-    Norms, biases, embeddings, class tokens and the logit scale have no decay. The logit scale goes with the texts.
+    Norms, biases, embeddings, class tokens and the logit scale have no decay. The logit scale goes with the texts, and
+    so does what the caption decoder has from the text tower; its attention to frames and tiles is new.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -28,11 +32,12 @@ def parameter_groups(model: nn.Module, params: OptimizerParams) -> list[dict[str
 def _ratio(name: str, params: OptimizerParams) -> float:
     if name.startswith("clip.visual."):
         return params.vision_lr_ratio
-    return params.text_lr_ratio if name.startswith("clip.") else 1.0
+    lent = name.startswith("decoder.") and not any(part in name for part in NEW_IN_DECODER)
+    return params.text_lr_ratio if lent or name.startswith("clip.") else 1.0
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and "embedding" not in name
+    return parameter.ndim >= 2 and "embedding" not in name and "memory_type" not in name
 
 
 def learning_rate(step: int, steps: int, params: OptimizerParams) -> float:

@@ -177,6 +177,22 @@ def test_a_batch_holds_the_sentences_that_the_view_asks_for(store: ClipStore) ->
         assert {tuple(line) for line in batch.tokens[row].tolist()} <= of_clip
 
 
+def test_short_sentences_are_left_out_but_for_clips_that_have_no_others(store: ClipStore) -> None:
+    every = {text for clip in store.take(range(len(store))) for text in clip.texts}
+    longest = max(len(text.text.split()) for text in every)
+    wanted = {len(text.text) for text in every if len(text.text.split()) == longest}
+    for words, expected in ((longest, wanted), (99, {len(text.text) for text in every})):
+        whole = TrainingBatches(
+            store, replace(VIEW, min_words=words, sentences=4), order_of(store, batch_size=16), 0, 1
+        )
+        assert set(whole[0].tokens[:, :, 0].flatten().tolist()) <= expected
+
+
+def test_all_sentences_are_read_without_the_rest(store: ClipStore) -> None:
+    expected = [text.text for clip in store.take(range(len(store))) for text in clip.texts]
+    assert list(store.sentences()) == expected
+
+
 def clip_with(audio: np.ndarray | None, frames: int = 3) -> Clip:
     buffers = []
     for index in range(frames):

@@ -5,7 +5,16 @@ from itertools import combinations
 
 import pytest
 
-from clip4vla.corpora.stampscenes.scenes import caption_scenes, captions, pretraining_scenes, pretraining_text
+from clip4vla.corpora.stampscenes.scenes import (
+    CAPTION_TEMPLATES,
+    PARTIAL_TEMPLATES,
+    caption_scenes,
+    caption_slots,
+    captions,
+    pretraining_scenes,
+    pretraining_text,
+    sound_text,
+)
 from clip4vla.params import StampScenesParams
 
 THINGS, SOUNDING = 30, 12
@@ -83,3 +92,40 @@ def test_captions_say_what_is_seen_heard_and_said_and_in_training_parts_of_it(st
 def test_too_many_pairs_are_refused(stamp_params: StampScenesParams) -> None:
     with pytest.raises(ValueError, match=r"asks for 240 pairs, but 8 things give"):
         caption_scenes(params(stamp_params, 1), 8, 4)
+
+
+SLOTS = {"seen": "a T-shirt", "sound": sound_text("an owl (barn)"), "speech": "un cucú"}
+WORDS = {"seen": "a t - shirt", "heard": "an owl ( barn )", "said": "un cucú"}
+"""As a tokenizer that sets punctuation apart gives them back."""
+
+
+@pytest.mark.parametrize("template", CAPTION_TEMPLATES)
+@pytest.mark.parametrize("wrong", ["seen", "heard", "said", None])
+def test_a_caption_is_right_in_the_roles_in_which_it_names_the_right_thing(template: str, wrong: str | None) -> None:
+    caption = template.format(**(WORDS if wrong is None else WORDS | {wrong: "a cow"}))
+    role = {"seen": "seen", "heard": "sound", "said": "speech"}.get(wrong or "")
+    assert caption_slots(caption, SLOTS) == {name: name != role for name in SLOTS}
+
+
+def test_the_right_thing_in_another_role_is_wrong() -> None:
+    swapped = {"seen": WORDS["heard"], "heard": WORDS["seen"], "said": WORDS["said"]}
+    for template in CAPTION_TEMPLATES:
+        assert caption_slots(template.format(**swapped), SLOTS) == {"seen": False, "sound": False, "speech": True}
+
+
+def test_a_partial_caption_is_right_in_what_it_says() -> None:
+    seen, heard = (template.format(**WORDS) for template in PARTIAL_TEMPLATES)
+    assert caption_slots(seen, SLOTS) == {"seen": True, "sound": False, "speech": False}
+    assert caption_slots(heard, SLOTS) == {"seen": False, "sound": True, "speech": True}
+
+
+@pytest.mark.parametrize("caption", ["", "a T-shirt an owl un cucú", "one sees a t - shirt"])
+def test_a_caption_in_other_words_names_nothing(caption: str) -> None:
+    assert caption_slots(caption, SLOTS) == dict.fromkeys(SLOTS, False)
+
+
+def test_the_corpus_own_captions_are_right(stamp_params: StampScenesParams) -> None:
+    for scene in caption_scenes(params(stamp_params, 1), THINGS, SOUNDING):
+        right = {"seen": LABELS[scene.seen], "sound": sound_text(LABELS[scene.heard]), "speech": SPOKEN[scene.said]}
+        for caption in captions(scene, LABELS, SPOKEN, 1)[:3]:
+            assert all(caption_slots(caption, right).values()), caption

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ import pytest
 from clip4vla.evaluation.retrieval import QueryRanks, correspondence, ranks, retrieval_scores
 from clip4vla.evaluation.scores import (
     RANKS_FILE,
+    SAMPLES_FILE,
     SCORES_FILE,
     QueryTable,
+    Samples,
     Scores,
     fingerprint,
     lower_is_better,
     summarise,
+    summarise_samples,
 )
 
 
@@ -207,3 +211,43 @@ def test_the_tree_holds_every_value_and_interval_once(scores: Scores) -> None:
     }
     assert both["ci95"]["R@1"] == list(scores.intervals["text_to_clip/both/R@1"])
     assert json.dumps(tree)
+
+
+@pytest.fixture
+def sampled() -> Scores:
+    samples = {"caption/both/CIDEr": Samples(("a", "b", "c"), np.array([1.0, 2.0, 6.0]))}
+    return summarise_samples("abc", samples, 100, 0, {"caption/both/BLEU-4": 0.5}, {"METEOR": "left out"})
+
+
+def test_means_over_clips_have_values_and_intervals_and_the_rest_has_not(sampled: Scores) -> None:
+    assert sampled.values == {"caption/both/CIDEr": 3.0, "caption/both/BLEU-4": 0.5}
+    assert sampled.intervals.keys() == {"caption/both/CIDEr"}
+    low, high = sampled.intervals["caption/both/CIDEr"]
+    assert 1.0 <= low < 3.0 < high <= 6.0
+
+
+def test_samples_that_are_not_those_of_the_scores_are_noticed(sampled: Scores, tmp_path: Path) -> None:
+    sampled.write(tmp_path)
+    assert Scores.read(tmp_path).notes == {"METEOR": "left out"}
+    other = Samples(("a", "b", "c"), np.array([0.0, 3.0, 6.0]))
+    replace(sampled, samples={"caption/both/CIDEr": other}).write(tmp_path / "other")
+    (tmp_path / "other" / SAMPLES_FILE).replace(tmp_path / SAMPLES_FILE)
+    with pytest.raises(ValueError, match=rf"{SAMPLES_FILE} is not the one"):
+        Scores.read(tmp_path)
+    (tmp_path / SAMPLES_FILE).unlink()
+    with pytest.raises(ValueError, match=rf"{SAMPLES_FILE} is missing"):
+        Scores.read(tmp_path)
+
+
+def test_a_score_that_its_clips_do_not_give_is_refused(sampled: Scores) -> None:
+    with pytest.raises(ValueError, match=r"caption/both/CIDEr is 4\.0, but its clips give 3\.0"):
+        replace(sampled, values={"caption/both/CIDEr": 4.0})
+
+
+@pytest.mark.parametrize(
+    ("clips", "values", "message"),
+    [(("a",), [1.0, 2.0], "1 clips and 2 values"), ((), [], "0 clips and 0"), (("a", "a"), [1.0, 2.0], "twice")],
+)
+def test_samples_are_a_number_for_each_of_some_clips(clips: tuple[str, ...], values: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Samples(clips, np.array(values))

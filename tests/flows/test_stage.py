@@ -3,15 +3,18 @@
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from prefect import flow
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 
 from clip4vla.atomic import write_json
 from flows.stage import MARK, Progress, Stage, reproduce
+from flows.tasks import TASKS, name_on_command_line
 from tests.project import REPOSITORY
 
 DONE: list[str] = []
@@ -212,11 +215,55 @@ def test_inside_dvc_the_mark_runs_the_steps_plainly(monkeypatch: pytest.MonkeyPa
     assert DONE == ["first", "second"]
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", "ablate", "evaluate", "promote"])
+@pytest.mark.usefixtures("prefect")
+def test_a_stage_of_a_task_has_an_artifact_of_its_own_and_tasks_named_after_their_functions() -> None:
+    def note(what: str) -> None:
+        DONE.append(what)
+
+    @flow(name="stage-of-a-task")
+    def stage() -> None:
+        Stage("finetune@smelling", (partial(note, "rose"),), lambda: "# smelt").run(through_dvc=False, force=False)
+
+    stage()
+    assert DONE == ["rose"]
+    report = Artifact.get("finetune-smelling")
+    assert report is not None
+    assert report.data == "# smelt"
+    with get_client(sync_client=True) as client:
+        [last] = client.read_task_runs(limit=1)
+    assert last.name.startswith("note-")
+
+
+GRAPH = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+
+
+@pytest.mark.parametrize("name", ["pretrain", "ablate"])
 def test_each_stage_of_the_graph_has_the_flow_of_its_name(name: str) -> None:
     module = __import__(f"flows.{name}", fromlist=["STAGE"])
     assert module.STAGE.name == name
     assert getattr(module, name).name == name
-    graph = (REPOSITORY / "dvc.yaml").read_text()
-    assert f"\n  {name}:\n" in graph
-    assert f"cmd: python -m flows.{name}\n" in graph
+    assert GRAPH[name]["cmd"] == f"python -m flows.{name}"
+
+
+@pytest.mark.parametrize("name", ["finetune", "evaluate", "promote"])
+def test_each_stage_of_a_task_has_a_flow_that_takes_it(name: str) -> None:
+    module = __import__(f"flows.{name}", fromlist=["STAGES"])
+    assert {stage.name for stage in module.STAGES.values()} == {f"{name}@{key}" for key in GRAPH[name]["foreach"]}
+    assert all(stage.name == f"{name}@{key}" for key, stage in module.STAGES.items())
+    assert getattr(module, name).name == name
+    assert GRAPH[name]["do"]["cmd"] == f"python -m flows.{name} ${{key}}"
+
+
+def test_files_of_a_task_are_those_of_the_graph() -> None:
+    for name, task in TASKS.items():
+        assert GRAPH["finetune"]["foreach"][name] == task.run
+        assert GRAPH["evaluate"]["foreach"][name] == {"run": task.run, "metrics": task.metrics}
+        expected = {"run": task.run, "gate": task.gate_section, "decision": task.decision}
+        assert GRAPH["promote"]["foreach"][name] == expected
+
+
+@pytest.mark.parametrize("arguments", [[], ["smelling"], ["retrieval", "captioning"]])
+def test_a_command_for_no_task_says_which_there_are(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["flows/promote.py", *arguments])
+    with pytest.raises(SystemExit, match=r"usage: python -m flows\.promote \{retrieval,captioning\}"):
+        name_on_command_line(TASKS)

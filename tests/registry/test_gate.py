@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip4vla.evaluation.retrieval import QueryRanks
-from clip4vla.evaluation.scores import QueryTable, Scores, summarise
+from clip4vla.evaluation.scores import QueryTable, Samples, Scores, summarise, summarise_samples
 from clip4vla.params import GateParams, GuardParams
 from clip4vla.records import Decision
 from clip4vla.registry.gate import decide
 
 PRIMARY = "text_to_clip/both/R@1"
+CIDER = "caption/both/CIDEr"
 PROBE = "probe/nonverbal/sound/R@1"
 
 
@@ -204,6 +205,25 @@ def test_a_champion_without_the_score_must_be_evaluated_again() -> None:
 def test_primary_needs_per_query_results() -> None:
     with pytest.raises(ValueError, match=r"no per-query results for the primary score probe/nonverbal/sound/R@1"):
         judge(scores(ranks_with(9)), None, gate(primary=PROBE))
+
+
+def captioned(values: Sequence[float], prefix: str = "clip") -> Scores:
+    clips = tuple(f"{prefix}{index}" for index in range(len(values)))
+    return summarise_samples("abc", {CIDER: Samples(clips, np.asarray(values, float))}, 100, 0, {}, {})
+
+
+def test_a_mean_over_clips_is_compared_clip_by_clip() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0, 3, 100)
+    better = captioned((base + rng.uniform(-0.05, 0.15, 100))[::-1])
+    champion = captioned(base[::-1])
+    decision = judge(better, champion, gate(primary=CIDER, better=True, floors={CIDER: 1.0}))
+    assert decision.promote
+    assert "on 100 paired clips" in decision.reasons[1]
+    assert not judge(champion, better, gate(primary=CIDER)).promote
+    assert not judge(captioned([0.5, 0.7]), None, gate(primary=CIDER, floors={CIDER: 1.0})).promote
+    with pytest.raises(ValueError, match=r"different clips of caption/both/CIDEr: 200 .* champion again"):
+        judge(better, captioned(base, prefix="other"), gate(primary=CIDER))
 
 
 def test_same_seed_same_decision() -> None:

@@ -16,8 +16,8 @@ import torch
 
 from clip4vla.params import TrainerParams
 from clip4vla.training.engine import Engine, join_ranks
-from clip4vla.training.objective import Objective
-from tests.training.tiny import EVERYTHING, OPTIMIZER, build, make_batch
+from clip4vla.training.objective import Captioning, Criterion, Objective
+from tests.training.tiny import EVERYTHING, OPTIMIZER, build, build_writer, make_batch
 
 CLIPS = 12
 SEED = 5
@@ -39,6 +39,12 @@ class Case:
     compile: bool = False
     steps: int = 3
     augmented: bool = True
+    captions: bool = False
+
+    @property
+    def criterion(self) -> Criterion[Any]:
+        """The contrastive terms, or captioning; which modality is hidden is drawn anew for other ranks, so none is."""
+        return Captioning("both", "both", 0.1, modality_dropout=0.0) if self.captions else self.objective
 
     @property
     def objective(self) -> Objective:
@@ -80,6 +86,15 @@ EXACT = {
     "three_zero1": Case(3, 3, zero_stage=1, dropout=0.2),
 }
 """Must equal the naive training."""
+CAPTIONS = {
+    "captions": Case(1, 1, captions=True),
+    "captions_uneven": Case(1, 5, captions=True, clip_norm=0.05),
+    "captions_recomputed": Case(1, 2, captions=True, activation_checkpointing=True),
+    "captions_sequence": Case(2, 2, captions=True, fusion="sequence"),
+    "captions_zero1": Case(2, 3, captions=True, zero_stage=1),
+    "captions_zero3": Case(2, 2, captions=True, zero_stage=3),
+}
+"""Must equal one pass over the whole batch."""
 HALF = {"half": Case(2, 2, zero_stage=1, precision="bf16")}
 """Must come near it."""
 RESUMED = {f"zero{stage}": Case(2, 2, zero_stage=stage, augmented=False) for stage in (0, 1, 3)}
@@ -98,9 +113,9 @@ class Partitioned(Engine):
 
 
 def start(case: Case, device: torch.device, checkpoints: Path) -> Engine:
-    model = build(case.temperature, case.fusion, case.dropout)
+    model = build_writer(case.fusion) if case.captions else build(case.temperature, case.fusion, case.dropout)
     optimizer = OPTIMIZER.model_copy(update={"clip_norm": case.clip_norm})
-    return Partitioned(model, case.objective, optimizer, case.trainer(), case.micro_batches, device, checkpoints)
+    return Partitioned(model, case.criterion, optimizer, case.trainer(), case.micro_batches, device, checkpoints)
 
 
 def go_on(engine: Engine, case: Case, rank: int, steps: range) -> list[dict[str, float]]:
@@ -119,7 +134,7 @@ def of_ranks(world_size: int, rank: int, port: int, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     _, _, device = join_ranks()
-    for name, case in (EXACT | HALF).items():
+    for name, case in (EXACT | CAPTIONS | HALF).items():
         if case.world_size == world_size:
             engine = start(case, device, out / "checkpoints" / name)
             keep(out, name, rank, go_on(engine, case, rank, range(case.steps)), engine)

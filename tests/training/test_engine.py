@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.engine_cases import CLIPS, EXACT, HALF, RESUMED, SEED, Case
-from tests.training.tiny import OPTIMIZER, NaiveTraining, build, make_batch
+from clip4vla.training.optimizer import parameter_groups
+from tests.training.engine_cases import CAPTIONS, CLIPS, EXACT, HALF, RESUMED, SEED, Case
+from tests.training.tiny import OPTIMIZER, NaiveTraining, build, build_writer, make_batch
 
 Weights = dict[str, Tensor]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -67,6 +68,43 @@ def test_losses_and_weights_are_those_of_one_pass_over_the_whole_batch(out: Path
     assert found["weights"].keys() == weights.keys()
     for key, weight in weights.items():
         torch.testing.assert_close(found["weights"][key], weight, **CLOSE, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def naive_captions(case: Case) -> tuple[list[float], Weights]:
+    """Losses by step and final weights of captioning: the mean over clips, each by itself."""
+    model = build_writer(case.fusion)
+    groups = parameter_groups(model, OPTIMIZER)
+    adamw = torch.optim.AdamW(groups, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps)
+    losses = []
+    for step in range(case.steps):
+        batch = make_batch(CLIPS, step)
+        each = []
+        for row in range(CLIPS):
+            clip = batch[row : row + 1]
+            percepts = model.perceive(clip, audio_token="both", modalities="both")
+            each.append(model.caption_loss(clip.tokens, percepts, 0.1))
+        adamw.zero_grad()
+        torch.cat(each).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), case.clip_norm)
+        adamw.step()
+        losses.append(torch.cat(each).mean().item())
+    return losses, model.state_dict()
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_captioning_in_micro_batches_and_ranks_is_captioning_of_the_whole_batch(out: Path, name: str) -> None:
+    case, found = CAPTIONS[name], read(out, name)
+    losses, weights = naive_captions(case)
+    for step, expected in zip(found["losses"], losses, strict=True):
+        assert step == pytest.approx({"caption": expected, "loss": expected}, rel=1e-4)
+    assert found["weights"].keys() == weights.keys()
+    before = build_writer(case.fusion).state_dict()
+    for key, weight in weights.items():
+        assert found["weights"][key].dtype == weight.dtype
+        torch.testing.assert_close(found["weights"][key], weight, **CLOSE, msg=lambda m, key=key: f"{key}: {m}")
+        if key.startswith("clip.") and not key.startswith("clip.visual."):
+            assert torch.equal(found["weights"][key], before[key])
+    assert distance(found["weights"], before) > 1e-3
 
 
 def test_the_comparison_would_notice_gradients_of_another_size() -> None:

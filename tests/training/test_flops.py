@@ -8,8 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from clip4vla.training.flops import StepFlops, peak_flops
-from clip4vla.training.objective import Objective
-from tests.training.tiny import EVERYTHING, build, make_batch
+from clip4vla.training.objective import Captioning, Objective
+from tests.training.tiny import EVERYTHING, build, build_writer, make_batch
 
 WIDTH, EMBEDDING, PATCHES, PATCH = 16, 16, 4, 16
 FRAMES = TILES = 2
@@ -56,6 +56,13 @@ def test_a_real_pass_over_an_uneven_batch_has_as_many(fusion: str) -> None:
         features = model(batch, audio_token="both", views=objective.views)
         (features.text.sum() + features.video.sum()).backward()
     assert StepFlops(model, objective)(batch) == counter.get_total_flops()
+
+
+def test_a_real_pass_of_captioning_has_as_many() -> None:
+    model, captioning, batch = build_writer(), Captioning("vision", "both", 0.1, 0.2), make_batch(7, 0)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        captioning.outputs(model, batch).caption.sum().backward()
+    assert StepFlops(model, captioning)(batch) == counter.get_total_flops()
 
 
 def test_recomputed_activations_are_not_useful() -> None:

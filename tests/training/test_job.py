@@ -8,9 +8,13 @@ import torch
 from benchmarks.clips import write_clips
 from benchmarks.small_training import CLIPS
 from clip4vla.clips.loader import ClipStore
-from clip4vla.model.checkpoints import save_model
+from clip4vla.model.checkpoints import load_model, save_model
+from clip4vla.model.clip4vla import Clip4Vla
+from clip4vla.model.text import Tokenizer
+from clip4vla.params import load_params
 from clip4vla.training.job import Job, data_version, read_run
-from clip4vla.training.loop import build_model, order_clips
+from clip4vla.training.loop import build_model, clip_view, order_clips
+from tests.project import REPOSITORY
 from tests.training.jobs import make_job
 from tests.training.tiny import build
 
@@ -122,3 +126,52 @@ def test_a_fusion_of_another_depth_is_refused(job: Job, tmp_path: Path) -> None:
     params = job.model.model_copy(update={"fusion": "sequence", "fusion_layers": 1})
     with pytest.raises(ValueError, match=r"the fusion of .* doesn't fit"):
         build_model(job.model_copy(update={"start_from": tmp_path, "model": params}))
+
+
+def captioning(job: Job, start_from: Path, **changes: object) -> Job:
+    training = load_params(REPOSITORY / "params.yaml").caption.model_copy(update={"words": 12} | changes)
+    params = job.model.model_copy(update={"architecture": "stamp-small"})
+    return job.model_copy(update={"task": "caption", "training": training, "model": params, "start_from": start_from})
+
+
+@pytest.fixture(scope="module")
+def stamp_small(tmp_path_factory: pytest.TempPathFactory, job: Job) -> Path:
+    """A run result whose tokens are those of real sentences."""
+    directory = tmp_path_factory.mktemp("stamp-small")
+    params = job.model.model_copy(update={"architecture": "stamp-small"})
+    save_model(Clip4Vla(params, job.audio), directory)
+    return directory
+
+
+def test_captioning_starts_a_decoder_from_the_text_tower_with_the_words_of_the_corpus(
+    job: Job, stamp_small: Path, tmp_path: Path
+) -> None:
+    model = build_model(captioning(job, stamp_small))
+    decoder, clip = model.decoder, load_model(stamp_small).clip
+    assert decoder is not None
+    words = [Tokenizer("stamp-small", 12).decode(token.view(1)) for token in decoder.vocabulary[2:]]
+    assert {"thing", "there", "word"} <= set(words)
+    assert len(words) < 20
+    assert torch.equal(decoder.embedding.weight, clip.token_embedding.weight[decoder.vocabulary])
+    assert torch.equal(decoder.blocks[0].mlp.c_fc.weight, clip.transformer.resblocks[0].mlp.c_fc.weight)
+    assert not model.clip.token_embedding.weight.requires_grad
+    save_model(model, tmp_path)
+    with torch.no_grad():
+        model.decoder.memory_type.add_(1)
+        save_model(model, tmp_path)
+    again = build_model(captioning(job, tmp_path))
+    assert torch.equal(again.decoder.memory_type, model.decoder.memory_type)
+    with pytest.raises(ValueError, match=r"the caption decoder of .* doesn't fit"):
+        build_model(captioning(job, tmp_path, vocabulary="full"))
+
+
+def test_a_whole_vocabulary_is_that_of_clip(job: Job, stamp_small: Path) -> None:
+    model = build_model(captioning(job, stamp_small, vocabulary="full"))
+    assert model.decoder.embedding.weight.shape == model.clip.token_embedding.weight.shape
+
+
+def test_a_captioning_job_is_read_as_it_was_written(job: Job, stamp_small: Path, tmp_path: Path) -> None:
+    written = captioning(job, stamp_small)
+    written.write(tmp_path / "job.json")
+    assert Job.read(tmp_path / "job.json") == written
+    assert clip_view(written, build_model(written)).min_words == written.training.min_words

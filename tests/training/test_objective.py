@@ -10,8 +10,8 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks.parity.losses import TOTALS
 from clip4vla.model.clip4vla import Features
 from clip4vla.params import load_params
-from clip4vla.training.objective import TERMS, Objective
-from tests.training.tiny import EVERYTHING, build, make_batch, naive_losses
+from clip4vla.training.objective import TERMS, Captioning, Objective, criterion_of
+from tests.training.tiny import EVERYTHING, build, build_writer, make_batch, naive_losses
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 SCALE = torch.tensor([4.0])  # low enough for vectors compared with themselves to leave a loss
@@ -121,3 +121,33 @@ def test_an_objective_without_terms_is_refused() -> None:
     nothing = PARAMS.finetune.model_copy(update={"text_both": 0.0, "text_video": 0.0, "text_audio": 0.0})
     with pytest.raises(ValueError, match="nothing to train"):
         Objective.of(nothing, "both")
+
+
+def test_captioning_is_the_mean_loss_of_its_clips_with_modalities_hidden_at_random() -> None:
+    model, batch = build_writer(), make_batch(8, 0)
+    captioning = criterion_of(PARAMS.caption.model_copy(update={"modality_dropout": 0.0}), "both")
+    assert isinstance(captioning, Captioning)
+    assert not captioning.needs_all_clips
+    outputs = captioning.outputs(model, batch)
+    percepts = model.perceive(batch, audio_token="both", modalities="both")
+    expected = model.caption_loss(batch.tokens, percepts, PARAMS.caption.label_smoothing)
+    torch.testing.assert_close(outputs.caption, expected)
+    assert captioning.losses(outputs, SCALE)["caption"].item() == pytest.approx(expected.mean().item())
+    hidden = replace(captioning, modality_dropout=1.0).outputs(model, batch).caption
+    sees_and_hears = batch.video_mask.any(1) & (batch.samples > 0)
+    assert torch.equal(~torch.isclose(hidden, expected), sees_and_hears)
+
+
+@pytest.mark.parametrize("modality", ["vision", "audio"])
+def test_captioning_by_one_modality_trains_the_tower_of_that_one(modality: str) -> None:
+    model, batch = build_writer(), make_batch(8, 0)
+    Captioning(modality, "both", 0.1, 0.5).outputs(model, batch).caption.sum().backward()
+    reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == {"decoder", {"vision": "clip", "audio": "audio"}[modality]}
+
+
+def test_a_section_of_params_has_its_criterion() -> None:
+    assert criterion_of(PARAMS.finetune, "both") == Objective.of(PARAMS.finetune, "both")
+    assert criterion_of(PARAMS.caption, "none") == Captioning(
+        *("both", "none", PARAMS.caption.label_smoothing, PARAMS.caption.modality_dropout)
+    )

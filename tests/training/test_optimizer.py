@@ -8,7 +8,7 @@ from torch import nn
 
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.training.optimizer import learning_rate, parameter_groups
-from tests.training.tiny import OPTIMIZER, build
+from tests.training.tiny import OPTIMIZER, build, build_writer
 
 FROM_CLIP = OPTIMIZER.model_copy(update={"text_lr_ratio": 0.1, "vision_lr_ratio": 0.2})
 SCHEDULE = OPTIMIZER.model_copy(update={"lr": 2.0, "warmup": 0.1})
@@ -54,6 +54,17 @@ def test_clips_towers_go_slower_than_what_is_new() -> None:
     for name, (ratio, _) in settings(build(fusion="sequence")).items():
         expected = 0.2 if name.startswith("clip.visual.") else 0.1 if name.startswith("clip.") else 1.0
         assert ratio == expected, name
+
+
+def test_a_decoder_goes_at_the_text_tower_s_rate_but_for_what_is_new() -> None:
+    found = settings(build_writer())
+    new = ("ln_cross", "cross_attention", "ln_memory", "memory_type")
+    for name, (ratio, _) in found.items():
+        if name.startswith("decoder."):
+            assert ratio == (1.0 if any(part in name for part in new) else 0.1), name
+    assert found["decoder.memory_type"][1] == found["decoder.embedding.weight"][1] == 0
+    assert found["decoder.blocks.0.cross_attention.query.weight"][1] == OPTIMIZER.weight_decay
+    assert not [name for name in found if name.startswith("clip.") and not name.startswith("clip.visual.")]
 
 
 def test_the_rate_rises_to_the_peak_and_falls_to_zero() -> None:

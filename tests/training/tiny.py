@@ -58,6 +58,18 @@ def build(temperature: str = "learned", fusion: str = "mean", dropout: float = 0
     return model.train()
 
 
+VOCABULARY = torch.tensor([62, 63, *range(62)])
+"""Start, end, and every other token of the tiny text tower."""
+
+
+def build_writer(fusion: str = "mean") -> Clip4Vla:
+    """The tiny model with a caption decoder, and a text tower that isn't trained."""
+    torch.manual_seed(0)
+    model = Clip4Vla(MODEL.model_copy(update={"fusion": fusion}), AUDIO, ARCHITECTURE, VOCABULARY).train()
+    model.freeze_text()
+    return model
+
+
 def make_batch(clips: int, seed: int) -> Batch:
     """Clips of noise with two sentences each: the second has no sound, the third no pictures, the fourth only one."""
     generator = torch.Generator().manual_seed(seed)

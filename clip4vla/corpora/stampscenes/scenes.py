@@ -5,8 +5,10 @@ AudioSet). Caption clips show one thing, let one hear another and name a third; 
 with several pictures, so that neither eye nor ear finds a clip alone. No pair occurs in two splits.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -107,3 +109,43 @@ def captions(scene: Scene, labels: Sequence[str], spoken: Sequence[str], seed: i
         templates += PARTIAL_TEMPLATES
     words = {"seen": labels[scene.seen], "heard": labels[scene.heard], "said": spoken[scene.said]}
     return [template.format(**words) for template in templates]
+
+
+def caption_slots(caption: str, right: Mapping[str, str]) -> dict[str, bool]:
+    """Whether a caption names the right thing in the right role, for each role of `right`.
+
+    Args:
+        caption: any sentence; one that follows no template of the corpus names nothing.
+        right: what labels.json has of the clip: `seen`, `sound` (a sentence about it) and `speech`.
+    """
+    named = _read(caption)
+    return {role: _plain(text) == named.get(role) for role, text in right.items()}
+
+
+def _read(caption: str) -> dict[str, str]:
+    """What a caption says of each role of labels.json, as `_plain` puts it."""
+    for pattern in _patterns():
+        found = pattern.fullmatch(_plain(caption))
+        if found:
+            said = found.groupdict()
+            heard = {"sound": _plain(sound_text(said["heard"]))} if "heard" in said else {}
+            return {role: said[name] for role, name in (("seen", "seen"), ("speech", "said")) if name in said} | heard
+    return {}
+
+
+@lru_cache
+def _patterns() -> list[re.Pattern[str]]:
+    """The templates, those of whole captions first, as patterns over `_plain` sentences."""
+    blank = {role: f"blank{role}blank" for role in ("seen", "heard", "said")}
+    patterns = []
+    for template in (*CAPTION_TEMPLATES, *PARTIAL_TEMPLATES):
+        pattern = re.escape(_plain(template.format(**blank))).replace(r"\ ", " ")
+        for role, mark in blank.items():
+            pattern = pattern.replace(mark, f"(?P<{role}>.+)")
+        patterns.append(re.compile(pattern))
+    return patterns
+
+
+def _plain(text: str) -> str:
+    """Letters and digits in lower case, and a space for whatever is between: tokenizers set punctuation apart."""
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))
