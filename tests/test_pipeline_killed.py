@@ -38,12 +38,18 @@ def repro_killed_in(project: Path, stages: list[str], after_s: float) -> list[st
     for output in process.stdout:
         said += output
         if set(ran(output)) & set(stages):
+            wait_for_child(process.pid)  # DVC killed while it writes its own lock leaves it unreadable
             time.sleep(after_s)
             os.killpg(process.pid, signal.SIGKILL)
             break
     said += process.stdout.read()
     assert process.wait() == -signal.SIGKILL, said
     return ran(said)
+
+
+def wait_for_child(pid: int) -> None:
+    while not Path(f"/proc/{pid}/task/{pid}/children").read_text():
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
