@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,8 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.project import environment, make_project, processes_in, read_params, run, write_params
+from flows.serve import POOL, serve
+from tests.project import REPOSITORY, environment, make_project, processes_in, read_params, run, write_params
 from tests.servers import free_port
 
 PATIENCE_S = 240.0
@@ -97,6 +100,24 @@ def lengthen(project: Path, epochs: int = EPOCHS) -> None:
 def steps_done(project: Path) -> int:
     path = project / "checkpoints/pretrain/progress.json"
     return int(json.loads(path.read_text())["step"]) if path.is_file() else 0
+
+
+def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"port {port} is taken.*PORT={port + 1}"):
+            serve(tmp_path, port)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_deployment_waits_for_the_pool_that_is_served() -> None:
+    deployments = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
+    assert {deployment["work_pool"]["name"] for deployment in deployments} == {POOL}
+    nightly = next(deployment for deployment in deployments if deployment["name"] == "nightly")
+    assert nightly["entrypoint"] == "flows/pretrain.py:pretrain"
+    assert nightly["parameters"] == {"through_dvc": True, "force": False, "onwards": True}
 
 
 @pytest.mark.slow
