@@ -29,15 +29,15 @@ def _bar(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:,.0f}/s"),
+        TextColumn("{task.fields[rate]}/s"),
         TimeRemainingColumn(),
     )
     start = time.monotonic()
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total, rate=0.0)
+        task = progress.add_task(what, total=total, rate="?")
         for done, item in enumerate(items, 1):
             yield item
-            progress.update(task, completed=done, rate=done / (time.monotonic() - start))
+            progress.update(task, completed=done, rate=_shown(done / (time.monotonic() - start)))
 
 
 def _lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
@@ -48,6 +48,11 @@ def _lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         now = time.monotonic()
         if now - last >= LOG_EVERY_S:
             rate = done / (now - start)
-            print(f"{done:,}/{total:,} {what}  {rate:,.0f}/s  {(total - done) / rate:,.0f} s left", file=sys.stderr)
+            print(f"{done:,}/{total:,} {what}  {_shown(rate)}/s  {(total - done) / rate:,.0f} s left", file=sys.stderr)
             last = now
     print(f"{done:,}/{total:,} {what}  in {time.monotonic() - start:,.1f} s", file=sys.stderr, flush=True)
+
+
+def _shown(rate: float) -> str:
+    """Whole numbers, but for slow work, where 0/s would say nothing."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

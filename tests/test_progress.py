@@ -33,6 +33,12 @@ def test_a_log_file_sees_a_line_every_ten_seconds_and_one_at_the_end(
     ]
 
 
+def test_slow_work_has_a_rate_too(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in track(range(3), 3, "clips"):
+        clock[0] += 16
+    assert capsys.readouterr().err.splitlines()[0] == "1/3 clips  0.062/s  32 s left"
+
+
 def test_nothing_to_do_is_said(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: ARG001
     assert list(track([], 0, "clips")) == []
     assert capsys.readouterr().err == "0/0 clips  in 0.0 s\n"

@@ -3,13 +3,14 @@
 Columns (keys): `path` and `text`; if wanted `start` and `end` (seconds into the file), `split` (train, val, test) and
 `audio_type` (verbal: the words said, nonverbal: other sounds). Rows of the same path and span are texts of one clip.
 A clip without a split gets one by the SHA-256 of its path: 80 % train, 10 % val, 10 % test, the same on any machine
-and for all clips of a file. Where there are so few files that none falls into val or test, one is taken from train.
+and for all clips of a file. Where fewer than two files fall into val or test, others come there from train: to find
+the only clip there is can't fail.
 """
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +20,11 @@ from clip4vla.records import SPLITS, AudioType, Reject, SourceRecord, Split, Tex
 
 COLUMNS = ("path", "text", "start", "end", "split", "audio_type")
 REQUIRED = COLUMNS[:2]
+LEAST = 2
+"""Files that val and test have at least, where they aren't given and there are enough."""
+
+Clips = dict[tuple[str, float, float | None], "_Clip"]
+"""By path and span."""
 
 
 @dataclass
@@ -38,7 +44,7 @@ def read(annotations: Path) -> Iterator[SourceRecord | Reject]:
     tables += [read_json_lines(file, REQUIRED) for file in sorted(annotations.glob("*.jsonl"))]
     if not tables:
         raise ValueError(f"{annotations} has neither a .csv nor a .jsonl file")
-    clips: dict[tuple[str, float, float | None], _Clip] = {}
+    clips: Clips = {}
     for row in chain.from_iterable(tables):
         reject = _add(row, clips)
         if reject:
@@ -48,7 +54,7 @@ def read(annotations: Path) -> Iterator[SourceRecord | Reject]:
         yield SourceRecord(_clip_id(path, start_s, end_s), path, clip.split, tuple(clip.texts), start_s, end_s)
 
 
-def _add(row: Row, clips: dict[tuple[str, float, float | None], _Clip]) -> Reject | None:
+def _add(row: Row, clips: Clips) -> Reject | None:
     """Add the row to its clip, or say why it can't be."""
     unknown = [str(key) for key in row.cells if key not in COLUMNS]
     if unknown:
@@ -80,20 +86,18 @@ def _add(row: Row, clips: dict[tuple[str, float, float | None], _Clip]) -> Rejec
     return None
 
 
-def _fill_splits(clips: dict[tuple[str, float, float | None], _Clip]) -> None:
-    """Move a file to each of test and val that is empty, as long as others are left to train on.
+def _fill_splits(clips: Clips) -> None:
+    """Move files from train to test and val until these have LEAST, as long as train has more.
 
-    It is the one whose hash is the highest of the files in train that no row puts there.
+    A file goes there whole, and only if no row says where it belongs; the one with the highest hash goes first.
     """
-    for split in SPLITS[:0:-1]:
-        train = {path for (path, _, _), clip in clips.items() if clip.split == "train"}
-        bound = {path for (path, _, _), clip in clips.items() if not clip.by_hash}
-        if len(train) < 2 or not train - bound or any(clip.split == split for clip in clips.values()):
-            continue
-        moved = max(train - bound, key=_hash)
-        for (path, _, _), clip in clips.items():
-            if path == moved:
-                clip.split = split
+    for least, split in product(range(1, LEAST + 1), ("test", "val")):
+        files = {of: {path for (path, _, _), clip in clips.items() if clip.split == of} for of in SPLITS}
+        given = {path for (path, _, _), clip in clips.items() if not clip.by_hash}
+        if len(files[split]) < least < len(files["train"]) and files["train"] - given:
+            moved = max(files["train"] - given, key=_hash)
+            for (path, _, _), clip in clips.items():
+                clip.split = split if path == moved else clip.split
 
 
 def _blank_to_none(value: Any) -> Any:

@@ -12,7 +12,7 @@ from clip4vla.corpora import tables
 from clip4vla.corpora.base import ADAPTERS, Excerpt, find_adapter
 from clip4vla.corpora.folder import split_of
 from clip4vla.corpora.howto100m import Caption, merge_captions
-from clip4vla.records import Reject, SourceRecord
+from clip4vla.records import SPLITS, Reject, SourceRecord
 from tests.corpora.conftest import SAMPLES
 
 FOLDERS = {"msrvtt-1ka": "msrvtt", "msrvtt-1ka-7k": "msrvtt", "vatex-hgr": "vatex"}
@@ -262,23 +262,32 @@ def by_hash(wanted: str, count: int) -> list[str]:
 def test_of_a_few_files_some_are_kept_to_validate_and_to_test(tmp_path: Path) -> None:
     train = by_hash("train", 10)
     found = splits_of_folder(tmp_path, *(f"{name},a text," for name in train))
-    assert Counter(found.values()) == {"train": 8, "val": 1, "test": 1}
+    assert Counter(found.values()) == {"train": 6, "val": 2, "test": 2}
     assert splits_of_folder(tmp_path, *(f"{name},a text," for name in reversed(train))) == found
-    [test] = by_hash("test", 1)
-    found = splits_of_folder(tmp_path, *(f"{name},a text," for name in [*train, test]))
-    assert Counter(found.values()) == {"train": 9, "val": 1, "test": 1}
-    assert found[test] == "test"
-    assert splits_of_folder(tmp_path, f"{train[0]},a text,") == {train[0]: "train"}
-    assert Counter(splits_of_folder(tmp_path, *(f"{name},a text," for name in train[:2])).values()) == {
-        "train": 1,
-        "test": 1,
-    }
+    tests = by_hash("test", 3)
+    found = splits_of_folder(tmp_path, *(f"{name},a text," for name in [*train, *tests]))
+    assert Counter(found.values()) == {"train": 8, "val": 2, "test": 3}
+    assert {found[name] for name in tests} == {"test"}
+
+
+@pytest.mark.parametrize(("files", "expected"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (5, (2, 1, 2))])
+def test_something_is_always_left_to_train_on(files: int, expected: tuple[int, int, int], tmp_path: Path) -> None:
+    found = splits_of_folder(tmp_path, *(f"{name},a text," for name in by_hash("train", files)))
+    assert tuple(list(found.values()).count(split) for split in SPLITS) == expected
+
+
+def test_a_file_is_moved_with_all_its_clips(tmp_path: Path) -> None:
+    rows = [f"{name},a text,{start},{start + 1}" for name in by_hash("train", 9) for start in range(3)]
+    (tmp_path / "texts.csv").write_text("\n".join(["path,text,start,end", *rows]), encoding="utf-8")
+    entries = [e for e in find_adapter("folder")(tmp_path) if isinstance(e, SourceRecord)]
+    assert Counter(e.split for e in entries) == {"train": 15, "val": 6, "test": 6}
+    assert len({(e.media, e.split) for e in entries}) == 9
 
 
 def test_what_a_row_says_of_a_split_is_never_changed(tmp_path: Path) -> None:
     train = by_hash("train", 6)
     bound = [f"{name},a text,train" for name in train[:4]]
-    assert set(splits_of_folder(tmp_path, *bound).values()) == {"train"}
+    assert splits_of_folder(tmp_path, *bound) == dict.fromkeys(train[:4], "train")
     found = splits_of_folder(tmp_path, *bound, *(f"{name},a text," for name in train[4:]))
     assert {name: found[name] for name in train[:4]} == dict.fromkeys(train[:4], "train")
     assert {found[name] for name in train[4:]} == {"val", "test"}
