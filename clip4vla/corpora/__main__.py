@@ -19,9 +19,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         result = write_manifest(find_adapter(arguments.name)(arguments.annotations), arguments.media, arguments.out)
-        print(f"{arguments.name}: {result.summary()}")
         if arguments.max_reject_fraction is not None:
             result.check(arguments.max_reject_fraction)
+        print(f"{arguments.name}: {result.summary()}")
     except ValueError as error:
         sys.exit(f"{arguments.name}: {error}")
 
