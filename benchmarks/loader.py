@@ -1,8 +1,8 @@
 """`python -m benchmarks.loader`: clips a second from a Lance data set to batches in memory.
 
 The data set is written first, of noise, whose JPEGs are larger and slower to decode than those of real pictures.
-Batches come by the loader of a training: random access, frames and crops drawn, texts tokenised. What limits
-it is said by `ms_per_clip`, the parts of the work in one process. The files are in the system's cache.
+Batches come by the loader of a training, to `--device`: random access, frames and crops drawn, texts tokenised. What
+limits it is said by `ms_per_clip`, the parts of the work in one process. The files are in the system's cache.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.clips import write_clips
-from benchmarks.measure import median_seconds, report
+from benchmarks.measure import add_device, median_seconds, report
 from clip4vla.model.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def clips_per_second(batches: "TrainingBatches", settings: Namespace) -> float:
     for _ in islice(loaded, warmup(settings)):
         pass
     start = time.perf_counter()
-    clips = sum(len(batch) for batch in islice(loaded, settings.batches))
+    clips = sum(len(batch.to(settings.device)) for batch in islice(loaded, settings.batches))
     return clips / (time.perf_counter() - start)
 
 
@@ -76,6 +76,7 @@ def parts(batches: "TrainingBatches") -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write clips, load them, and print one JSON line."""
     parser = ArgumentParser(prog="python -m benchmarks.loader", description=__doc__)
+    add_device(parser)
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 prepares batches in this one")
     parser.add_argument("--clips", type=int, default=512, help="stored")
     parser.add_argument("--frames", type=int, default=8, help="stored of a clip, and read")
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "clips_per_s_per_process": speed / max(1, settings.workers),
             "ms_per_clip": parts(batches),
         }
-    report("loader", CPU, settings, results, packages=("pylance", "pillow"))
+    report("loader", settings.device, settings, results, packages=("pylance", "pillow"))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """What presets are worth: pretraining and fine-tuning of each on the same data and budget, with several seeds.
 
-    python -m benchmarks.presets default paper --seeds 3 --pretrain-epochs 4 --finetune-epochs 3 --out runs/presets
+    python -m benchmarks.presets default paper published published-front-end --seeds 0 1 2 \\
+        --pretrain-epochs 4 --finetune-epochs 3 --out runs/presets
 
-Works on the clips that `dvc repro clips` leaves, and prints a JSON line for each preset. A run result stays in the
-directory; one that is there isn't run again.
+Works on the clips that `dvc repro clips` leaves. It prints a JSON line for each run, with its scores and their 95 %
+intervals over clips, and at the end of each preset one with the means over its seeds. Seed by seed all presets have
+their turn, so that what a killed command leaves compares them. A run result stays in the directory: the same command
+again doesn't repeat it, and goes on with a training from its last checkpoint.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +21,39 @@ from clip4vla.evaluation.retrieval import QueryRanks, retrieval_intervals, retri
 from clip4vla.evaluation.scores import QueryTable, Scores
 from clip4vla.params import Params, load_params
 from clip4vla.records import MODALITIES
-from clip4vla.training.launch import launch
+from clip4vla.training.launch import launch_through
 from flows.training import judge, make_job
 
+Result = tuple[Scores, Scores]
+"""Of the pretrained and of the fine-tuned model."""
 PROBES = ("probe/nonverbal/sound/R@1", "probe/verbal/speech/R@1")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train and judge every preset with every seed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.presets", description=main.__doc__)
     parser.add_argument("presets", nargs="+", help="names of params.yaml's presets")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
     parser.add_argument("--pretrain-epochs", type=int, required=True)
     parser.add_argument("--finetune-epochs", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    chosen = parser.parse_args()
-    rows = {}
-    for preset in chosen.presets:
-        runs = []
-        for seed in range(chosen.seeds):
-            params = budget(load_params(preset=preset), seed, chosen.pretrain_epochs, chosen.finetune_epochs)
-            runs.append(run(params, chosen.out / preset / str(seed)))
-        rows[preset] = summary(runs)
-        print(json.dumps({preset: rows[preset]}), flush=True)
+    chosen = parser.parse_args(arguments)
+    lengths = (chosen.pretrain_epochs, chosen.finetune_epochs)
+    wanted = {preset: load_params(preset=preset) for preset in chosen.presets}  # unknown names fail at once
+    runs: dict[str, list[Result]] = {preset: [] for preset in wanted}
+    for seed in chosen.seeds:
+        for preset, params in wanted.items():
+            result = run(budget(params, seed, *lengths), chosen.out / preset / str(seed))
+            runs[preset].append(result)
+            print(json.dumps({"preset": preset, "seed": seed, **budget_of(lengths), **scores_of(result)}), flush=True)
+    for preset, results in runs.items():
+        line = {"preset": preset, "seeds": chosen.seeds, **budget_of(lengths), **summary(results)}
+        print(json.dumps(line), flush=True)
+
+
+def budget_of(lengths: tuple[int, int]) -> dict[str, int]:
+    """What a line says of how long a run was."""
+    return {"pretrain_epochs": lengths[0], "finetune_epochs": lengths[1]}
 
 
 def budget(params: Params, seed: int, pretrain_epochs: int, finetune_epochs: int) -> Params:
@@ -51,21 +65,51 @@ def budget(params: Params, seed: int, pretrain_epochs: int, finetune_epochs: int
     return params.model_copy(update={"seed": seed, **lengths})
 
 
-def run(params: Params, out: Path) -> tuple[Scores, Scores]:
-    """Scores of the pretrained and of the fine-tuned model on the test clips."""
+def run(params: Params, out: Path) -> Result:
+    """Scores of the pretrained and of the fine-tuned model on the test clips.
+
+    Raises:
+        ValueError: what is in `out` was made with other settings.
+    """
+    write_once(params, out / "params.json")
     token = params.model.audio_token
     found = []
     for task, start_from in (("pretrain", None), ("finetune", out / "pretrain")):
         training = getattr(params, task)
-        if not (out / task / "scores.json").is_file():
+        if not (out / task / "model.safetensors").is_file():
             job = make_job(params, task, task, training, "sample" if task == "pretrain" else token, start_from)
-            launch(job.model_copy(update={"checkpoints": out / f".{task}", "out": out / task}))
+            launch_through(job.model_copy(update={"checkpoints": out / f".{task}", "out": out / task}))
+        if not (out / task / "scores.json").is_file():
             judge(params, out / task, "test", training, token)[1].write(out / task)
         found.append(Scores.read(out / task))
     return found[0], found[1]
 
 
-def summary(runs: list[tuple[Scores, Scores]]) -> dict[str, Any]:
+def write_once(params: Params, path: Path) -> None:
+    """Note the settings of a run that is begun, or see that they are those of the run that is there.
+
+    Raises:
+        ValueError: they aren't.
+    """
+    settings = params.model_dump_json(indent=2)
+    if path.is_file() and path.read_text(encoding="utf-8") != settings:
+        raise ValueError(f"{path.parent} holds a run with other settings ({path.name}): choose another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(settings, encoding="utf-8")
+
+
+def scores_of(result: Result) -> dict[str, Any]:
+    """Text→clip R@1 after fine-tuning by modality, with its 95 % interval over clips; the probes after pretraining."""
+    pretrained, finetuned = result
+    row: dict[str, Any] = {}
+    for modality in MODALITIES:
+        name = f"text_to_clip/{modality}/R@1"
+        ends = [round(end, 1) for end in finetuned.intervals[name]]
+        row[modality] = {"R@1": round(finetuned.values[name], 1), "ci95": ends}
+    return row | {name: round(pretrained.values[name], 1) for name in PROBES if name in pretrained.values}
+
+
+def summary(runs: list[Result]) -> dict[str, Any]:
     """Text→clip R@1 after fine-tuning, by seed and in the mean with its 95 % interval over clips; the mean probes."""
     row: dict[str, Any] = {}
     for modality in MODALITIES:
@@ -78,7 +122,8 @@ def summary(runs: list[tuple[Scores, Scores]]) -> dict[str, Any]:
             "seeds": [round(retrieval_scores(table.ranks)["R@1"], 1) for table in tables],
         }
     for name in PROBES:
-        row[name] = round(float(np.mean([pretrained.values[name] for pretrained, _ in runs])), 1)
+        if all(name in pretrained.values for pretrained, _ in runs):
+            row[name] = round(float(np.mean([pretrained.values[name] for pretrained, _ in runs])), 1)
     return row
 
 

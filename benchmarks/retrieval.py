@@ -1,6 +1,7 @@
 """`python -m benchmarks.retrieval`: time to score queries against a gallery, and to say how sure the scores are.
 
-Vectors in, scores with 95 % bootstrap intervals out, on the CPU: similarities, ranks, and resampling, each timed.
+Vectors in, scores with 95 % bootstrap intervals out: similarities on `--device`, ranks and resampling on the CPU, each
+timed.
 """
 
 from argparse import ArgumentParser
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.measure import median_seconds, report
+from benchmarks.measure import add_device, median_seconds, report
 from clip4vla.evaluation.retrieval import ranks, retrieval_intervals, retrieval_scores
 
 CPU = torch.device("cpu")
@@ -22,16 +23,19 @@ def unit_vectors(rng: np.random.Generator, number: int, width: int) -> NDArray[n
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def measure(queries: int, gallery: int, width: int, resamples: int, repeats: int) -> dict[str, float]:
+def measure(
+    queries: int, gallery: int, width: int, resamples: int, repeats: int, device: torch.device
+) -> dict[str, float]:
     """Seconds of each part; query q belongs to item q, or to one of them where the gallery is smaller."""
     rng = np.random.default_rng(0)
     texts, clips = unit_vectors(rng, queries, width), unit_vectors(rng, gallery, width)
     positives = np.stack([np.arange(queries), np.arange(queries) % gallery], axis=1)
     groups = [f"clip{item}" for item in positives[:, 1]]
-    similarity = texts @ clips.T
+    here = [torch.from_numpy(vectors).to(device) for vectors in (texts, clips)]
+    similarity = (here[0] @ here[1].T).cpu().numpy()
     found = ranks(similarity, positives)
     parts = {
-        "similarity_s": median_seconds(lambda: texts @ clips.T, CPU, warmup=1, repeats=repeats),
+        "similarity_s": median_seconds(lambda: (here[0] @ here[1].T).cpu(), device, warmup=1, repeats=repeats),
         "ranks_s": median_seconds(lambda: ranks(similarity, positives), CPU, warmup=0, repeats=repeats),
         "scores_s": median_seconds(lambda: retrieval_scores(found), CPU, warmup=0, repeats=repeats),
         "bootstrap_s": median_seconds(
@@ -45,6 +49,7 @@ def measure(queries: int, gallery: int, width: int, resamples: int, repeats: int
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score at every gallery size, and print one JSON line."""
     parser = ArgumentParser(prog="python -m benchmarks.retrieval", description=__doc__)
+    add_device(parser)
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--galleries", type=int, nargs="+", default=[1000, 100_000])
     parser.add_argument("--width", type=int, default=512)
@@ -52,10 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     settings = parser.parse_args(arguments)
     rows = [
-        measure(settings.queries, gallery, settings.width, settings.resamples, settings.repeats)
+        measure(settings.queries, gallery, settings.width, settings.resamples, settings.repeats, settings.device)
         for gallery in settings.galleries
     ]
-    report("retrieval", CPU, settings, {"galleries": rows}, packages=("numpy",))
+    report("retrieval", settings.device, settings, {"galleries": rows}, packages=("numpy",))
 
 
 if __name__ == "__main__":

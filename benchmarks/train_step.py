@@ -1,22 +1,24 @@
 """`python -m benchmarks.train_step`: clips a second, FLOP/s, MFU and memory of an optimizer step, without any data.
 
-The engine of a real training on one device, on batches of noise that already lie in memory:
-
-    python -m benchmarks.train_step --architecture ViT-B-32 --batch 4096 --micro-batch 128 --compile
-
-A micro-batch smaller than the batch turns cached gradients on: a forward pass more, in the memory of a micro-batch.
-FLOPs are the useful ones (see `clip4vla.training.flops`). Needs neither Lance nor PyAV, MLflow or Prefect.
+The engine of a real training on one device, on batches of noise that already lie in memory. On a GPU everything is
+measured by one command, a row each: eager, compiled, with activation checkpointing, and with cached gradients, where
+`--batch` clips at once make up batches of `--large-batches`, 4,096 true negatives among them, in the same memory but
+for the batch itself. On a CPU it is the eager step of a few clips, unless `--variants` says more. FLOPs are the useful
+ones (see `clip4vla.training.flops`). What doesn't fit into memory is said so in its row. Needs neither Lance nor PyAV,
+MLflow or Prefect.
 """
 
+import gc
 import tempfile
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measure import median_seconds, report, silence
+from benchmarks.measure import add_device, median_seconds, report, silence
 from clip4vla.audio.frontend import max_samples
 from clip4vla.batch import Batch
 from clip4vla.model.clip4vla import Clip4Vla
@@ -37,6 +39,30 @@ OPTIMIZER = OptimizerParams(
 )
 OBJECTIVE = Objective({"text_both": 1.0, "text_video": 1.0, "text_audio": 1.0}, "both")
 """Fine-tuning's: every tower once."""
+SWITCHES: Mapping[str, Mapping[str, bool]] = {
+    "eager": {},
+    "compiled": {"compile": True},
+    "checkpointed": {"activation_checkpointing": True},
+    "cached": {"compile": True},
+}
+"""What each variant turns on; `cached` are the large batches."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: clips a step, clips at once, and what is turned on."""
+
+    variant: str
+    batch: int
+    micro_batch: int
+
+
+def rows(settings: Namespace) -> Iterator[Row]:
+    """What is to be measured."""
+    for variant in settings.variants:
+        batches = settings.large_batches if variant == "cached" else [settings.batch]
+        for batch in batches:
+            yield Row(variant, batch, min(settings.batch, batch))
 
 
 def build_model(settings: Namespace) -> Clip4Vla:
@@ -63,9 +89,9 @@ def build_model(settings: Namespace) -> Clip4Vla:
     return Clip4Vla(model, audio).train()
 
 
-def make_batch(model: Clip4Vla, settings: Namespace) -> Batch:
+def make_batch(model: Clip4Vla, clips: int, settings: Namespace) -> Batch:
     """A batch of noise in which every clip has all its frames, tiles and words."""
-    clips, side = settings.batch, model.image_size
+    side = model.image_size
     length = max_samples(model.audio_params, side)
     vocabulary = model.architecture.config["text_cfg"]["vocab_size"]
     generator = torch.Generator().manual_seed(0)
@@ -83,74 +109,96 @@ def make_batch(model: Clip4Vla, settings: Namespace) -> Batch:
     )
 
 
-def trainer_params(settings: Namespace) -> TrainerParams:
-    """How the engine is to run, by the command line."""
+def trainer_params(row: Row, settings: Namespace) -> TrainerParams:
+    """How the engine is to run."""
+    switches = {"activation_checkpointing": False, "compile": False} | dict(SWITCHES[row.variant])
     return TrainerParams(
         ranks=1,
         precision=settings.precision,
         zero_stage=settings.zero_stage,
-        activation_checkpointing=settings.activation_checkpointing,
-        compile=settings.compile,
         peak_tflops=settings.peak_tflops,
         loader_workers=0,
         checkpoint_every=1,
         keep_checkpoints=1,
         log_every=1,
+        **switches,
     )
 
 
-def measure(settings: Namespace, checkpoints: Path) -> tuple[dict[str, Any], torch.device]:
-    """The median step after a warm-up, in which kernels are chosen and towers compiled; and where it was taken."""
-    from clip4vla.training.engine import Engine, join_ranks
+def measure(row: Row, settings: Namespace, device: torch.device, checkpoints: Path) -> dict[str, Any]:
+    """The median step after a warm-up, in which kernels are chosen and towers compiled."""
+    from clip4vla.training.engine import Engine
 
-    _, _, device = join_ranks()
     model = build_model(settings)
-    batch = make_batch(model, settings).to(device)
-    micro_batches = -(-settings.batch // settings.micro_batch)
-    trainer = trainer_params(settings)
+    batch = make_batch(model, row.batch, settings).to(device)
+    micro_batches = -(-row.batch // row.micro_batch)
+    trainer = trainer_params(row, settings)
     engine = Engine(model, OBJECTIVE, OPTIMIZER, trainer, micro_batches, device, checkpoints)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     seconds = median_seconds(
         lambda: engine.step(batch, OPTIMIZER.lr, (0, 0, 0)), device, warmup=settings.warmup, repeats=settings.steps
     )
     flops = StepFlops(engine.model, OBJECTIVE)(batch)
     peak = peak_flops(device, engine.precision, trainer.peak_tflops)
-    results = {
+    memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else peak_memory_gb()
+    return {
         "s_per_step": seconds,
-        "clips_per_s": settings.batch / seconds,
-        "useful_tflop_per_clip": flops / settings.batch / 1e12,
+        "clips_per_s": row.batch / seconds,
+        "useful_tflop_per_clip": flops / row.batch / 1e12,
         "tflops": flops / seconds / 1e12,
         "mfu": None if peak is None else flops / seconds / peak,
         "peak_tflops": None if peak is None else peak / 1e12,
-        "peak_memory_gb": peak_memory_gb(),
+        "peak_memory_gb": memory,
+        "batch_gb": sum(t.nbytes for t in vars(batch).values() if isinstance(t, torch.Tensor)) / 1e9,
         "precision": engine.precision,
         "zero_stage": engine.zero_stage,
         "cached_gradients": micro_batches > 1,
         "compiled": engine.compiled,
     }
-    return results, device
+
+
+def measure_all(settings: Namespace, directory: Path) -> list[dict[str, Any]]:
+    """A row of figures for each measurement; memory of the process, which a CPU's are, is the peak so far."""
+    from clip4vla.training.engine import join_ranks
+
+    _, _, device = join_ranks(on_gpu=settings.device.type == "cuda")
+    found = []
+    for row in rows(settings):
+        try:
+            figures = measure(row, settings, device, directory / f"{row.variant}{row.batch}")
+        except torch.OutOfMemoryError:
+            figures = {"out_of_memory": True}
+        found.append(vars(row) | figures)
+        gc.collect()  # engine and model refer to each other
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Take some steps, and print one JSON line."""
+    """Take some steps of each variant, and print one JSON line."""
     parser = ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
+    add_device(parser)
+    parser.add_argument("--variants", nargs="+", choices=SWITCHES, help="default: all on a GPU, eager on a CPU")
     parser.add_argument("--architecture", default="ViT-B-32", help="open_clip's name, or a file in architectures/")
-    parser.add_argument("--batch", type=int, default=64, help="clips a step")
-    parser.add_argument("--micro-batch", type=int, help="clips at once; default: the whole batch, nothing cached")
+    parser.add_argument("--batch", type=int, help="clips at once, and a step but for the cached; default: 128 or 4")
+    parser.add_argument("--large-batches", type=int, nargs="+", default=[1024, 4096], help="of the cached variant")
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--tiles", type=int, default=6)
     parser.add_argument("--words", type=int, default=32)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--zero-stage", type=int, choices=range(4), default=0)
-    parser.add_argument("--activation-checkpointing", action=BooleanOptionalAction, default=False)
-    parser.add_argument("--compile", action=BooleanOptionalAction, default=False)
     parser.add_argument("--peak-tflops", type=float, help="of the device, where it isn't known")
     parser.add_argument("--warmup", type=int, default=3, help="steps before the clock starts")
     parser.add_argument("--steps", type=int, default=10, help="timed")
     settings = parser.parse_args(arguments)
-    settings.micro_batch = settings.micro_batch or settings.batch
+    on_gpu = settings.device.type == "cuda"
+    settings.variants = settings.variants or (list(SWITCHES) if on_gpu else ["eager"])
+    settings.batch = settings.batch or (128 if on_gpu else 4)
     with silence(), tempfile.TemporaryDirectory() as directory:
-        results, device = measure(settings, Path(directory))
-    report("train_step", device, settings, results, packages=("deepspeed", "open_clip_torch"))
+        found = measure_all(settings, Path(directory))
+    report("train_step", settings.device, settings, {"rows": found}, packages=("deepspeed", "open_clip_torch"))
 
 
 if __name__ == "__main__":

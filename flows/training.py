@@ -22,7 +22,7 @@ from clip4vla.params import (
 from clip4vla.records import Split
 from clip4vla.tracking import Run, open_tracker, run_page
 from clip4vla.training.job import Corpus, Job, data_version, read_run
-from clip4vla.training.launch import launch
+from clip4vla.training.launch import launch_through
 
 ROOT = Path.cwd()
 CLIPS = Path("data/clips")
@@ -77,7 +77,10 @@ def find_clips(params: Params, role: str, split: Split) -> list[Path]:
 
 
 def run_job(job: Job, experiment: str, run_name: str, parent: str | None = None) -> str | None:
-    """Train, under an MLflow run that a training resumed from a checkpoint goes on with; the run's id."""
+    """Train, under an MLflow run that a training resumed from a checkpoint goes on with; the run's id.
+
+    A training whose rank dies is resumed here; the flow fails when that doesn't help.
+    """
     note = job.checkpoints / job.fingerprint() / "mlflow_run"
     run_id = note.read_text() if note.is_file() else None
     with open_tracker(job.root).start(experiment, run_name, {}, parent, run_id) as run:
@@ -86,7 +89,7 @@ def run_job(job: Job, experiment: str, run_name: str, parent: str | None = None)
             note.write_text(run.run_id)
         run.params(headline_params(job))
         log_datasets(run, [corpus.clips for corpus in job.corpora], "train")
-        launch(job.model_copy(update={"run_id": run.run_id}))
+        launch_through(job.model_copy(update={"run_id": run.run_id}))
         if terms := run.history("loss/"):
             run.figure(loss_figure({name.removeprefix("loss/"): points for name, points in terms.items()}), "loss")
     return run.run_id

@@ -17,8 +17,9 @@ UNTRAINED = ("cross.", "cls.")
 
 def check(models: Models, full_size: Mapping[str, Any]) -> Iterator[Deviation]:
     """The checkpoint itself, the one with a head on its cross encoder, and those of ViT-B/32."""
-    trained = {key: value for key, value in models.checkpoint.items() if not key.startswith(UNTRAINED)}
-    yield from _same("", trained, models.pretrained)
+    if models.checkpoint:
+        trained = {key: value for key, value in models.checkpoint.items() if not key.startswith(UNTRAINED)}
+        yield from _same("", trained, models.pretrained)
     if all(f"retr/{key}" in models.arrays for key in HEADS):
         yield from _same("fine-tuned ", models.finetuned_state, models.finetuned)
     for kind, index in full_size.items():

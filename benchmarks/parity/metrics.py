@@ -1,4 +1,4 @@
-"""Retrieval metrics: tie-averaged ranks, and recalls and medians as the published programs state them."""
+"""Retrieval metrics: tie-averaged ranks, re-ranking, and recalls and medians as the published programs state them."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.parity.deviation import EXACT, Deviation, Tolerance, deviation
 from benchmarks.parity.reference import Arrays
+from clip4vla.evaluation.rerank import nearest, rerank
 from clip4vla.evaluation.retrieval import CUTOFFS, QueryRanks, ranks, retrieval_scores
 
 GROUPS = ("metrics",)
@@ -24,6 +25,7 @@ def check(arrays: Arrays, facts: Mapping[str, Any]) -> Iterator[Deviation]:
     Raises:
         ValueError: the queries can't be cut into such blocks.
     """
+    yield from _reranked(arrays)
     for key in arrays:
         if key.endswith("/ranks0"):
             name = key.removesuffix("/ranks0")
@@ -33,6 +35,16 @@ def check(arrays: Arrays, facts: Mapping[str, Any]) -> Iterator[Deviation]:
         elif match := re.fullmatch(r"(.+)_(query_mask)", key):
             found = _ranked(match[1], arrays[match[1]], arrays[key].flatten() == 1)
             yield from _scores(f"{match[1]}|{match[2]}", found, facts)
+
+
+def _reranked(arrays: Arrays) -> Iterator[Deviation]:
+    """The best re-ordered by another score: K + 1 of them, as published."""
+    for key in arrays:
+        if match := re.fullmatch(r"(.*)rerank/out_K(\d+)", key):
+            original, other = (arrays[f"{match[1]}rerank/{name}"].numpy() for name in ("original", "adjust"))
+            items = nearest(original, int(match[2]) + 1)
+            ours = rerank(original, items, np.take_along_axis(other, items, axis=1))
+            yield deviation("metrics", key, torch.from_numpy(ours), arrays[key], EXACT)
 
 
 def _ranked(name: str, similarity: Tensor, kept: Tensor) -> QueryRanks:

@@ -1,6 +1,7 @@
 """The files of a reference directory: what is in them is known only to whoever compares it.
 
-In: a directory with published numbers. Out: its arrays, facts and checkpoint by name.
+In: a directory with published numbers. Out: its arrays, facts and checkpoint by name; nothing for a file that isn't
+there, since other weights, say, come without new metrics.
 """
 
 import json
@@ -16,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CHECKPOINT = "pytorch_model.bin.pretrain.0"
 FILES = (
     "audio_frontend.npz",
-    "pytorch_model.bin.pretrain.0",
+    CHECKPOINT,
     "model.npz",
     "metrics.npz",
+    "optim.npz",
     "visual_preproc.npz",
     "text.json",
     "facts.json",
@@ -49,7 +52,8 @@ class Reference:
     """A directory of published numbers, its files read when they are first asked for.
 
     Raises:
-        ValueError: a file is missing (all that are, at once) or can't be read.
+        ValueError: none of the files is there, the checkpoint isn't that made the numbers that are, or one can't be
+            read.
     """
 
     directory: Path
@@ -57,9 +61,15 @@ class Reference:
     def __post_init__(self) -> None:
         if not self.directory.is_dir():
             raise ValueError(f"there is no directory {self.directory}")
-        missing = [name for name in FILES if not (self.directory / name).is_file()]
-        if missing:
-            raise ValueError(f"{self.directory} lacks {', '.join(missing)}")
+        if len(self.missing) == len(FILES):
+            raise ValueError(f"{self.directory} has none of {', '.join(FILES)}")
+        if CHECKPOINT in self.missing and "model.npz" not in self.missing:
+            raise ValueError(f"{self.directory} lacks {CHECKPOINT}, which made the numbers in model.npz")
+
+    @property
+    def missing(self) -> list[str]:
+        """The files that aren't there."""
+        return [name for name in FILES if not (self.directory / name).is_file()]
 
     @cached_property
     def audio(self) -> Arrays:
@@ -75,6 +85,11 @@ class Reference:
     def metrics(self) -> Arrays:
         """Similarity matrices and ranks."""
         return self._numbers("metrics.npz")
+
+    @cached_property
+    def schedule(self) -> Arrays:
+        """The learning rate's factor by progress."""
+        return self._numbers("optim.npz")
 
     @cached_property
     def images(self) -> Arrays:
@@ -104,7 +119,9 @@ class Reference:
     @cached_property
     def checkpoint(self) -> dict[str, Tensor]:
         """The pretraining checkpoint, tensor for tensor as it was saved."""
-        path = self.directory / "pytorch_model.bin.pretrain.0"
+        if CHECKPOINT in self.missing:
+            return {}
+        path = self.directory / CHECKPOINT
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
@@ -120,6 +137,8 @@ class Reference:
         return Arrays(name, {key: torch.from_numpy(np.array(value)) for key, value in arrays.items()})
 
     def _arrays(self, name: str) -> dict[str, np.ndarray]:
+        if name in self.missing:
+            return {}
         try:
             with np.load(self.directory / name) as stored:
                 return {key: stored[key] for key in stored.files}
@@ -127,6 +146,8 @@ class Reference:
             raise ValueError(f"{self.directory / name} can't be read: {error}") from error
 
     def _tree(self, name: str) -> dict[str, Any]:
+        if name in self.missing:
+            return {}
         try:
             tree = json.loads((self.directory / name).read_text(encoding="utf-8"))
         except UNREADABLE as error:

@@ -1,13 +1,15 @@
 """AudioCaps (Kim et al., NAACL 2019): sentences about 10 s of sound in YouTube videos.
 
 `train.csv`, `val.csv` and `test.csv` have columns `audiocap_id, youtube_id, start_time, caption` and a row per
-sentence: one a clip in training, five otherwise.
+sentence: one a clip in training, five otherwise. Some tools name the file of a clip by the `audiocap_id` of one of
+its sentences; version 2 has none.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from clip4vla.corpora.base import make_excerpt, parse_seconds
+from clip4vla.corpora.base import Excerpt, make_excerpt, parse_seconds
 from clip4vla.corpora.tables import Row, read_csv
 from clip4vla.records import SPLITS, Reject, SourceRecord, Split, Text
 
@@ -32,4 +34,10 @@ def _read_file(file: Path, split: Split) -> Iterator[SourceRecord | Reject]:
         texts = [Text(row.cells["caption"], "nonverbal") for row in rows]
         start_s = parse_seconds(start)
         span = (start_s, start_s + SECONDS)
-        yield make_excerpt(f"{youtube_id}_{start}", youtube_id, split, texts, span, rows[0].where)
+        clip = make_excerpt(f"{youtube_id}_{start}", youtube_id, split, texts, span, rows[0].where)
+        yield _also_named(clip, rows) if isinstance(clip, Excerpt) else clip
+
+
+def _also_named(clip: Excerpt, rows: list[Row]) -> Excerpt:
+    ids = (row.cells.get("audiocap_id", "").strip() for row in rows)
+    return replace(clip, cut_names=(*clip.cut_names, *filter(None, ids)))

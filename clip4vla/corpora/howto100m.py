@@ -1,8 +1,8 @@
 """HowTo100M (Miech et al., ICCV 2019): instructional videos with what is said in them, by speech recognition.
 
 `HowTo100M_v1.csv` (column `video_id`) says which entries there are: cut it down to pretrain on a part. What is said
-comes from `raw_caption.json`, or `caption.json` (the same without stop words) where that isn't there: an object with
-`start`, `end` and `text` lists by video id, read as a stream.
+comes from the first of `raw_caption_superclean.json`, `raw_caption.json` and `caption.json` (without stop words) that
+is there: an object with `start`, `end` and `text` lists by video id, read as a stream.
 
 Captions last a few seconds and overlap. A caption shorter than MIN_SECONDS is merged with the neighbour that gives the
 shorter span, the left one if both do the same, until it is long enough or all that is said in the video.
@@ -19,7 +19,7 @@ from clip4vla.corpora.tables import read_csv, read_json_members
 from clip4vla.records import Reject, SourceRecord, Text
 
 MIN_SECONDS = 10.0
-CAPTION_FILES = ("raw_caption.json", "caption.json")
+CAPTION_FILES = ("raw_caption_superclean.json", "raw_caption.json", "caption.json")
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,16 @@ class Caption:
 def read(annotations: Path) -> Iterator[SourceRecord | Reject]:
     """Yield the merged captions of every listed video; see `base.Adapter`."""
     list_file = annotations / "HowTo100M_v1.csv"
-    waiting = {row.cells["video_id"]: row.where for row in read_csv(list_file, ("video_id",))}
     file = next((annotations / name for name in CAPTION_FILES if (annotations / name).exists()), None)
     if file is None:
         raise ValueError(f"{annotations} has neither {' nor '.join(CAPTION_FILES)}")
+    waiting: dict[str, str] = {}
+    for row in read_csv(list_file, ("video_id",)):
+        video_id = row.cells["video_id"].strip()
+        if video_id in waiting:
+            yield Reject(video_id, video_id, "train", "duplicate", f"{row.where}: it is at {waiting[video_id]}, too")
+        else:
+            waiting[video_id] = row.where
     for video_id, said in read_json_members(file):
         if waiting.pop(video_id, None) is not None:
             yield from _clips(video_id, said, f"{file}: {video_id}")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from clip4vla.atomic import atomic_directory
 from clip4vla.corpora.base import Excerpt
-from clip4vla.corpora.media_index import MediaIndex
+from clip4vla.corpora.media_index import MediaIndex, is_video
 from clip4vla.records import Reject, SourceRecord, Text
 
 TEXTS = pa.list_(pa.struct([("text", pa.string()), ("audio_type", pa.string())]))
@@ -153,9 +153,10 @@ def _check(record: SourceRecord, files: MediaIndex, seen: set[str]) -> SourceRec
 
 
 def _find_cut(record: SourceRecord, files: MediaIndex) -> list[str]:
-    """The file that is just this excerpt, if there is one."""
+    """The file that is just this excerpt, if there is one: a video rather than the sound of it."""
     names = record.cut_names if isinstance(record, Excerpt) else ()
-    return next((found for name in names if (found := files.find(name))), [])
+    found = [paths for name in names if (paths := files.find(name))]
+    return next((paths for paths in found if is_video(paths[0])), found[0] if found else [])
 
 
 def _is_unicode(string: str) -> bool:

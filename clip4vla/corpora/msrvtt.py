@@ -1,7 +1,8 @@
 """MSR-VTT (Xu et al., CVPR 2016), and the 1k-A split for retrieval (Yu et al., ECCV 2018).
 
-`MSRVTT_data.json` or `*videodatainfo*.json`: `videos` has an item per clip with `video_id` and `split` (train,
-validate, test: 6,513, 497 and 2,990 clips), `sentences` one per caption with `video_id` and `caption`.
+`MSRVTT_data.json` or, where that isn't there, every `*videodatainfo*.json`: `videos` has an item per clip with
+`video_id` and `split` (train, validate, test: 6,513, 497 and 2,990 clips), `sentences` one per caption with
+`video_id` and `caption`.
 
 The 1k-A split is named by lists beside it, which say which entries there are; the JSON has their sentences:
     MSRVTT_JSFUSION_test.csv   video_id, sentence: 1,000 clips, each with this one sentence
@@ -15,11 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clip4vla.corpora.tables import read_csv, read_json
+from clip4vla.corpora.tables import place_of_item, read_csv, read_json
 from clip4vla.records import Reject, SourceRecord, Split, Text
 
 SPLITS: dict[str, Split] = {"train": "train", "validate": "val", "val": "val", "test": "test"}
 PATTERNS = ("MSRVTT_data.json", "*videodatainfo*.json")
+"""The first of which there are files says everything: the others would say it again."""
 
 
 def read(annotations: Path) -> Iterator[SourceRecord | Reject]:
@@ -39,17 +41,17 @@ def read_1ka_7k(annotations: Path) -> Iterator[SourceRecord | Reject]:
 
 
 def _find_files(annotations: Path) -> list[Path]:
-    files = sorted({file for pattern in PATTERNS for file in annotations.glob(pattern)})
-    if not files:
-        raise ValueError(f"{annotations} has neither MSRVTT_data.json nor a *videodatainfo*.json")
-    return files
+    for pattern in PATTERNS:
+        if files := sorted(annotations.glob(pattern)):
+            return files
+    raise ValueError(f"{annotations} has neither MSRVTT_data.json nor a *videodatainfo*.json")
 
 
 def _read_file(file: Path) -> Iterator[SourceRecord | Reject]:
     tree = _load(file)
     captions = _captions(tree, file)
     for index, video in enumerate(tree["videos"]):
-        video_id, split = _field(video, "video_id", file, index), _field(video, "split", file, index)
+        video_id, split = (_field(video, key, file, "videos", index) for key in ("video_id", "split"))
         texts = tuple(captions.pop(video_id, ()))
         if split not in SPLITS:
             yield Reject(video_id, video_id, split, "unknown_split", f"{file}: split {split!r}")
@@ -65,17 +67,18 @@ def _read_lists(annotations: Path, train_list: str) -> Iterator[SourceRecord | R
         captions |= _captions(_load(file), file)
     test: dict[str, list[Text]] = defaultdict(list)
     for row in read_csv(annotations / "MSRVTT_JSFUSION_test.csv", ("video_id", "sentence")):
-        test[row.cells["video_id"]].append(Text(row.cells["sentence"]))
+        test[row.cells["video_id"].strip()].append(Text(row.cells["sentence"]))
     for video_id, texts in test.items():
         yield _listed(video_id, "test", texts, "MSRVTT_JSFUSION_test.csv")
-    val = _read_ids(annotations / "MSRVTT_val.csv") if (annotations / "MSRVTT_val.csv").exists() else {}
+    val = _read_ids(annotations / "MSRVTT_val.csv") if (annotations / "MSRVTT_val.csv").exists() else []
     train = _read_ids(annotations / train_list)
-    splits: tuple[tuple[Split, dict[str, str]], ...] = (("val", val), ("train", train))
+    of_val = {video_id for video_id, _ in val}
+    splits: tuple[tuple[Split, list[tuple[str, str]]], ...] = (("val", val), ("train", train))
     for split, ids in splits:
-        for video_id, where in ids.items():
+        for video_id, where in ids:
             if video_id in test:
                 yield Reject(video_id, video_id, split, "in_test", where)
-            elif split == "val" or video_id not in val:
+            elif split == "val" or video_id not in of_val:
                 yield _listed(video_id, split, captions.get(video_id, []), where)
 
 
@@ -85,9 +88,9 @@ def _listed(video_id: str, split: Split, texts: list[Text], where: str) -> Sourc
     return SourceRecord(video_id, video_id, split, tuple(texts))
 
 
-def _read_ids(file: Path) -> dict[str, str]:
+def _read_ids(file: Path) -> list[tuple[str, str]]:
     """The ids of a list, each with the place where it is."""
-    return {row.cells["video_id"]: row.where for row in read_csv(file, ("video_id",))}
+    return [(row.cells["video_id"].strip(), row.where) for row in read_csv(file, ("video_id",))]
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -103,13 +106,18 @@ def _captions(tree: dict[str, Any], file: Path) -> dict[str, list[Text]]:
     for index, sentence in enumerate(tree["sentences"]):
         caption = sentence.get("caption") if isinstance(sentence, dict) else None
         if not isinstance(caption, str):
-            raise ValueError(f"{file}: sentence {index} has no 'caption': {json.dumps(sentence)[:200]}")
-        captions[_field(sentence, "video_id", file, index)].append(Text(caption))
+            raise _lacking("caption", sentence, file, "sentences", index)
+        captions[_field(sentence, "video_id", file, "sentences", index)].append(Text(caption))
     return captions
 
 
-def _field(item: Any, key: str, file: Path, index: int) -> str:
+def _field(item: Any, key: str, file: Path, table: str, index: int) -> str:
     value = item.get(key) if isinstance(item, dict) else None
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{file}: entry {index} has no {key!r}: {json.dumps(item)[:200]}")
+        raise _lacking(key, item, file, table, index)
     return value
+
+
+def _lacking(key: str, item: Any, file: Path, table: str, index: int) -> ValueError:
+    where = place_of_item(file, index, table)
+    return ValueError(f"{where}: item {index} of {table!r} has no {key!r}: {json.dumps(item)[:200]}")

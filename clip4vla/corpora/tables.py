@@ -103,6 +103,19 @@ def read_json(file: Path) -> Any:
             raise ValueError(f"{file}:{line}: not valid JSON: {error}") from error
 
 
+def place_of_item(file: Path, index: int, key: str | None = None) -> str:
+    """File and line of item `index` of the list that a JSON file is, or has under `key`; for messages."""
+    with _open(file) as stream:
+        scanner = _Scanner(stream, file)
+        if key is not None:
+            scanner.enter_member(key)
+        scanner.expect("[")
+        for _ in range(index):
+            scanner.value()
+            scanner.expect(",")
+        return f"{file}:{scanner.line()}"
+
+
 def read_json_members(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield key and value of a JSON file that is one object too large to be held in memory."""
     with _open(file) as stream:
@@ -131,8 +144,25 @@ class _Scanner:
         self._decoder = json.JSONDecoder()
 
     def error(self, problem: str, place: int | None = None) -> ValueError:
-        line = self._lines_before + self._text.count("\n", 0, self._place if place is None else place) + 1
+        line = self._line_at(self._place if place is None else place)
         return ValueError(f"{self._file}:{line}: not valid JSON: {problem}")
+
+    def line(self) -> int:
+        """Line of what comes next."""
+        self._skip_space()
+        return self._line_at(self._place)
+
+    def _line_at(self, place: int) -> int:
+        return self._lines_before + self._text.count("\n", 0, place) + 1
+
+    def enter_member(self, key: str) -> None:
+        """Skip all of an object before the value of `key`, which it has."""
+        self.expect("{")
+        while self.value() != key:
+            self.expect(":")
+            self.value()
+            self.expect(",")
+        self.expect(":")
 
     def accept(self, character: str) -> bool:
         """Skip white space, and `character` if it comes next."""

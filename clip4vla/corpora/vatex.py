@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from clip4vla.corpora.base import make_excerpt
-from clip4vla.corpora.tables import read_json, read_lines
+from clip4vla.corpora.tables import place_of_item, read_json, read_lines
 from clip4vla.records import Reject, SourceRecord, Split, Text
 
 FILES: tuple[tuple[str, Split], ...] = (
@@ -70,17 +70,20 @@ def _read_file(file: Path) -> Iterator[tuple[str, tuple[Text, ...]]]:
     if not isinstance(tree, list):
         raise ValueError(f"{file}:1: not a list of clips")
     for index, item in enumerate(tree):
-        yield _entry(item, f"{file}: entry {index}")
+        yield _entry(item, file, index)
 
 
-def _entry(item: Any, where: str) -> tuple[str, tuple[Text, ...]]:
+def _entry(item: Any, file: Path, index: int) -> tuple[str, tuple[Text, ...]]:
+    """Id and sentences of a clip; the clips of a test that is kept secret have no `enCap`."""
     video_id = item.get("videoID") if isinstance(item, dict) else None
-    captions = item.get("enCap") if isinstance(item, dict) else None
+    captions = item.get("enCap", []) if isinstance(item, dict) else None
     if not isinstance(video_id, str):
-        raise ValueError(f"{where} has no 'videoID': {json.dumps(item)[:200]}")
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"{where} has no list of sentences 'enCap': {json.dumps(item)[:200]}")
-    return video_id, tuple(Text(caption) for caption in captions)
+        problem = "has no 'videoID'"
+    elif not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        problem = "has an 'enCap' that is no list of sentences"
+    else:
+        return video_id, tuple(Text(caption) for caption in captions)
+    raise ValueError(f"{place_of_item(file, index)}: entry {index} {problem}: {json.dumps(item)[:200]}")
 
 
 def _clip(video_id: str, split: Split, texts: tuple[Text, ...], where: str) -> SourceRecord | Reject:

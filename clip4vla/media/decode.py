@@ -23,6 +23,12 @@ SEEK_BACK_S = (0.25, 5.0, 60.0, math.inf)
 MIN_SECONDS = 0.1
 GAP_S = 0.1
 """Sound whose timestamp is further than this from where the sound before it ended is put where it belongs."""
+BAD_PACKETS, BAD_SHARE = 3, 0.02
+"""How many packets, and which share of them, may be undecodable: two sounds strung together, junk between them."""
+PRIMING_S = 0.15
+"""A clock that begins this little before zero does so for what a codec hears to get going, which isn't played."""
+LONGEST_SIDE = 16_384
+"""Pixels of the longer side of a frame; beyond it a file has no shape that a picture could be kept of."""
 MISSING_S, MISSING_SHARE = 1.0, 0.1
 """A file is incomplete when pictures and sound both end this long before the end of the span, and this share of it.
 (Less is how far a duration can be off that a container estimates from its bit rate.)"""
@@ -56,8 +62,9 @@ def decode(path: Path, start_s: float, end_s: float | None, *, frames: int, shor
     the cover of a sound file is no video.
 
     Raises:
-        MediaError: `missing`, `corrupt`, `no_streams`, `too_short` (under a tenth of a second in the span), or
-            `truncated` (pictures and sound end before the file says they do).
+        MediaError: `missing`, `corrupt`, `no_streams`, `too_short` (under a tenth of a second in the span),
+            `too_thin` (one side of the picture is hundreds of times the other), or `truncated` (pictures and sound
+            end before the file says they do).
     """
     if not path.is_file():
         raise MediaError("missing", f"no file {path}")
@@ -74,7 +81,7 @@ def decode(path: Path, start_s: float, end_s: float | None, *, frames: int, shor
     if end_s - max(heard_s, seen_s) > max(MISSING_S, MISSING_SHARE * (end_s - start_s)):
         raise MediaError("truncated", f"{path} ends at {max(heard_s, seen_s):.3f} s, not at {end_s:.3f} s")
     reformatter = VideoReformatter()
-    return Span(tuple(_upright(picture, short_side, reformatter) for picture in pictures), audio)
+    return Span(tuple(_upright(picture, short_side, reformatter, path) for picture in pictures), audio)
 
 
 def duration_s(path: Path) -> float:
@@ -132,12 +139,32 @@ class _Source:
     def _decode_near(
         self, stream: av.VideoStream | av.AudioStream, time_s: float
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        self.container.seek(int((self.origin_s + time_s) * av.time_base) if time_s > 0 else 0)
-        for frame in self.container.decode(stream):
-            assert isinstance(frame, av.VideoFrame | av.AudioFrame)
+        # MPEG-TS lands after what was asked for; not every container can be asked for less than 0
+        first_s = 0.0 if self.origin_s >= 0 else self.origin_s - SEEK_BACK_S[1]
+        moment_s = self.origin_s + time_s if time_s > 0 else first_s
+        self.container.seek(int(moment_s * av.time_base))
+        for frame in _decode_stream(self.container, stream):
             if frame.time is None:
                 raise ValueError("what was decoded has no timestamp")
             yield frame.time - self.origin_s, frame
+
+
+def _decode_stream(
+    container: InputContainer, stream: av.VideoStream | av.AudioStream
+) -> Iterator[av.VideoFrame | av.AudioFrame]:
+    """The frames of a stream, without those of a few packets that can't be decoded; players skip them, too."""
+    bad = 0
+    for number, packet in enumerate(container.demux(stream), 1):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            bad += 1
+            if bad > max(BAD_PACKETS, BAD_SHARE * number):
+                raise
+            continue
+        for frame in frames:
+            assert isinstance(frame, av.VideoFrame | av.AudioFrame)
+            yield frame
 
 
 def _open_source(container: InputContainer, path: Path) -> _Source:
@@ -148,9 +175,15 @@ def _open_source(container: InputContainer, path: Path) -> _Source:
         raise MediaError("no_streams", f"{path} has neither video nor audio")
     for stream in filter(None, (video, audio)):
         stream.codec_context.thread_count = 1  # processes decode in parallel, one for each core
-    # before 0 there is only what the sound's codec needs to get going
-    origin_s = max(0.0, (container.start_time or 0) / av.time_base)
+    origin_s = _origin(container)
     return _Source(container, video, audio, origin_s, _duration(container, origin_s))
+
+
+def _origin(container: InputContainer) -> float:
+    """Timestamp of the first moment that is played; Matroska has none before 0."""
+    start_s = (container.start_time or 0) / av.time_base
+    is_priming = "matroska" in container.format.name or start_s >= -PRIMING_S
+    return max(0.0, start_s) if is_priming else start_s
 
 
 def _duration(container: InputContainer, origin_s: float) -> float:
@@ -189,9 +222,11 @@ def _decode_frames(source: _Source, start_s: float, end_s: float, count: int) ->
     return picked + [shown] * (count - len(picked)) if shown else [], until_s
 
 
-def _upright(frame: av.VideoFrame, short_side: int, reformatter: VideoReformatter) -> Image.Image:
+def _upright(frame: av.VideoFrame, short_side: int, reformatter: VideoReformatter, path: Path) -> Image.Image:
     scale = short_side / min(frame.width, frame.height)
     size = (max(short_side, round(frame.width * scale)), max(short_side, round(frame.height * scale)))
+    if max(size) > LONGEST_SIDE:
+        raise MediaError("too_thin", f"{path} is {frame.width} x {frame.height} pixels")
     picture = reformatter.reformat(frame, *size, format="rgb24", interpolation="BICUBIC").to_image()
     return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
 
@@ -221,11 +256,15 @@ class _Track:
         """Sample at which the next resampled piece belongs; negative before the span."""
         self._sample_rate = sample_rate
         self._resampler: AudioResampler | None = None
+        self._kind = ("", "", 0)
+        """Format, layout and rate of the sound so far, which may change within a file."""
         self._next_s = 0.0
 
     def add(self, time_s: float, frame: av.AudioFrame) -> None:
-        if self._resampler is None or abs(time_s - self._next_s) > GAP_S:
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if self._resampler is None or kind != self._kind or abs(time_s - self._next_s) > GAP_S:
             self.flush()
+            self._kind = kind
             layout = "mono" if self.sound.shape[0] == 1 else "stereo"
             self._resampler = AudioResampler(format="s16p", layout=layout, rate=self._sample_rate)
             self.position = round(time_s * self._sample_rate)

@@ -43,12 +43,16 @@ from clip4vla.training.optimizer import parameter_groups
 log = logging.getLogger(__name__)
 
 
-def join_ranks() -> tuple[int, int, torch.device]:
-    """Join the process group that the launcher describes; rank, world size and this rank's device."""
+def join_ranks(on_gpu: bool | None = None) -> tuple[int, int, torch.device]:
+    """Join the process group that the launcher describes; rank, world size and this rank's device.
+
+    Args:
+        on_gpu: whether to train on a GPU; None: where there is one.
+    """
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
     # compiled at start-up for 24 s, or hanging on a stale lock; gloo gives the same sums without it
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)

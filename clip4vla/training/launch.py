@@ -24,6 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from clip4vla.params import TrainerParams
+from clip4vla.training.checkpoints import newest_checkpoint
 from clip4vla.training.job import Job
 from clip4vla.training.multinode import RANK_MODULE, several_nodes
 
@@ -54,6 +55,32 @@ def launch(job: Job) -> None:
             _run_here(job_file, ranks)
         else:
             _run_there(command)
+
+
+def launch_through(job: Job) -> None:
+    """Train `job` to its end: where it fails, go on from its last checkpoint, if the failed attempt has left a new one.
+
+    A failure that comes again at the same place, or before there is a checkpoint, isn't cured by that.
+
+    Raises:
+        RuntimeError, SystemExit: see `launch`.
+    """
+    while True:
+        before = _steps_kept(job)
+        try:
+            launch(job)
+            return
+        except RuntimeError as error:
+            kept = _steps_kept(job)
+            if kept <= before:
+                raise
+            print(f"{error}\ngoing on from the checkpoint of step {kept}", flush=True)
+
+
+def _steps_kept(job: Job) -> int:
+    """Steps behind the newest checkpoint of the job."""
+    notes = newest_checkpoint(job.checkpoints / job.fingerprint())
+    return notes.step if notes else 0
 
 
 def _run_here(job_file: Path, ranks: int) -> None:

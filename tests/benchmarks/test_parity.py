@@ -14,10 +14,9 @@ from torch import Tensor
 
 from benchmarks.parity.__main__ import GROUPS, main
 from benchmarks.parity.deviation import EXACT, Tolerance, deviation
-from benchmarks.parity.reference import FILES
+from benchmarks.parity.reference import CHECKPOINT, FILES
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
-CHECKPOINT = "pytorch_model.bin.pretrain.0"
 SAID = {
     "case": "two segments",
     "corpus": "howto100m",
@@ -85,8 +84,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, pretrained_state: dict[str, 
     """Everything in the tests' own data."""
     layout = Layout(tmp_path_factory.mktemp("reference") / "published")
     layout.directory.mkdir()
-    for name in ("model.npz", "metrics.npz", "visual_preproc.npz", "text.json", "vitb32_state_dict_index.json"):
+    for name in ("model.npz", "metrics.npz", "optim.npz", "visual_preproc.npz", "text.json"):
         shutil.copy(DATA / name, layout.directory)
+    shutil.copy(DATA / "vitb32_state_dict_index.json", layout.directory)
     layout.change("text.json", lambda text: text.update(pretrain_text=[SAID, HEARD]))
     torch.save(pretrained_state, layout.directory / CHECKPOINT)
     with np.load(DATA / "audio_frontend.npz") as stored:
@@ -194,6 +194,7 @@ BEYOND = [
     ("gradients", "model.npz", add("pre/nce_ss/grad/clip.ln_final.bias", 1e-2)),
     ("metrics", "metrics.npz", add("square50/ranks0", 0.5)),
     ("metrics", "facts.json", worse_by_a_query),
+    ("schedule", "optim.npz", add("sched/warmup_cosine_0.1", 1e-5)),
     ("visual", "visual_preproc.npz", add("tensor/square", 1e-4)),
     ("tokens", "text.json", one_id_more),
     ("checkpoint", CHECKPOINT, another_format),
@@ -260,12 +261,54 @@ def test_another_shape_is_said(run: Callable[[Path], Outcome], small: Layout) ->
     assert (found["deviation"], found["holds"]) == (None, False)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(run: Callable[[Path], Outcome], small: Layout, name: str) -> None:
+@pytest.mark.parametrize("name", sorted(set(FILES) - {CHECKPOINT}))
+def test_a_missing_file_is_named_and_the_rest_compared(
+    run: Callable[[Path], Outcome], small: Layout, name: str
+) -> None:
     (small.directory / name).unlink()
     outcome = run(small.directory)
+    assert (outcome.status, outcome.words) == (0, "")
+    assert outcome.line is not None
+    assert outcome.line["missing"] == [name]
+    expected = {
+        "audio_frontend.npz": {"audio", "audio_float32", "audio_float32_mean", "audio_db", "audio_db_float32"}
+        | {"audio_statistics"},
+        "model.npz": {"encoders", "similarities", "losses", "gradients"},
+        "metrics.npz": {"metrics"},
+        "optim.npz": {"schedule"},
+        "visual_preproc.npz": {"visual"},
+        "text.json": {"tokens"},
+        "facts.json": set(),  # leaves counts and recalls out, but not tiles and ranks
+        "vitb32_state_dict_index.json": set(),
+    }[name]
+    assert {group for group, found in outcome.line["groups"].items() if not found["compared"]} == expected
+
+
+def test_numbers_without_the_checkpoint_that_made_them_are_refused(
+    run: Callable[[Path], Outcome], small: Layout
+) -> None:
+    (small.directory / CHECKPOINT).unlink()
+    outcome = run(small.directory)
     assert (outcome.status, outcome.line) == (1, None)
-    assert outcome.words.endswith(f"{small.directory} lacks {name}")
+    assert outcome.words.endswith(f"lacks {CHECKPOINT}, which made the numbers in model.npz")
+    (small.directory / "model.npz").unlink()
+    assert run(small.directory).status == 0
+    for file in small.directory.iterdir():
+        file.unlink()
+    assert "has none of audio_frontend.npz, " in run(small.directory).words
+
+
+def test_waveforms_of_any_name_and_number_are_compared(run: Callable[[Path], Outcome], small: Layout) -> None:
+    for name in set(FILES) - {"audio_frontend.npz"}:
+        (small.directory / name).unlink()
+    one = {key: value for key, value in small.arrays("audio_frontend.npz").items() if key.startswith("mono_0p5/")}
+    renamed = {f"{name}/{key.partition('/')[2]}": value for key, value in one.items() for name in ("a", "b/c", "9 s")}
+    np.savez(small.directory / "audio_frontend.npz", **renamed, mel_basis=np.zeros(3))
+    outcome = run(small.directory)
+    assert outcome.line is not None
+    assert (outcome.status, outcome.line["groups"]["audio"]["compared"]) == (0, 3)
+    small.change("audio_frontend.npz", lambda arrays: arrays.pop("a/wave"))
+    assert "audio_frontend.npz lacks a/wave," in run(small.directory).words
 
 
 def test_a_directory_that_is_not_there_is_named(run: Callable[[Path], Outcome], tmp_path: Path) -> None:
@@ -294,7 +337,7 @@ def test_an_input_that_is_needed_is_named(run: Callable[[Path], Outcome], small:
 
 
 def test_a_directory_without_anything_to_compare_is_refused(run: Callable[[Path], Outcome], small: Layout) -> None:
-    for name in ("audio_frontend.npz", "model.npz", "metrics.npz", "visual_preproc.npz"):
+    for name in ("audio_frontend.npz", "model.npz", "metrics.npz", "optim.npz", "visual_preproc.npz"):
         small.change(name, keep("nothing"))
     for name in ("text.json", "facts.json"):
         small.change(name, dict.clear)

@@ -12,6 +12,7 @@ from clip4vla.corpora import tables
 from clip4vla.corpora.base import ADAPTERS, Excerpt, find_adapter
 from clip4vla.corpora.folder import split_of
 from clip4vla.corpora.howto100m import Caption, merge_captions
+from clip4vla.corpora.manifest import read_manifest, write_manifest
 from clip4vla.records import SPLITS, Reject, SourceRecord
 from tests.corpora.conftest import SAMPLES
 
@@ -90,6 +91,41 @@ def test_msrvtt_1ka_can_have_validation_clips_and_never_trains_on_test_clips(cop
 
 
 @pytest.mark.parametrize("copy", ["msrvtt"], indirect=True)
+def test_msrvtt_in_the_two_files_of_its_first_release_is_the_same(copy: Path) -> None:
+    tree = json.loads((copy / "MSRVTT_data.json").read_text())
+    for name, of_test in (("train_val_videodatainfo.json", False), ("test_videodatainfo.json", True)):
+        videos = [video for video in tree["videos"] if (video["split"] == "test") == of_test]
+        ids = {video["video_id"] for video in videos}
+        sentences = [sentence for sentence in tree["sentences"] if sentence["video_id"] in ids]
+        (copy / name).write_text(json.dumps({"info": {}, "videos": videos, "sentences": sentences}))
+    once = read("msrvtt", copy)  # with all three files there
+    assert once == read("msrvtt")
+    (copy / "MSRVTT_data.json").unlink()
+    for name in ("msrvtt", "msrvtt-1ka", "msrvtt-1ka-7k"):
+        expected = {e.clip_id: (e.split, sorted(texts(e))) for e in read(name) if isinstance(e, SourceRecord)}
+        assert {
+            e.clip_id: (e.split, sorted(texts(e))) for e in read(name, copy) if isinstance(e, SourceRecord)
+        } == expected
+
+
+@pytest.mark.parametrize("copy", ["msrvtt"], indirect=True)
+def test_a_clip_that_a_list_names_twice_is_counted_twice(copy: Path, tmp_path: Path) -> None:
+    (copy / "MSRVTT_train.9k.csv").write_text("video_id\nvideo0\nvideo2\nvideo0\n")
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "video0.mp4").touch()
+    result = write_manifest(find_adapter("msrvtt-1ka")(copy), tmp_path / "media", tmp_path / "out")
+    assert result.accepted == 1
+    assert result.rejected == {"missing": 3, "duplicate": 1}
+
+
+@pytest.mark.parametrize("copy", ["msrvtt"], indirect=True)
+def test_msrvtt_tests_on_clips_that_its_json_lacks(copy: Path) -> None:
+    with (copy / "MSRVTT_JSFUSION_test.csv").open("a") as file:
+        file.write('ret2,msr9770,video9770,"a person says ""hi"",\nthen leaves"\n')
+    assert texts(read("msrvtt-1ka", copy)[2]) == ['a person says "hi",\nthen leaves']
+
+
+@pytest.mark.parametrize("copy", ["msrvtt"], indirect=True)
 def test_msrvtt_rejects_what_it_cannot_place(copy: Path) -> None:
     tree = json.loads((copy / "MSRVTT_data.json").read_text())
     tree["videos"][0]["split"] = "dev"
@@ -150,6 +186,39 @@ def test_vatex_refuses_two_files_for_a_split_and_rejects_an_id_without_a_span(co
         read("vatex", copy)
 
 
+@pytest.mark.parametrize("copy", ["vatex"], indirect=True)
+def test_vatex_clips_of_a_secret_test_have_no_sentences(copy: Path) -> None:
+    (copy / "vatex_public_test_english_v1.1.json").write_text('[{"videoID": "-0abc-_fghi_000001_000011"}]')
+    secret = read("vatex", copy)[-1]
+    assert isinstance(secret, Excerpt)
+    assert (secret.media, secret.start_s, secret.end_s, secret.texts) == ("-0abc-_fghi", 1, 11, ())  # and is rejected
+
+
+def test_audiocaps_files_may_be_named_by_a_sentence(tmp_path: Path) -> None:
+    for name in ("91139.wav", "10.flac", "Yvvvvvvvvvvv.wav", "vvvvvvvvvvv_0.mp4"):
+        (tmp_path / name).touch()
+    result = write_manifest(find_adapter("audiocaps")(sample("audiocaps")), tmp_path, tmp_path / "out")
+    found = {r.clip_id: (r.media, r.start_s, r.end_s) for r in read_manifest(tmp_path / "out" / "manifest.parquet")}
+    assert found == {
+        "aB3_dE-fG1h_130": ("91139.wav", 0, None),
+        "vvvvvvvvvvv_0": ("vvvvvvvvvvv_0.mp4", 0, None),  # the video rather than its sound
+        "ttttttttttt_6": ("10.flac", 0, None),
+    }
+    assert result.rejected == {"missing": 2}
+
+
+@pytest.mark.parametrize("copy", ["audiocaps"], indirect=True)
+def test_audiocaps_without_ids_of_sentences_reads_alike(copy: Path) -> None:
+    for file in copy.iterdir():
+        lines = [line.partition(",")[2] for line in file.read_text().splitlines()]
+        file.write_text("\n".join(lines))
+    for found, expected in zip(read("audiocaps", copy), read("audiocaps"), strict=True):
+        assert isinstance(found, Excerpt)
+        assert isinstance(expected, Excerpt)
+        assert (found.clip_id, found.texts) == (expected.clip_id, expected.texts)
+        assert expected.cut_names[: len(found.cut_names)] == found.cut_names
+
+
 def test_audiocaps_gathers_five_sentences_a_clip() -> None:
     entries = read("audiocaps")
     found = {e.clip_id: (e.split, len(e.texts), e.start_s, e.end_s) for e in entries if isinstance(e, SourceRecord)}
@@ -198,6 +267,34 @@ def test_howto100m_merges_captions_of_listed_videos() -> None:
     assert isinstance(entries[-1], Reject)
     assert entries[-1].reason == "no_caption"
     assert all(t.audio_type == "verbal" for e in entries if isinstance(e, SourceRecord) for t in e.texts)
+
+
+@pytest.mark.parametrize("copy", ["audioset"], indirect=True)
+def test_audioset_labels_may_be_named_by_the_ontology(copy: Path) -> None:
+    expected = read("audioset", copy)
+    names = {"/m/09x0r": "Speech", "/t/dd00088": "Gush", "/m/068hy": "Domestic animals, pets", "/m/0dgw9r": "Human"}
+    ontology = [{"id": mid, "name": name, "child_ids": [], "restrictions": []} for mid, name in names.items()]
+    (copy / "ontology.json").write_text(json.dumps([*ontology, {"id": "/t/dd00125", "name": "Inside, small room"}]))
+    labels = copy / "class_labels_indices.csv"
+    labels.write_text("".join(labels.read_text().splitlines(keepends=True)[:2]))  # without three of four
+    assert read("audioset", copy) == expected
+    labels.unlink()
+    assert read("audioset", copy) == expected
+    (copy / "ontology.json").write_text('[\n{"id": "/m/09x0r", "name": "Speech"},\n{"id": "/m/068hy"}]')
+    with pytest.raises(ValueError, match=r"ontology\.json:3: label 1 has no 'id' and 'name'"):
+        read("audioset", copy)
+
+
+@pytest.mark.parametrize("copy", ["howto100m"], indirect=True)
+def test_howto100m_prefers_clean_captions_and_counts_a_video_listed_twice(copy: Path) -> None:
+    said = {"nVbIUDjzWY4": {"start": [1], "end": [12], "text": ["clean"]}}
+    (copy / "raw_caption_superclean.json").write_text(json.dumps(said))
+    with (copy / "HowTo100M_v1.csv").open("a") as file:
+        file.write("nVbIUDjzWY4,Cars & Other Vehicles,Motorcycles,3,1\n")
+    entries = read("howto100m", copy)
+    assert [e.reason if isinstance(e, Reject) else texts(e) for e in entries] == [
+        "duplicate", ["clean"], "no_caption", "no_caption",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("copy", ["howto100m"], indirect=True)
@@ -388,7 +485,40 @@ def test_a_broken_tree_names_the_file(tmp_path: Path, name: str, file: str, cont
     if (name, content) == ("vatex", "[]"):
         assert read(name, tmp_path) == []
         return
-    with pytest.raises(ValueError, match=file):
+    if (name, content) == ("vatex", '[{"videoID": "x"}]'):  # a clip of a test that is kept secret
+        assert [entry.reason for entry in read(name, tmp_path) if isinstance(entry, Reject)] == ["bad_id"]
+        return
+    with pytest.raises(ValueError, match=rf"{file}:\d+: "):
+        read(name, tmp_path)
+
+
+VIDEOS = '{"info": [[1,\n2]],\n"videos": [{"video_id": "video0", "split": "train"},\n {"video_id": "video1"}],'
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "complaint"),
+    [
+        ("msrvtt", "MSRVTT_data.json", VIDEOS + '"sentences": []}', r"json:4: item 1 of 'videos' has no 'split'"),
+        (
+            "msrvtt",
+            "MSRVTT_data.json",
+            '{"sentences": [\n\n{"caption": 3}],\n"videos": []}',
+            r"json:3: item 0 of 'sente",
+        ),
+        (
+            "vatex",
+            "vatex_training_v1.0.json",
+            '[{"videoID": "a", "enCap": []},\n\n\n{}]',
+            "json:4: entry 1 has no 'vid",
+        ),
+        ("vatex", "vatex_training_v1.0.json", '[\n{"videoID": "a", "enCap": [3]}]', "json:2: entry 0 has an 'enCap'"),
+    ],
+)
+def test_an_item_of_a_tree_that_lacks_something_is_found_by_its_line(
+    tmp_path: Path, name: str, file: str, content: str, complaint: str
+) -> None:
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=complaint):
         read(name, tmp_path)
 
 

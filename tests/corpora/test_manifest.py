@@ -114,6 +114,13 @@ def test_the_first_rejects_are_told_with_their_reasons(tmp_path: Path) -> None:
         ("V", ["V.MP4"]),
         ("notes", []),  # notes beside the media are none
         ("notes.json", ["notes.json"]),  # unless they are asked for
+        ("odd", ["x/odd.media"]),  # a suffix that nobody knows
+        ("bare", ["x/bare"]),
+        ("v2", []),  # `v2.5` is no `v2` with a suffix
+        ("v2.5", ["x/v2.5"]),
+        ("-0abc", ["x/-0abc.MKV"]),
+        ("unfinished", []),
+        ("linked", ["elsewhere/linked.mp4"]),
         ("both", ["both.mkv"]),  # a video rather than the sound that was made of it
         ("twin", ["x/twin.mp4", "y/twin.mp4"]),
         ("sound", ["y/sound.flac", "y/sound.wav"]),
@@ -127,7 +134,10 @@ def test_the_first_rejects_are_told_with_their_reasons(tmp_path: Path) -> None:
 def test_media_are_found_by_name(tmp_path: Path, name: str, expected: list[str]) -> None:
     touch(tmp_path, "a.mp4", "x/a.mp4", "x/b.webm", "v1.5.mkv", "V.MP4", "notes.json", "notes.en.vtt", "both.wav")
     touch(tmp_path, "both.mkv", "x/twin.mp4", "y/twin.mp4", "y/sound.wav", "y/sound.flac", "caf\u00e9.mp4")
-    touch(tmp_path, ".hidden.mp4", "._a.mp4")
+    touch(tmp_path, ".hidden.mp4", "._a.mp4", "x/odd.media", "x/bare", "x/v2.5", "x/-0abc.MKV", "unfinished.mp4.part")
+    touch(tmp_path, "unfinished.jpg", ".disk/linked.mp4")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / ".disk")
+    (tmp_path / "x" / "back").symlink_to(tmp_path)  # a loop
     assert MediaIndex(tmp_path).find(name) == expected
 
 
@@ -191,6 +201,10 @@ def test_the_command_writes_a_manifest(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(read_manifest(tmp_path / "out" / "manifest.parquet")) == 4
     with pytest.raises(SystemExit, match="more than 10"):
         run(monkeypatch, "msrvtt", *common, "--max-reject-fraction", "0.1")
+    capsys.readouterr()
+    nothing = ("--annotations", SAMPLES / "msrvtt", "--media", SAMPLES / "msrvtt", "--out", tmp_path / "out")
+    run(monkeypatch, "msrvtt", *nothing)  # only to look
+    assert capsys.readouterr().out.startswith("msrvtt: 0 accepted, 6 rejected (missing 6)\n")
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -62,7 +62,7 @@ def write_media(
         ]
         packets = [
             *(_encode_frames(streams[0], times, size) if video else ()),
-            *(_encode_sound(streams[1], wave, rate, layout, audio_at, gap) if audio else ()),
+            *(encode_sound(streams[1], wave, rate, layout, audio_at, gap) if audio else ()),
         ]
         for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
             container.mux(packet)
@@ -87,7 +87,7 @@ def _encode_frames(stream, times: Sequence[float], size: tuple[int, int]):
     yield from stream.encode(None)
 
 
-def _encode_sound(stream, wave: NDArray[np.float32], rate: int, layout: str, start: float, gap):
+def encode_sound(stream, wave: NDArray[np.float32], rate: int, layout: str, start: float = 0.0, gap=None):
     channels = len(av.AudioLayout(layout).channels)
     waves = np.ascontiguousarray(np.broadcast_to(np.atleast_2d(wave), (channels, wave.shape[-1])))
     resampler = av.AudioResampler(format=stream.format, layout=layout, rate=stream.rate)

@@ -1,5 +1,6 @@
 """Whatever the container, the codec and its habits: the right frames, the right sound, or a reason why not."""
 
+import wave
 from pathlib import Path
 
 import av
@@ -9,7 +10,7 @@ from PIL import Image
 
 from clip4vla.media.decode import MediaError, Span, decode, duration_s
 from clip4vla.media.encode import encode
-from tests.media.sample import GREYS, SECONDS, index_of, onset, rotate_metadata, tone, write_media
+from tests.media.sample import GREYS, SECONDS, encode_sound, grey, index_of, onset, rotate_metadata, tone, write_media
 
 RATE = 16000
 
@@ -246,6 +247,134 @@ def test_how_long_a_file_lasts(tmp_path: Path, suffix: str, video: str, audio: s
     path.write_text("no media")
     with pytest.raises(MediaError, match="corrupt: "):
         duration_s(path)
+
+
+def test_a_clock_that_begins_before_zero(tmp_path: Path) -> None:
+    options = {"avoid_negative_ts": "disabled"}
+    times = [-1 + i / 10 for i in range(20)]
+    path = write_media(tmp_path / "early.ts", rate=48000, times=times, audio_at=-1.0, options=options)
+    with av.open(str(path)) as container:
+        assert container.start_time is not None
+        assert container.start_time < -900_000
+    span = read(path)
+    assert [index_of(frame) for frame in span.frames] == pytest.approx([2, 7, 12, 17], abs=1)
+    assert span.audio is not None
+    assert onset(span.audio, RATE) == pytest.approx(1.0, abs=0.07)
+
+
+PIXELS = [
+    ("mkv", "libx264", "yuv420p10le", (64, 48)),
+    ("mkv", "libx264", "yuv444p", (65, 49)),
+    ("mkv", "libx264", "gray", (65, 49)),
+    ("mp4", "libx264", "yuv422p10le", (64, 48)),
+    ("webm", "libvpx-vp9", "yuva420p", (65, 49)),
+    ("mkv", "ffv1", "gray16le", (64, 48)),
+    ("mkv", "ffv1", "bgr0", (65, 49)),
+    ("mov", "prores_ks", "yuv422p10le", (64, 48)),
+    ("avi", "mjpeg", "yuvj420p", (65, 49)),
+    ("wmv", "wmv2", "yuv420p", (64, 48)),
+    ("flv", "flv", "yuv420p", (64, 48)),
+]
+
+
+@pytest.mark.parametrize(("suffix", "codec", "pixels", "size"), PIXELS)
+def test_depths_and_samplings_of_pictures(tmp_path: Path, suffix: str, codec: str, pixels: str, size) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        (stream.width, stream.height), stream.pix_fmt = size, pixels
+        for index in range(50):
+            picture = np.full((size[1], size[0], 3), grey(index // 5), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    frames = read(path).frames
+    assert [index_of(frame) for frame in frames] == pytest.approx([1, 3, 6, 8], abs=1)
+    assert {frame.mode for frame in frames} == {"RGB"}
+    assert {frame.size for frame in frames} == {(round(24 * size[0] / size[1]), 24)}
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 12000, 22050, 24000, 32000, 48000])
+def test_rates_of_sound(tmp_path: Path, rate: int) -> None:
+    span = read(write_media(tmp_path / "sound.mkv", None, "pcm_s16le", rate=rate))
+    assert span.audio is not None
+    assert span.audio.shape == (1, pytest.approx(SECONDS * RATE, abs=0.01 * RATE))
+    assert onset(span.audio, RATE) == pytest.approx(1.0, abs=0.005)
+
+
+def test_a_huge_picture_is_read_and_a_thread_of_one_is_not(tmp_path: Path) -> None:
+    times = (0.0, 0.1, 0.2, 0.3)
+    huge = write_media(tmp_path / "huge.mkv", "mpeg4", None, times=times, size=(3840, 2160))
+    assert [frame.size for frame in read(huge, frames=2).frames] == [(43, 24)] * 2
+    assert reason(write_media(tmp_path / "thread.mkv", "mpeg4", None, times=times, size=(6000, 4))) == "too_thin"
+
+
+def test_pictures_of_nothing_that_moves(tmp_path: Path) -> None:
+    for suffix in ("jpg", "png", "webp"):
+        Image.new("RGB", (64, 48)).save(tmp_path / f"picture.{suffix}")
+        assert reason(tmp_path / f"picture.{suffix}") == "too_short"
+    shades = [Image.new("RGB", (64, 48), (grey(i),) * 3) for i in range(10)]
+    shades[0].save(tmp_path / "moving.gif", save_all=True, append_images=shades[1:], duration=200)
+    assert [index_of(frame) for frame in read(tmp_path / "moving.gif").frames] == pytest.approx([1, 3, 6, 8], abs=1)
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "flac"])
+def test_a_cover_inside_a_sound_file_is_no_video(tmp_path: Path, suffix: str) -> None:
+    codec = {"mp3": "libmp3lame", "flac": "flac"}[suffix]
+    path = tmp_path / f"song.{suffix}"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream(codec, rate=44100, layout="mono")
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        image = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 200, np.uint8), format="rgb24")
+        packets = [*cover.encode(image.reformat(format="yuvj420p")), *cover.encode(None)]
+        packets += list(encode_sound(sound, tone(44100), 44100, "mono"))
+        for packet in packets:
+            container.mux(packet)
+    span = read(path)
+    assert span.frames == ()
+    assert span.audio is not None
+    assert onset(span.audio, RATE) == pytest.approx(1.0, abs=0.06)
+
+
+def test_nothing_at_all_in_a_container(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "zero.wav"), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(RATE)
+    assert reason(tmp_path / "zero.wav") == "too_short"
+    for suffix in ("mp4", "mkv", "avi"):
+        with av.open(str(tmp_path / f"zero.{suffix}"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            container.start_encoding()
+        assert reason(tmp_path / f"zero.{suffix}") in {"too_short", "no_streams", "corrupt"}
+
+
+def test_a_little_junk_in_a_sound_is_skipped_and_much_is_not(tmp_path: Path) -> None:
+    whole = write_media(tmp_path / "whole.mp3", None, "libmp3lame", rate=44100).read_bytes()
+    junk = np.random.default_rng(0).bytes(700)
+    for name, data in [("middle", whole[:9000] + junk + whole[9000:]), ("end", whole + junk), ("tag", whole + b"TAG")]:
+        path = tmp_path / f"{name}.mp3"
+        path.write_bytes(data)
+        span = read(path)
+        assert span.audio is not None
+        assert onset(span.audio, RATE) == pytest.approx(1.0, abs=0.06)
+    pieces = [whole[start : start + 1000] + junk for start in range(0, len(whole), 1000)]
+    (tmp_path / "much.mp3").write_bytes(b"".join(pieces))
+    assert reason(tmp_path / "much.mp3") in {"corrupt", "truncated"}
+
+
+def test_sound_whose_kind_changes_on_the_way_is_read_to_its_end(tmp_path: Path) -> None:
+    first = write_media(tmp_path / "first.mp3", None, "libmp3lame", rate=48000, layout="stereo", wave=tone(48000, 2, 9))
+    second = write_media(tmp_path / "second.mp3", None, "libmp3lame", rate=44100, wave=tone(44100, 2, 0.5))
+    both = tmp_path / "both.mp3"
+    both.write_bytes(first.read_bytes() + second.read_bytes())
+    span = read(both)
+    assert span.audio is not None
+    assert onset(span.audio, RATE) == pytest.approx(2.5, abs=0.1)
 
 
 def test_what_is_no_media_says_why(tmp_path: Path) -> None:

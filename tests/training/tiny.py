@@ -45,7 +45,9 @@ OPTIMIZER = OptimizerParams(
     clip_norm=1000.0,
 )
 EVERYTHING = Objective(
-    {"text_audio": 1.0, "video_audio": 0.5, "text_video": 0.3, "text_both": 0.2, "audio_audio": 0.7}, "sample"
+    {"text_audio": 1.0, "video_audio": 0.5, "text_video": 0.3, "text_both": 0.2, "audio_audio": 0.7}
+    | {"text_text": 0.4, "video_video": 0.6},
+    "sample",
 )
 
 
