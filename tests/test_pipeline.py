@@ -88,7 +88,7 @@ def ran(said: str) -> list[str]:
 
 
 def test_a_killed_stage_fails_and_the_next_repro_goes_on_from_its_checkpoint(killed: str, reproduced: str) -> None:
-    assert ran(killed) == STAGES[:7]
+    assert sorted(ran(killed)) == sorted(STAGES[:7])
     assert ran(reproduced)[0] == STAGES[6]
     assert sorted(ran(reproduced)) == sorted(STAGES[6:])
     steps = [int(step) for step in re.findall(r"step +(\d+)/18 ", reproduced)]
@@ -146,7 +146,7 @@ def test_another_language_changes_the_corpus_and_what_follows_but_fetches_nothin
     write_params(project, params)
     data = run(project, "-m", "dvc", "repro", *STAGES[4:6])
     assert data.returncode == 0, data.stdout + data.stderr
-    assert ran(data.stdout) == STAGES[1:6]
+    assert sorted(ran(data.stdout)) == sorted(STAGES[1:6])
     status = json.loads(run(project, "-m", "dvc", "status", "--json").stdout)
     assert {*STAGES[6:13]} <= status.keys()
     assert not status.keys() & set(STAGES[:6])
