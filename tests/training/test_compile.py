@@ -46,7 +46,7 @@ def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
 
 
-@pytest.mark.parametrize("broken", [no_compiler, no_tracing])
+@pytest.mark.parametrize("broken", [pytest.param(no_compiler, marks=pytest.mark.slow), no_tracing])
 def test_towers_that_cannot_be_compiled_run_eagerly_with_a_warning_each(
     broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
