@@ -165,7 +165,9 @@ class Progress:
             else:
                 name = path.parent.relative_to(self._checkpoints).as_posix()
                 key = "progress-" + re.sub("[^a-z0-9]+", "-", name.lower())
-                self._artifacts[path] = create_progress_artifact(per_cent, key=key, description=f"Training {name}")
+                made = create_progress_artifact(per_cent, key=key, description=f"Training {name}")
+                assert isinstance(made, UUID)  # not a coroutine: a flow's tasks aren't asynchronous
+                self._artifacts[path] = made
 
     def _read(self, path: Path) -> float | None:
         """Per cent of the steps done; None where the training isn't of now, or has just ended."""
