@@ -139,6 +139,7 @@ def test_there_is_nothing_left_to_do(project: Path) -> None:
     assert ran(again.stdout) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reproduced")
 def test_another_language_changes_the_corpus_and_what_follows_but_fetches_nothing(project: Path) -> None:
     params = read_params(project)

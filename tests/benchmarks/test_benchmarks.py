@@ -143,7 +143,7 @@ def test_without_lance_it_is_said_what_to_install(tmp_path: Path, monkeypatch: p
         write_clips(tmp_path / "clips.lance")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_train_step(precision: str) -> None:
     """In a process of its own, since it joins a process group; it needs what is on any GPU machine and no more."""
     sizes = "--architecture stamp-small --batch 2 --large-batches 4 --frames 1 --tiles 1 --words 8 --device cpu"

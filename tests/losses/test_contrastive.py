@@ -135,7 +135,7 @@ def distributed_masks(ranks: int) -> dict[str, Tensor]:
     return {"all": torch.ones(rows).bool(), "some": some, "last rank": last, "none": torch.zeros(rows).bool()}
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_ranks_add_up_to_one_process(ranks: int, tmp_path: Path) -> None:
     multiprocessing.spawn(one_rank, args=(ranks, free_port(), str(tmp_path)), nprocs=ranks)
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
