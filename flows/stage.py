@@ -38,7 +38,7 @@ class Stage:
             task(name=f"dvc repro {self.name}")(reproduce)(self.name, force)
         else:
             for step in self.steps:
-                task(step, name=_name_of(step))()
+                task(name=_name_of(step))(step)()
         key = self.name.replace("@", "-")  # Prefect takes letters, digits and dashes
         create_markdown_artifact(self.report(), key=key, description=f"Results of the stage {self.name}")
 
