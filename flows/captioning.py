@@ -56,7 +56,7 @@ def write_captions(captions: Captions, path: Path) -> None:
 
 def caption_page(captions: Captions, scores: Scores, store: ClipStore, slots: Slots | None, sample_rate: int) -> Page:
     """The report: scores by modality, and the clips whose captions, by all that was attended to, are best and worst."""
-    best = next(reversed(captions.written))
+    best = list(captions.written)[-1]
     tables = {name: scores.samples[f"caption/{best}/{name}"] for name in ("CIDEr", "ROUGE-L")}
     each = {name: dict(zip(found.clip_ids, found.values.tolist(), strict=True)) for name, found in tables.items()}
     captioned = []

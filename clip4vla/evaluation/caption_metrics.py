@@ -110,7 +110,7 @@ def _python_scorers() -> dict[str, Any]:
 def _compute(scorer: Any, references: Tokenized, captions: Tokenized) -> tuple[Any, Any]:
     """Score of all clips, and of each in the order of `references`."""
     quiet = {"verbose": 0} if scorer.method() == "Bleu" else {}
-    return scorer.compute_score(references, captions, **quiet)  # type: ignore[no-any-return]
+    return scorer.compute_score(references, captions, **quiet)
 
 
 def _by_ptb(sentences: Mapping[str, Sequence[str]]) -> Tokenized:

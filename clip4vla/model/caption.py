@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +164,7 @@ class CaptionDecoder(nn.Module):
     def _look(self, memory: Memory, sentences: int) -> list[tuple[KeysValues, Tensor]]:
         """For each block, what it attends to in the memory, computed once a clip and given to its K sentences."""
         mask = memory.mask.repeat_interleave(sentences, 0)[:, None, None]
-        looks = [block.cross_attention.look(memory.features) for block in self.blocks]
+        looks = [block.cross_attention.look(memory.features) for block in cast("list[_Block]", self.blocks)]
         repeated = [(k.repeat_interleave(sentences, 0), v.repeat_interleave(sentences, 0)) for k, v in looks]
         return [(look, mask) for look in repeated]
 
@@ -209,7 +209,7 @@ class _Steps:
 class _Block(nn.Module):
     """A block of the text tower, with a new attention to the memory between its own and the MLP."""
 
-    def __init__(self, block: nn.Module, memory_width: int) -> None:
+    def __init__(self, block: Any, memory_width: int) -> None:
         super().__init__()
         if not isinstance(block.attn, nn.MultiheadAttention):
             raise ValueError(f"the text tower's attention is a {type(block.attn).__name__}, which can't be lent")

@@ -193,7 +193,8 @@ class Clip4Vla(nn.Module):
         if modalities != "audio":
             seen = (self.encode_video(batch.frames), batch.video_mask)
         if modalities != "vision":
-            heard, _ = self._hear(batch, audio_token, ("audio",), None)
+            views: tuple[View, ...] = ("audio",)
+            heard, _ = self._hear(batch, audio_token, views, None)
         return Percepts(*seen, *heard)
 
     def caption_loss(self, tokens: Tensor, percepts: Percepts, label_smoothing: float) -> Tensor:
