@@ -15,7 +15,7 @@ from tests.training.engine_cases import CAPTIONS, CLIPS, EXACT, HALF, RESUMED, S
 from tests.training.tiny import OPTIMIZER, NaiveTraining, build, build_writer, make_batch
 
 Weights = dict[str, Tensor]
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE = {"rtol": 1e-4, "atol": 3e-5}
 """Weights move by 1e-2 a step."""
 OF_LOSSES = {"rel": 1e-4, "abs": 1e-5}
 """Float32 rounds a logit of 100 to less than the latter."""
@@ -117,7 +117,7 @@ def test_the_comparison_would_notice_gradients_of_another_size() -> None:
     twice = OPTIMIZER.model_copy(update={"eps": OPTIMIZER.eps / 2})  # to Adam, half the eps is twice the gradient
     NaiveTraining(model, case.objective, twice).step(make_batch(CLIPS, 0), micro_batches(case), SEED, 0)
     assert distance(before, weights) > 1e-3
-    assert distance(model.state_dict(), weights) > 100 * CLOSE["atol"]
+    assert distance(model.state_dict(), weights) > 30 * CLOSE["atol"]
 
 
 @pytest.mark.parametrize("name", [name for name, case in EXACT.items() if case.world_size > 1])
