@@ -259,7 +259,7 @@ def index_vectors(dataset: Any) -> None:
     for column in COLUMNS.values():
         present = dataset.count_rows(filter=f"{column} is not null")
         if present > EXACT_UP_TO:
-            parts = round(math.sqrt(present))
+            parts = round(math.sqrt(present) / 2)  # large parts: few to learn, and few that hold a neighbour unseen
             dataset.create_index(column, "IVF_FLAT", metric="dot", num_partitions=parts, replace=True)
 
 
