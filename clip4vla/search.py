@@ -32,6 +32,7 @@ from clip4vla.corpora.media_index import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from clip4vla.embedding import Embedder, Outlook
 from clip4vla.media.decode import MediaError, duration_s
 from clip4vla.model.checkpoints import CONFIG_FILE, WEIGHTS_FILE
+from clip4vla.model.clip4vla import View
 from clip4vla.pages import Card, Page, Sound
 from clip4vla.pages import Section as PageSection
 from clip4vla.params import Section
@@ -39,7 +40,7 @@ from clip4vla.progress import track
 from clip4vla.records import MODALITIES, Modality
 
 MODEL, CLIPS, ABOUT, REJECTS = "model", "clips.lance", "index.json", "rejects.json"
-COLUMNS: dict[Modality, str] = {"vision": "video", "audio": "audio", "both": "both"}
+COLUMNS: dict[Modality, View] = {"vision": "video", "audio": "audio", "both": "both"}
 """Column of the vectors, null where a clip has nothing of the modality, and the model's name of the view."""
 SHOWN = ("path", "start_s", "end_s", "pictures", "sound")
 CLIPS_AT_ONCE = 32
@@ -183,8 +184,11 @@ def _add(
         try:
             parts = spans(duration_s(folder / path), longest)
             size, modified = files[path]
-            facts = [{"path": path, "bytes": size, "modified_ns": modified, "start_s": s, "end_s": e} for s, e in parts]
-            return [(fact, embedder.read(folder / path, fact["start_s"], fact["end_s"])) for fact in facts]
+            facts = {"path": path, "bytes": size, "modified_ns": modified}
+            return [
+                (facts | {"start_s": start_s, "end_s": end_s}, embedder.read(folder / path, start_s, end_s))
+                for start_s, end_s in parts
+            ]
         except MediaError as error:
             return str(error)
 
@@ -324,7 +328,7 @@ def page_of(sentence: str, hits: Sequence[Hit], index: Index) -> Page:
 
 
 def _card(rank: int, hit: Hit) -> Card:
-    scores = {modality: hit.scores[modality] for modality in MODALITIES if modality in hit.scores}
+    scores: dict[str, float] = {modality: hit.scores[modality] for modality in MODALITIES if modality in hit.scores}
     sound = None if hit.sound is None else Sound(hit.sound)
     span = f"{hit.start_s:.1f} to {hit.end_s:.1f} s"
     return Card(f"{rank}. {hit.path}", hit.pictures, sound, scores=scores, note=span)
