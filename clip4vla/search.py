@@ -184,8 +184,11 @@ def _add(
         try:
             parts = spans(duration_s(folder / path), longest)
             size, modified = files[path]
-            facts: dict[str, Any] = {"path": path, "bytes": size, "modified_ns": modified}
-            return [(facts | {"start_s": s, "end_s": e}, embedder.read(folder / path, s, e)) for s, e in parts]
+            facts = {"path": path, "bytes": size, "modified_ns": modified}
+            return [
+                (facts | {"start_s": start_s, "end_s": end_s}, embedder.read(folder / path, start_s, end_s))
+                for start_s, end_s in parts
+            ]
         except MediaError as error:
             return str(error)
 
@@ -260,7 +263,7 @@ def index_vectors(dataset: Any) -> None:
     for column in COLUMNS.values():
         present = dataset.count_rows(filter=f"{column} is not null")
         if present > EXACT_UP_TO:
-            parts = round(math.sqrt(present))
+            parts = round(math.sqrt(present) / 2)  # large parts: few to learn, and few that hold a neighbour unseen
             dataset.create_index(column, "IVF_FLAT", metric="dot", num_partitions=parts, replace=True)
 
 
@@ -325,7 +328,7 @@ def page_of(sentence: str, hits: Sequence[Hit], index: Index) -> Page:
 
 
 def _card(rank: int, hit: Hit) -> Card:
-    scores: dict[str, float] = {m: hit.scores[m] for m in MODALITIES if m in hit.scores}
+    scores: dict[str, float] = {modality: hit.scores[modality] for modality in MODALITIES if modality in hit.scores}
     sound = None if hit.sound is None else Sound(hit.sound)
     span = f"{hit.start_s:.1f} to {hit.end_s:.1f} s"
     return Card(f"{rank}. {hit.path}", hit.pictures, sound, scores=scores, note=span)
