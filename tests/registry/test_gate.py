@@ -100,10 +100,10 @@ def test_lower_ranks_are_better_as_primary(metric: str, better: bool) -> None:
 
 def test_reason_of_the_primary_has_all_figures() -> None:
     reason = judge(scores(ranks_with(120)), scores(ranks_with(100)), gate(better=True)).reasons[0]
-    assert reason.startswith(f"pass: {PRIMARY} is 60 against the champion's 50, better by +10.00 (95 % interval +")
+    assert reason.startswith(f"pass: {PRIMARY} is 60 against the champion's 50, better by 10.00 (95 % interval +")
     assert reason.endswith("on 200 paired queries; its lower end must be above 0")
     worse = judge(scores(ranks_with(90)), scores(ranks_with(100)), gate()).reasons[0]
-    assert worse.startswith(f"FAIL: {PRIMARY} is 45 against the champion's 50, better by -5.00")
+    assert worse.startswith(f"FAIL: {PRIMARY} is 45 against the champion's 50, worse by 5.00")
     assert worse.endswith("the difference must not be below 0")
 
 
