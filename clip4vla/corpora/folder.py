@@ -91,8 +91,7 @@ def _fill_splits(clips: Clips) -> None:
 
     A file goes there whole, and only if no row says where it belongs; the one with the highest hash goes first.
     """
-    rare: tuple[Split, ...] = ("test", "val")
-    for least, split in product(range(1, LEAST + 1), rare):
+    for least, split in product(range(1, LEAST + 1), SPLITS[:0:-1]):  # test before val
         files = {of: {path for (path, _, _), clip in clips.items() if clip.split == of} for of in SPLITS}
         given = {path for (path, _, _), clip in clips.items() if not clip.by_hash}
         if len(files[split]) < least < len(files["train"]) and files["train"] - given:
