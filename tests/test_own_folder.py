@@ -50,8 +50,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(project: Path) -> str:
-    """What `dvc repro promote` says while one of the files is broken."""
-    done = run(project, "-m", "dvc", "repro", "promote")
+    """What `dvc repro promote@retrieval` says while one of the files is broken."""
+    done = run(project, "-m", "dvc", "repro", "promote@retrieval")
     assert done.returncode == 255, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -61,7 +61,7 @@ def said(project: Path, stopped: str) -> str:  # noqa: ARG001
     """What it says when the broken file has been left out."""
     table = project / "data/raw/mine/texts.csv"
     table.write_text("\n".join(line for line in table.read_text().splitlines() if not line.startswith("ten.mp4")))
-    done = run(project, "-m", "dvc", "repro", "promote")
+    done = run(project, "-m", "dvc", "repro", "promote@retrieval")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
