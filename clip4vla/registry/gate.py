@@ -93,7 +93,9 @@ def _primary(candidate: Scores, champion: Scores, gate: GateParams, resamples: i
     values = (
         f"{_figure(candidate.values[gate.primary])} against the champion's {_figure(champion.values[gate.primary])}"
     )
-    change = f"{'worse' if difference < 0 else 'better'} by {abs(difference):.2f}"
+    change = "equal"
+    if abs(difference) > ROUNDING:
+        change = f"{'worse' if difference < 0 else 'better'} by {abs(difference):.2f}"
     interval = f"{change} (95 % interval {low:+.2f} to {high:+.2f}) on {len(order)} paired {ours.of}"
     return passed, f"{gate.primary} is {values}, {interval}; {rule}"
 

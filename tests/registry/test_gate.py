@@ -117,7 +117,7 @@ def test_queries_are_paired_by_id_not_by_order() -> None:
         QueryRanks(table.ranks.rank[order], table.ranks.hits[order]),
     )
     shuffled = Scores(champion.test_set, champion.values, champion.intervals, {"text_to_clip/both": moved})
-    assert "+0.00 (95 % interval +0.00 to +0.00)" in judge(shuffled, champion, gate()).reasons[0]
+    assert ", equal (95 % interval +0.00 to +0.00)" in judge(shuffled, champion, gate()).reasons[0]
     one_more = judge(scores(ranks_with(140)), shuffled, gate(better=True))
     assert one_more.reasons == judge(scores(ranks_with(140)), champion, gate(better=True)).reasons
 
