@@ -52,8 +52,9 @@ def test_audio_front_end(run: Callable[..., dict[str, Any]], monkeypatch: pytest
     results = run(audio_frontend.main, *AUDIO)
     assert results.keys() == {"mono", "stereo"}
     for figures in results.values():
-        assert figures.keys() == {"ms_per_clip", "audio_s_per_s", "audio_s_per_s_per_core"}
-        assert figures["audio_s_per_s"] * figures["ms_per_clip"] == pytest.approx(1792, rel=1e-3)
+        assert figures.keys() == {"ms_per_clip", "audio_s_per_s", "log_mel_audio_s_per_s"}
+        cores = torch.get_num_threads()
+        assert figures["audio_s_per_s"] * figures["ms_per_clip"] * cores == pytest.approx(1792, rel=1e-3)
 
 
 @pytest.mark.parametrize(("off_db", "same"), [(0.0, True), (0.1, False)])
@@ -74,8 +75,9 @@ def test_audio_front_end_must_be_librosas(
         return
     for figures in run(audio_frontend.main, *AUDIO).values():
         assert figures["largest_difference"] < 1e-4
-        ratio = figures["audio_s_per_s_per_core"] / figures["librosa_audio_s_per_s_per_core"]
-        assert figures["times_librosa"] == pytest.approx(ratio)
+        for part in ("", "log_mel_"):
+            ratio = figures[f"{part}audio_s_per_s"] / figures["librosa_audio_s_per_s"]
+            assert figures[f"{part}times_librosa"] == pytest.approx(ratio)
 
 
 def test_retrieval(run: Callable[..., dict[str, Any]]) -> None:
