@@ -182,6 +182,9 @@ class FinetuneParams(TrainingParams):
     text_both: Weight
     text_video: Weight
     text_audio: Weight
+    text_cross: Weight
+    """Of the score that reads a text and a clip together, for `evaluate.rerank`; wants `model.fusion: sequence`. It is
+    taught with the nearest clips of a micro-batch."""
 
 
 class CaptionParams(TrainingParams):
@@ -250,6 +253,9 @@ class EvaluateParams(Section):
     labels: str | None
     """The labels behind the caption clips, for the type-token probe and for what captions should name; null where a
     corpus has none."""
+    rerank: Annotated[int, Field(ge=0)]
+    """Nearest clips of a caption that a model with a cross-attending score puts in order by it, a second opinion which
+    is reported beside the first; 0 asks for none."""
     search: SearchParams
 
 
@@ -329,6 +335,19 @@ class Params(Section):
         for role in ("pretrain", "finetune"):
             if not any(corpus.role == role for corpus in self.corpora.values()):
                 raise ValueError(f"corpora: none has the role {role}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_second_opinion_is_taught(self) -> "Params":
+        if self.finetune.text_cross and self.model.fusion != "sequence":
+            raise ValueError(
+                f"finetune.text_cross is {self.finetune.text_cross:g}, but model.fusion is {self.model.fusion!r}: "
+                "texts and clips are read together only by 'sequence'"
+            )
+        if self.evaluate.rerank and not self.finetune.text_cross:
+            raise ValueError(
+                f"evaluate.rerank is {self.evaluate.rerank}, but finetune.text_cross is 0, so nothing teaches the score"
+            )
         return self
 
     @model_validator(mode="after")

@@ -143,6 +143,8 @@ def judge(
     labels = params.evaluate.labels
     probe = judge.probe(store, Labels.read(Path(labels))) if labels else None
     gallery = judge.gallery(store, token)
+    if params.evaluate.rerank and judge.model.scorer is not None:
+        gallery = judge.rerank(gallery, store, token)
     return gallery, judge.score(gallery, probe)
 
 
@@ -160,7 +162,8 @@ def log_scores(scores: Scores, run_id: str | None, split: Split, experiment: str
 def score_table(scores: Mapping[str, Scores]) -> str:
     """Markdown: text→clip and clip→text R@1 with intervals by modality, and the probe, a column per model."""
     names = [f"{d}/{m}/R@1" for d in ("text_to_clip", "clip_to_text") for m in ("vision", "audio", "both")]
-    names += sorted({name for s in scores.values() for name in s.values if name.startswith("probe/")})
+    others = ("probe/", "text_to_clip/reranked/R@1")
+    names += sorted({name for s in scores.values() for name in s.values if name.startswith(others)})
     head = ["| score | " + " | ".join(scores) + " |", "| --- |" + " ---: |" * len(scores)]
     rows = [f"| {name} | " + " | ".join(s.shown(name) for s in scores.values()) + " |" for name in names]
     return "\n".join([*head, *rows])

@@ -164,6 +164,21 @@ def test_a_preset_that_is_not_there_is_named(changed: Callable[..., Path]) -> No
         load_params(path)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "message"),
+    [
+        ("finetune", "text_cross", r"finetune\.text_cross is 1, but model\.fusion is 'mean'"),
+        ("evaluate", "rerank", r"evaluate\.rerank is 1, but finetune\.text_cross is 0, so nothing teaches the score"),
+    ],
+)
+def test_a_second_opinion_that_nothing_teaches_is_refused(
+    changed: Callable[..., Path], section: str, key: str, message: str
+) -> None:
+    path = changed(lambda tree: tree[section].update({key: 1}))
+    with pytest.raises(ValueError, match=message):
+        load_params(path)
+
+
 def test_more_frames_than_are_stored_are_refused(changed: Callable[..., Path]) -> None:
     path = changed(lambda tree: tree["finetune"].update(frames=12))
     with pytest.raises(ValueError, match=r"finetune\.frames is 12, but clips\.frames, those stored, is 4"):

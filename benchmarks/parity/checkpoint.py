@@ -28,7 +28,7 @@ def check(models: Models, full_size: Mapping[str, Any]) -> Iterator[Deviation]:
 
 def _same(which: str, state: Mapping[str, Tensor], published: Published) -> Iterator[Deviation]:
     """The bytes of each tensor; its number format counts as its shape."""
-    written = to_published(published.model, published.scorer)
+    written = to_published(published.model)
     nothing = torch.empty(0)
     for key in sorted(written.keys() | state.keys()):
         ours, theirs = (_bytes(tensors.get(key, nothing)) for tensors in (written, state))
@@ -45,7 +45,7 @@ def _same_keys(kind: str, index: Mapping[str, Any]) -> Deviation:
     state = {key: torch.empty(shape, dtype=getattr(torch, kept), device="meta") for key, (shape, kept) in index.items()}
     with torch.device("meta"):
         published = from_published(state, PUBLISHED_AUDIO, f"the ViT-B/32 checkpoint {kind}")
-        written = to_published(published.model, published.scorer)
+        written = to_published(published.model)
     wanted = {key: value for key, value in state.items() if key not in published.unused}
     differing = [
         key

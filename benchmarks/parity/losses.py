@@ -132,8 +132,6 @@ def _norms(gradients: Mapping[str, Tensor], norms: Tensor, key: str, names: list
 def gradients_of(published: Published, total: Tensor) -> dict[str, Tensor]:
     """The gradient of `total` by each learned parameter, under its published name."""
     learned = {published_name(name): p for name, p in published.model.named_parameters() if p.requires_grad}
-    if published.scorer is not None:
-        learned |= {f"similarity_dense.{name}": p for name, p in published.scorer.similarity.named_parameters()}
     gradients = torch.autograd.grad(
         total, list(learned.values()), retain_graph=True, allow_unused=True, materialize_grads=True
     )

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks.parity.reference import Arrays
 from clip4vla.model.clip4vla import MAX_SCALE, Clip4Vla, Features
 from clip4vla.model.fusion import pool
+from clip4vla.model.percepts import Percepts
 from clip4vla.model.published import PUBLISHED_AUDIO, Published, from_published
 from clip4vla.model.towers import encode_words
 from clip4vla.params import AudioToken
@@ -240,9 +241,11 @@ class Encoded:
         n_clips = len(text)
         clip = torch.arange(n_clips)
         texts = [part.repeat_interleave(n_clips, dim=0) for part in (text, text_mask)]
-        clips = [part[clip.repeat(n_clips)] for part in (*seen, *heard)]
-        assert self.published.scorer is not None
-        return self.published.scorer(*texts, *clips).view(n_clips, n_clips)
+        clips = Percepts(*seen, *heard).take(clip.repeat(n_clips))
+        model = self.published.model
+        assert model.scorer is not None
+        assert model.fusion is not None
+        return model.scorer(model.fusion, *texts, clips).view(n_clips, n_clips)
 
     @property
     def _types(self) -> Tensor | None:

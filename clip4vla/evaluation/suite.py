@@ -5,7 +5,7 @@ In: a model and the clips of a test split. Out: `Scores`. Nothing is trained or 
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
 
 from clip4vla.audio.frontend import max_samples
+from clip4vla.batch import Batch
 from clip4vla.clips.format import Clip
 from clip4vla.clips.loader import ClipStore, collate
 from clip4vla.clips.loader import View as ClipView
 from clip4vla.evaluation.probe import Labels, probe_scores
+from clip4vla.evaluation.rerank import nearest, rerank
 from clip4vla.evaluation.retrieval import correspondence, ranks
 from clip4vla.evaluation.scores import QueryTable, Scores, fingerprint, summarise
 from clip4vla.model.clip4vla import Clip4Vla, Features, View
+from clip4vla.model.percepts import Percepts
 from clip4vla.model.text import Tokenizer
 from clip4vla.params import AudioToken, EvaluateParams, TrainingParams
 from clip4vla.records import MODALITIES, Modality, Text
@@ -52,6 +55,8 @@ class Gallery:
     clips: dict[Modality, NDArray[np.float32]]
     """(G, D) by modality."""
     test_set: str
+    reranked: NDArray[np.float32] | None = None
+    """(Q, G), `similarity("both")` after the second opinion; None where there is none."""
 
     def similarity(self, modality: Modality) -> NDArray[np.float32]:
         """(Q, G) cosine of every caption with every clip."""
@@ -88,6 +93,26 @@ class Judge:
             test_set=fingerprint(captions, "".join(clip.digest for clip in clips)),
         )
 
+    @torch.inference_mode()
+    def rerank(self, gallery: Gallery, store: ClipStore, audio_token: AudioToken) -> Gallery:
+        """The same gallery with a second opinion on the nearest clips of every caption, as many as the params say.
+
+        Raises:
+            ValueError: the model scores no pairs.
+        """
+        parts = [
+            self.model.perceive(self._collated(batch), audio_token=audio_token, modalities="both")
+            for batch in batches(store, self.params.batch_size)
+        ]
+        percepts, similarity = Percepts.concatenate(parts), gallery.similarity("both")
+        items = nearest(similarity, self.params.rerank)
+        captions = torch.from_numpy(gallery.captions).to(self.device)
+        scores = []
+        for query, clips in enumerate(torch.from_numpy(items).to(self.device)):
+            text = captions[query].expand(len(clips), -1)
+            scores.append(self.model.cross_scores(text, percepts.take(clips)).float().cpu())
+        return replace(gallery, reranked=rerank(similarity, items, torch.stack(scores).numpy()))
+
     def score(self, gallery: Gallery, probe: dict[str, float] | None = None) -> Scores:
         """Retrieval both ways by modality with 95 % intervals, joined by the values of a probe."""
         queries: dict[str, QueryTable] = {}
@@ -95,6 +120,8 @@ class Judge:
             similarity = gallery.similarity(modality)
             queries[f"text_to_clip/{modality}"] = _captions_as_queries(gallery, similarity)
             queries[f"clip_to_text/{modality}"] = _clips_as_queries(gallery, similarity)
+        if gallery.reranked is not None:
+            queries["text_to_clip/reranked"] = _captions_as_queries(gallery, gallery.reranked)
         return summarise(gallery.test_set, queries, self.params.bootstrap, self.params.seed, probe)
 
     def probe(self, store: ClipStore, labels: Labels) -> dict[str, float]:
@@ -124,10 +151,13 @@ class Judge:
         parts: list[Features] = []
         listed: list[Listed] = []
         for batch in batches(store, self.params.batch_size):
-            tensors = collate(batch, [[Text("")]] * len(batch), self.view, None).to(self.device)
-            parts.append(self.model(tensors, audio_token=audio_token, views=views))
+            parts.append(self.model(self._collated(batch), audio_token=audio_token, views=views))
             listed += [Listed(clip.clip_id, clip.texts, digest(clip)) for clip in batch]
         return Features.concatenate(parts), listed
+
+    def _collated(self, clips: list[Clip]) -> Batch:
+        """Clips without their texts, on the model's device."""
+        return collate(clips, [[Text("")]] * len(clips), self.view, None).to(self.device)
 
 
 def batches(store: ClipStore, size: int) -> Iterator[list[Clip]]:

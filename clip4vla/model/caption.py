@@ -11,7 +11,7 @@ N = B * K sentences, L words, V words of the vocabulary, W width of the text tow
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from clip4vla.model.beam import END, START, beam_search
-from clip4vla.records import Modality
+from clip4vla.model.percepts import Percepts
 
 if TYPE_CHECKING:
     import open_clip
@@ -30,35 +30,6 @@ KeysValues = tuple[Tensor, Tensor]
 
 NOTHING, SEEN, HEARD = 0, 1, 2
 """Rows of the modality embedding. The first stands alone, and is there even where nothing is seen or heard."""
-
-
-@dataclass(frozen=True)
-class Percepts:
-    """Features of frames (B, F, D) and tiles (B, T, D), not normalised, and which of them are there."""
-
-    frames: Tensor
-    video_mask: Tensor
-    """(B, F) bool."""
-    tiles: Tensor
-    audio_mask: Tensor
-    """(B, T) bool."""
-
-    def only(self, modality: Modality) -> Percepts:
-        """The same with the other modality hidden; `both` hides nothing."""
-        hidden = {"vision": "audio_mask", "audio": "video_mask"}.get(modality)
-        return self if hidden is None else replace(self, **{hidden: torch.zeros_like(getattr(self, hidden))})
-
-    def drop(self, fraction: float) -> Percepts:
-        """The same with one modality, at random, hidden in a `fraction` of the clips that have both."""
-        device = self.video_mask.device
-        dropped = torch.rand(len(self.frames), device=device) < fraction
-        dropped &= self.video_mask.any(1) & self.audio_mask.any(1)
-        blind = torch.rand(len(self.frames), device=device) < 0.5
-        return replace(
-            self,
-            video_mask=self.video_mask & ~(dropped & blind).unsqueeze(1),
-            audio_mask=self.audio_mask & ~(dropped & ~blind).unsqueeze(1),
-        )
 
 
 @dataclass(frozen=True)

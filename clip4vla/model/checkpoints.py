@@ -21,6 +21,8 @@ CONFIG_FILE = "config.json"
 FORMAT = "clip4vla/1"
 VOCABULARY = "decoder.vocabulary"
 """Tensor that a model has which writes captions."""
+SCORER = "scorer.similarity.weight"
+"""Tensor that a model has which scores pairs."""
 
 
 def save_model(model: Clip4Vla, directory: Path) -> None:
@@ -49,7 +51,8 @@ def load_model(directory: Path) -> Clip4Vla:
     if not weights.is_file():
         raise ValueError(f"{directory} holds no model: {WEIGHTS_FILE} is missing")
     tensors = load_file(weights)
-    model = Clip4Vla(config["model"], config["audio"], config["architecture"], tensors.get(VOCABULARY))
+    vocabulary, scores_pairs = tensors.get(VOCABULARY), SCORER in tensors
+    model = Clip4Vla(config["model"], config["audio"], config["architecture"], vocabulary, scores_pairs)
     check_state(model.state_dict(), tensors, str(weights))
     model.load_state_dict(tensors)
     return model.eval()

@@ -9,7 +9,7 @@ of a tile, K sentences of a clip, L text tokens, D embedding width.
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from clip4vla.audio.frontend import LogMel
 from clip4vla.batch import Batch
-from clip4vla.model.caption import CaptionDecoder, Memory, Percepts
+from clip4vla.model.caption import CaptionDecoder, Memory
+from clip4vla.model.cross import CrossScorer, single
 from clip4vla.model.fusion import SequenceFusion, mean_of_present, pool
+from clip4vla.model.percepts import Percepts
 from clip4vla.model.pixels import PixelNormalizer
 from clip4vla.model.towers import (
     Architecture,
@@ -33,8 +35,10 @@ from clip4vla.model.towers import (
 from clip4vla.params import AudioParams, AudioToken, ModelParams
 from clip4vla.records import Modality
 
-View = Literal["text", "video", "audio", "audio_view", "both"]
-"""What can be asked of a batch: its texts, what is seen, what is heard, what is heard under SpecAugment, and all."""
+View = Literal["text", "video", "audio", "audio_view", "both", "cross"]
+"""What can be asked of a batch: its texts, what is seen, what is heard, what is heard under SpecAugment, all of it, and
+how well the cross-attending score tells its clips from their like."""
+VIEWS: tuple[View, ...] = get_args(View)
 TEXTS_AT_ONCE = 64
 """Texts of like length that a CPU reads together."""
 MAX_SCALE = 100.0
@@ -58,6 +62,8 @@ class Features:
     audio: Tensor | None = None
     audio_view: Tensor | None = None
     both: Tensor | None = None
+    cross: Tensor | None = None
+    """(B,), no vectors: the loss of each clip among the clips that passed with it, see `CrossScorer.loss`."""
 
     @staticmethod
     def concatenate(parts: "list[Features]") -> "Features":
@@ -74,9 +80,11 @@ class Clip4Vla(nn.Module):
         audio_params: the front end's section.
         architecture: overrides what `params.architecture` names; weights are then left as initialised.
         vocabulary: the tokens of captions, as `CaptionDecoder` wants them; None makes a model that writes none.
+        scores_pairs: make a model that reads a text and a clip together, too, by the blocks of its fusion.
 
     Raises:
-        ValueError: the architecture can't be used, or its weights can't be had (see `towers`).
+        ValueError: the architecture can't be used, or its weights can't be had (see `towers`), or pairs are to be
+            scored without a fusion that could do so.
     """
 
     def __init__(
@@ -85,6 +93,7 @@ class Clip4Vla(nn.Module):
         audio_params: AudioParams,
         architecture: Architecture | None = None,
         vocabulary: Tensor | None = None,
+        scores_pairs: bool = False,
     ) -> None:
         super().__init__()
         self.params = params
@@ -96,6 +105,9 @@ class Clip4Vla(nn.Module):
         self.audio = AudioTower(self.clip.visual)
         self.fusion = SequenceFusion(self.clip, params.fusion_layers) if params.fusion == "sequence" else None
         self.decoder = None if vocabulary is None else CaptionDecoder(self.clip, vocabulary)
+        if scores_pairs and self.fusion is None:
+            raise ValueError(f"model.fusion is {params.fusion!r}: texts and clips are read together only by 'sequence'")
+        self.scorer = CrossScorer(self.clip.text_projection.shape[1]) if scores_pairs else None
         self.pixels = PixelNormalizer(self.architecture.image_mean, self.architecture.image_std)
         self.log_mel = LogMel(audio_params, self.image_size)
         self.logit_scale.requires_grad_(params.temperature == "learned")
@@ -103,7 +115,7 @@ class Clip4Vla(nn.Module):
     def twin(self) -> "Clip4Vla":
         """A model of the same shape, with weights as initialised."""
         vocabulary = None if self.decoder is None else self.decoder.vocabulary
-        return Clip4Vla(self.params, self.audio_params, self.architecture, vocabulary)
+        return Clip4Vla(self.params, self.audio_params, self.architecture, vocabulary, self.scorer is not None)
 
     @property
     def image_size(self) -> int:
@@ -241,24 +253,51 @@ class Clip4Vla(nn.Module):
         """
         has_audio = batch.samples > 0
         vectors: dict[str, Tensor] = {}
-        if "text" in views:
-            text = self.encode_text(batch.tokens.flatten(0, 1))
-            vectors["text"] = F.normalize(text.float(), dim=1).unflatten(0, batch.tokens.shape[:2])
+        text = None
+        if "text" in views or "cross" in views:
+            text = F.normalize(self.encode_text(batch.tokens.flatten(0, 1)).float(), dim=1)
+            text = text.unflatten(0, batch.tokens.shape[:2])
         nothing = self._nothing(len(batch))
         seen = heard = nothing
-        if "video" in views or "both" in views:
+        joined = "both" in views or "cross" in views
+        if "video" in views or joined:
             seen = (self.encode_video(batch.frames), batch.video_mask)
-        if "audio" in views or "audio_view" in views or "both" in views:
+        if "audio" in views or "audio_view" in views or joined:
             heard, heard_again = self._hear(batch, audio_token, views, generator)
+        if text is not None and "text" in views:
+            vectors["text"] = text
         if "video" in views:
             vectors["video"] = F.normalize(self.fuse(*seen, *nothing), dim=1)
         if "audio" in views:
             vectors["audio"] = F.normalize(self.fuse(*nothing, *heard), dim=1)
         if "audio_view" in views:
             vectors["audio_view"] = F.normalize(self.fuse(*nothing, *heard_again), dim=1)
-        if "both" in views:
-            vectors["both"] = F.normalize(self.fuse(*seen, *heard), dim=1)
+        if joined:
+            both = F.normalize(self.fuse(*seen, *heard), dim=1)
+            if "both" in views:
+                vectors["both"] = both
+            if text is not None and "cross" in views:
+                # one of its sentences, which are drawn anew for each step
+                vectors["cross"] = self._cross_loss(text[:, 0], both, Percepts(*seen, *heard))
         return Features(has_video=batch.video_mask.any(1), has_audio=has_audio, **vectors)
+
+    def cross_scores(self, text: Tensor, percepts: Percepts) -> Tensor:
+        """How well each text and clip go together, read as one: (P,) of unit vectors (P, D) and P clips.
+
+        Raises:
+            ValueError: the model doesn't score pairs.
+        """
+        scorer, fusion = self._scoring()
+        return scorer(fusion, *single(text), percepts)
+
+    def _cross_loss(self, text: Tensor, clips: Tensor, percepts: Percepts) -> Tensor:
+        scorer, fusion = self._scoring()
+        return scorer.loss(fusion, text, clips, percepts)
+
+    def _scoring(self) -> tuple[CrossScorer, SequenceFusion]:
+        if self.scorer is None or self.fusion is None:
+            raise ValueError("this model scores no pairs: fine-tune it with finetune.text_cross first")
+        return self.scorer, self.fusion
 
     def _nothing(self, number: int) -> tuple[Tensor, Tensor]:
         """Features (B, 0, D) and mask (B, 0) of a modality that isn't looked at."""
@@ -275,6 +314,6 @@ class Clip4Vla(nn.Module):
             augmented = (self.encode_audio(tiles_view, audio_token, batch.audio_types), mask)
         else:
             tiles, mask = self.log_mel(batch.waveform, batch.samples)
-        if "audio" in views or "both" in views:
+        if {"audio", "both", "cross"} & set(views):
             plain = (self.encode_audio(tiles, audio_token, batch.audio_types), mask)
         return plain, augmented

@@ -1,47 +1,79 @@
 """A second, slower opinion for the best few candidates: text, frames and tiles read together by one transformer.
 
 In: pairs of a text and a clip. Out: one score a pair. It can't be computed from the vectors that retrieval stores,
-so it costs a pass for each pair and is meant for re-ranking. Source: `tight_seq` and `cross_align` of the code
-published with CLIP4VLA.
+so it costs a pass for each pair and is meant for re-ranking. It is trained to tell a text's clip, and a clip's text,
+from the few that are nearest by their vectors: those that it will be asked about. Source: `tight_seq` and
+`cross_align` of the code published with CLIP4VLA, which compares all pairs of a batch.
 
-Shapes: P pairs, L text positions (1 for a sentence vector), F frames, T tiles, D embedding width.
+Shapes: B clips, P pairs, N nearest, L text positions (1 for a sentence vector), F frames, T tiles, D embedding width.
 """
 
 import torch
 from torch import Tensor, nn
 
 from clip4vla.model.fusion import AUDIO_TYPE, TEXT_TYPE, VIDEO_TYPE, SequenceFusion
+from clip4vla.model.percepts import Percepts
 
 SCALE = 100.0
 """What the published code multiplies the score with."""
+NEGATIVES = 7
+"""Wrong clips that a text is told from, and wrong texts that a clip is told from."""
 
 
 class CrossScorer(nn.Module):
-    """Scores pairs with the blocks of a `SequenceFusion` and one linear layer.
+    """Scores pairs with the blocks of a `SequenceFusion` and one linear layer of its own.
 
     Args:
-        fusion: the transformer, shared with the model.
+        width: D.
     """
 
-    def __init__(self, fusion: SequenceFusion) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.fusion = fusion
-        self.similarity = nn.Linear(fusion.positional_embedding.shape[1], 1)
+        self.similarity = nn.Linear(width, 1)
+        nn.init.zeros_(self.similarity.weight)  # untrained it prefers nothing, instead of a hundred times anything
+        nn.init.zeros_(self.similarity.bias)
 
-    def forward(
-        self, text: Tensor, text_mask: Tensor, frames: Tensor, video_mask: Tensor, tiles: Tensor, audio_mask: Tensor
-    ) -> Tensor:
+    def forward(self, fusion: SequenceFusion, text: Tensor, text_mask: Tensor, percepts: Percepts) -> Tensor:
         """Scores (P,) of pairs.
 
         Args:
+            fusion: the model's.
             text: (P, L, D), the unit sentence vector alone (`tight_seq`), or all words (`cross_align`).
             text_mask: (P, L) bool.
-            frames: (P, F, D) features as the tower gives them; F may be 0.
-            video_mask: (P, F) bool.
-            tiles: (P, T, D) likewise; T may be 0.
-            audio_mask: (P, T) bool.
+            percepts: of P clips; F or T may be 0.
         """
+        frames, tiles = percepts.frames, percepts.tiles
         types = [TEXT_TYPE] * text.shape[1] + [VIDEO_TYPE] * frames.shape[1] + [AUDIO_TYPE] * tiles.shape[1]
-        mask = torch.cat([text_mask, video_mask, audio_mask], dim=1)
-        read = self.fusion.attend(torch.cat([text, frames, tiles], dim=1), mask, types)
+        mask = torch.cat([text_mask, percepts.video_mask, percepts.audio_mask], dim=1)
+        sequence = torch.cat([text.to(frames.dtype), frames, tiles.to(frames.dtype)], dim=1)
+        read = fusion.attend(sequence, mask, types)
         return SCALE * self.similarity(read[:, 0]).squeeze(1)
+
+    def loss(self, fusion: SequenceFusion, text: Tensor, clips: Tensor, percepts: Percepts) -> Tensor:
+        """Loss (B,) of each clip: its text among the nearest wrong ones, and it among the nearest wrong clips.
+
+        Args:
+            fusion: the model's.
+            text: (B, D), a unit sentence vector of each clip.
+            clips: (B, D), what is seen and heard, as it is compared with texts; only decides what is near.
+            percepts: of the B clips.
+        """
+        similarity = (text @ clips.T).detach()
+        itself = torch.arange(len(text), device=text.device).unsqueeze(1)
+        clip_of = torch.cat([itself, _nearest(similarity)], dim=1)
+        text_of = torch.cat([itself, _nearest(similarity.T)], dim=1)
+        texts = torch.cat([itself.expand_as(clip_of), text_of]).flatten()
+        shown = torch.cat([clip_of, itself.expand_as(text_of)]).flatten()
+        scores = self(fusion, *single(text[texts]), percepts.take(shown)).float().view(2, *clip_of.shape)
+        return -scores.log_softmax(2)[:, :, 0].mean(0)
+
+
+def single(sentences: Tensor) -> tuple[Tensor, Tensor]:
+    """Sentence vectors (P, D) as sequences of one, and their mask."""
+    return sentences.unsqueeze(1), torch.ones_like(sentences[:, :1], dtype=torch.bool)
+
+
+def _nearest(similarity: Tensor) -> Tensor:
+    """(B, N) columns of `similarity` (B, B) with the highest values but for each row's own, all where there are few."""
+    itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    return similarity.masked_fill(itself, -torch.inf).topk(min(NEGATIVES, len(similarity) - 1), dim=1).indices

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from clip4vla.model.checkpoints import save_model
 from clip4vla.model.clip4vla import Clip4Vla
-from clip4vla.model.cross import CrossScorer
 from clip4vla.model.towers import Architecture, check_state
 from clip4vla.params import AudioParams, ModelParams
 
@@ -34,7 +33,12 @@ RENAMED = {
     "audio.visual.control_embedding": "audio.type_embedding",
     "cross.token_type_embeddings.weight": "fusion.type_embedding",
 }
-MOVED = {"clip.": "clip.", "audio.visual.": "audio.", "cross.": "fusion."}
+MOVED = {
+    "clip.": "clip.",
+    "audio.visual.": "audio.",
+    "cross.": "fusion.",
+    "similarity_dense.": "scorer.similarity.",
+}
 HALF = re.compile(r"^(clip|audio)\.(.*\.)?(conv1\.weight|attn\..+|mlp\..+|proj|text_projection)$")
 """What the published scripts store as float16."""
 PUBLISHED_AUDIO = AudioParams(
@@ -54,8 +58,7 @@ class Published:
     """What a published checkpoint turned into."""
 
     model: Clip4Vla
-    scorer: CrossScorer | None
-    """The cross-attending score, where the checkpoint was fine-tuned for retrieval through the cross encoder."""
+    """It scores pairs where the checkpoint was fine-tuned for retrieval through the cross encoder."""
     unused: tuple[str, ...]
     """Keys of the checkpoint that have no place here."""
     missing: tuple[str, ...]
@@ -79,22 +82,17 @@ def from_published(state: dict[str, Tensor], audio_params: AudioParams, source: 
     """
     architecture = _architecture(state, source)
     fused = "similarity_dense.weight" in state
-    model = Clip4Vla(_model_params(state, architecture, fused, source), audio_params, architecture)
-    scorer = CrossScorer(model.fusion) if fused and model.fusion is not None else None
+    params = _model_params(state, architecture, fused, source)
+    model = Clip4Vla(params, audio_params, architecture, scores_pairs=fused)
     taken = {key: name for key in state if (name := _our_name(key, fused)) is not None}
     ours = {name: state[key].float() for key, name in taken.items()}
     missing = _complete(ours, model)
     check_state(model.state_dict(), ours, source)
     model.load_state_dict(ours)
-    if scorer is not None:
-        head = {key: state[f"similarity_dense.{key}"] for key in ("weight", "bias")}
-        check_state(scorer.similarity.state_dict(), head, source)
-        scorer.similarity.load_state_dict(head)
-    heads = {"similarity_dense.weight", "similarity_dense.bias"} if fused else set()
-    return Published(model.eval(), scorer, tuple(sorted(state.keys() - taken.keys() - heads)), missing)
+    return Published(model.eval(), tuple(sorted(state.keys() - taken.keys())), missing)
 
 
-def to_published(model: Clip4Vla, scorer: CrossScorer | None = None) -> dict[str, Tensor]:
+def to_published(model: Clip4Vla) -> dict[str, Tensor]:
     """The tensors of `model` under their published names, shapes and number formats.
 
     A model that knows no type token (`audio_token` none) is written without one.
@@ -107,8 +105,6 @@ def to_published(model: Clip4Vla, scorer: CrossScorer | None = None) -> dict[str
     if model.params.audio_token == "none":
         del state["audio.visual.control_embedding"]
         state["audio.visual.positional_embedding"] = state["audio.visual.positional_embedding"][:-1]
-    if scorer is not None:
-        state |= {f"similarity_dense.{key}": value for key, value in scorer.similarity.state_dict().items()}
     return state
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from clip4vla.batch import Batch
-from clip4vla.model.clip4vla import Clip4Vla, Features
+from clip4vla.model.clip4vla import VIEWS, Clip4Vla, Features
 from clip4vla.params import OptimizerParams, TrainerParams
 from clip4vla.training.checkpoints import (
     Notes,
@@ -316,18 +316,15 @@ def _shares(clips: int, pieces: int) -> list[slice]:
     return [slice(low, high) for low, high in pairwise(bounds)]
 
 
-_VIEWS = ("text", "video", "audio", "audio_view", "both")
-
-
 def _as_leaves(features: Features) -> Features:
     """The same features, each view a leaf that collects its gradient."""
     values = {f.name: getattr(features, f.name) for f in fields(features)}
-    return Features(**{n: v.requires_grad_() if n in _VIEWS and v is not None else v for n, v in values.items()})
+    return Features(**{n: v.requires_grad_() if n in VIEWS and v is not None else v for n, v in values.items()})
 
 
 def _inner_product(again: Features, cached: Features, rows: slice) -> Tensor:
     """What has, in the towers' weights, the gradient that `cached` collected for its `rows`."""
-    views = [(getattr(again, name), getattr(cached, name)) for name in _VIEWS]
+    views = [(getattr(again, name), getattr(cached, name)) for name in VIEWS]
     terms = [(new * old.grad[rows]).sum() for new, old in views if new is not None]
     return torch.stack(terms).sum()
 

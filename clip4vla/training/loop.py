@@ -20,7 +20,7 @@ from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.fusion import SequenceFusion
 from clip4vla.model.text import Tokenizer
 from clip4vla.model.towers import check_state
-from clip4vla.params import CaptionParams, TrainerParams
+from clip4vla.params import CaptionParams, FinetuneParams, TrainerParams
 from clip4vla.tracking import Run, open_tracker, provenance
 from clip4vla.training.engine import Engine, join_ranks
 from clip4vla.training.flops import StepFlops, peak_flops
@@ -68,14 +68,16 @@ def build_model(job: Job) -> Clip4Vla:
     """The model to start from: as it is initialised, or with the weights of a run result.
 
     A fusion or a caption decoder that the run result doesn't have starts from its text tower, as `SequenceFusion` and
-    `CaptionDecoder` do. Captioning leaves the text tower as it is.
+    `CaptionDecoder` do; a cross-attending score that it doesn't have prefers nothing. Captioning leaves the text tower
+    as it is.
 
     Raises:
         ValueError: the run result's fusion is of another depth than the job's, or its decoder's vocabulary isn't of
             the size of the job's.
     """
     if job.start_from is None:
-        model = Clip4Vla(job.model, job.audio, vocabulary=_vocabulary(job, job.model.architecture))
+        vocabulary = _vocabulary(job, job.model.architecture)
+        model = Clip4Vla(job.model, job.audio, vocabulary=vocabulary, scores_pairs=_scores_pairs(job))
     else:
         model = _continued(job, load_model(job.start_from))
     if model.decoder is not None:
@@ -86,7 +88,7 @@ def build_model(job: Job) -> Clip4Vla:
 def _continued(job: Job, before: Clip4Vla) -> Clip4Vla:
     """The job's model with the weights of `before`."""
     vocabulary = _vocabulary(job, before.architecture.name)
-    model = Clip4Vla(job.model, job.audio, before.architecture, vocabulary)
+    model = Clip4Vla(job.model, job.audio, before.architecture, vocabulary, _scores_pairs(job))
     model.clip.load_state_dict(before.clip.state_dict())
     model.audio.load_state_dict(before.audio.state_dict())
     if model.fusion is not None:
@@ -97,7 +99,14 @@ def _continued(job: Job, before: Clip4Vla) -> Clip4Vla:
         decoder = (before.decoder or CaptionDecoder(before.clip, vocabulary)).state_dict()
         check_state(model.decoder.state_dict(), decoder, f"the caption decoder of {job.start_from}")
         model.decoder.load_state_dict(decoder)
+    if model.scorer is not None and before.scorer is not None:
+        model.scorer.load_state_dict(before.scorer.state_dict())
     return model
+
+
+def _scores_pairs(job: Job) -> bool:
+    """Whether the job teaches the cross-attending score."""
+    return isinstance(job.training, FinetuneParams) and job.training.text_cross > 0
 
 
 def _vocabulary(job: Job, architecture: str) -> torch.Tensor | None:

@@ -53,20 +53,30 @@ def _audio_audio(features: Features, scale: Tensor) -> Tensor:
     return nt_xent(features.audio, features.audio_view, scale, valid=features.has_audio)
 
 
+def _text_cross(features: Features, scale: Tensor) -> Tensor:  # noqa: ARG001
+    """The mean over clips; every rank has as many."""
+    assert features.cross is not None
+    _, ranks = world()
+    return features.cross.mean() / ranks
+
+
 TERMS: Mapping[str, tuple[tuple[View, View], Loss]] = {
     "text_audio": (("text", "audio"), _pair("text", "audio")),
     "video_audio": (("video", "audio"), _pair("video", "audio")),
     "text_video": (("text", "video"), _pair("text", "video")),
     "text_both": (("text", "both"), _pair("text", "both")),
     "audio_audio": (("audio", "audio_view"), _audio_audio),
+    "text_cross": (("cross", "cross"), _text_cross),
     "text_text": (("text", "text"), _pair("text", "text")),
     "video_video": (("video", "video"), _pair("video", "video")),
 }
 """Every term by its name in params.yaml: the views that it compares, and how.
 
-The last two compare features with themselves and so only push different clips apart. The published pretraining totals
-are `nce` = text_audio + video_audio and `tav_nce` = text_audio + 2 video_audio; with self-supervision the first adds
-audio_audio, the second audio_audio + text_text + video_video.
+All compare each clip with those of all ranks, but for text_cross, which reads pairs together and so compares only like
+clips of one micro-batch; of its FLOPs only those of a text with its own clip are counted. The last two compare
+features with themselves and so only push different clips apart. The published pretraining totals are `nce` =
+text_audio + video_audio and `tav_nce` = text_audio + 2 video_audio; with self-supervision the first adds audio_audio,
+the second audio_audio + text_text + video_video.
 """
 
 

@@ -44,9 +44,9 @@ END = 63
 def build() -> Callable[..., Clip4Vla]:
     """Build a tiny model, always with the same weights, with changes to its params."""
 
-    def build_one(audio: AudioParams = AUDIO, **changes: object) -> Clip4Vla:
+    def build_one(audio: AudioParams = AUDIO, scores_pairs: bool = False, **changes: object) -> Clip4Vla:
         torch.manual_seed(0)
-        return Clip4Vla(MODEL.model_copy(update=changes), audio, TINY)
+        return Clip4Vla(MODEL.model_copy(update=changes), audio, TINY, scores_pairs=scores_pairs)
 
     return build_one
 

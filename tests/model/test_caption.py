@@ -11,9 +11,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from clip4vla.batch import Batch
 from clip4vla.model.beam import END, START
-from clip4vla.model.caption import CaptionDecoder, Memory, Percepts
+from clip4vla.model.caption import CaptionDecoder, Memory
 from clip4vla.model.checkpoints import load_model, save_model
 from clip4vla.model.clip4vla import Clip4Vla
+from clip4vla.model.percepts import Percepts
 from clip4vla.model.text import Tokenizer
 from clip4vla.params import AudioParams
 from tests.model.conftest import AUDIO, MODEL, TINY

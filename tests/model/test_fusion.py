@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from clip4vla.model.clip4vla import Clip4Vla
-from clip4vla.model.cross import CrossScorer
 from clip4vla.model.fusion import SequenceFusion, mean_of_present, pool
 
 Build = Callable[..., Clip4Vla]
@@ -64,15 +63,3 @@ def test_a_sequence_longer_than_the_positions_is_refused(build: Build) -> None:
     frames, mask = torch.zeros(1, 7, 16), torch.ones(1, 7, dtype=torch.bool)
     with pytest.raises(ValueError, match="at most 12, not 14"):
         fusion(frames, mask, frames, mask)
-
-
-def test_the_cross_attending_score_sees_text_and_clip_together(build: Build) -> None:
-    fusion = build(fusion="sequence").fusion
-    assert fusion is not None
-    torch.manual_seed(0)
-    scorer, (text, clip) = CrossScorer(fusion), torch.randn(2, 2, 3, 16)
-    there, nothing = torch.ones(2, 3, dtype=torch.bool), (torch.empty(2, 0, 16), torch.empty(2, 0, dtype=torch.bool))
-    scores = scorer(text, there, clip, there, *nothing)
-    swapped = scorer(text, there, clip.flip(0), there, *nothing)
-    assert scores.shape == (2,)
-    assert not torch.allclose(scores, swapped)

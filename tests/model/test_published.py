@@ -44,14 +44,14 @@ def assert_same(got: State, expected: State) -> None:
 
 def test_a_finetuned_checkpoint_comes_back_bit_for_bit(finetuned: Published, finetuned_state: State) -> None:
     assert finetuned.unused == finetuned.missing == ()
-    assert_same(to_published(finetuned.model, finetuned.scorer), finetuned_state)
+    assert_same(to_published(finetuned.model), finetuned_state)
 
 
 def test_a_pretraining_checkpoint_leaves_its_untrained_parts(pretrained: Published, pretrained_state: State) -> None:
     taken = {key: value for key, value in pretrained_state.items() if not key.startswith(("cross.", "cls."))}
     assert set(pretrained.unused) == pretrained_state.keys() - taken.keys()
     assert pretrained.missing == ()
-    assert pretrained.scorer is None
+    assert pretrained.model.scorer is None
     assert_same(to_published(pretrained.model), taken)
 
 
@@ -89,7 +89,7 @@ def test_every_key_at_full_size(kind: str) -> None:
     }
     with torch.device("meta"):
         published = from_published(state, PUBLISHED_AUDIO, kind)
-        exported = to_published(published.model, published.scorer)
+        exported = to_published(published.model)
     assert published.model.architecture.name == "ViT-B-32-quickgelu"
     assert exported.keys() | set(published.unused) == index.keys()
     got = {key: [list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in exported.items()}

@@ -40,6 +40,7 @@ class Case:
     steps: int = 3
     leave_out: tuple[str, ...] = ()
     captions: bool = False
+    scores_pairs: bool = False
 
     @property
     def criterion(self) -> Criterion[Any]:
@@ -49,7 +50,8 @@ class Case:
     @property
     def objective(self) -> Objective:
         """Every term but those that the case leaves out."""
-        weights = {name: weight for name, weight in EVERYTHING.weights.items() if name not in self.leave_out}
+        everything = dict(EVERYTHING.weights) | ({"text_cross": 0.8} if self.scores_pairs else {})
+        weights = {name: weight for name, weight in everything.items() if name not in self.leave_out}
         return Objective(weights, EVERYTHING.audio_token)
 
     def trainer(self) -> TrainerParams:
@@ -76,6 +78,7 @@ EXACT = {
     "whole": Case(1, 1, dropout=0.2),
     "one_step": Case(1, 2, dropout=0.2, steps=1),
     "sequence": Case(1, 2, fusion="sequence"),
+    "pairs": Case(1, 3, fusion="sequence", scores_pairs=True),
     "fixed": Case(1, 3, temperature="fixed"),
     "uneven": Case(1, 5, dropout=0.2, clip_norm=0.05),
     "recomputed": Case(1, 2, dropout=0.2, activation_checkpointing=True),
@@ -83,6 +86,7 @@ EXACT = {
     "ranks_fixed": Case(2, 2, zero_stage=1, temperature="fixed"),
     "ranks_zero2": Case(2, 4, zero_stage=2, dropout=0.2, clip_norm=0.05),
     "ranks_zero3": Case(2, 2, zero_stage=3, dropout=0.2),
+    "ranks_pairs_zero3": Case(2, 2, zero_stage=3, fusion="sequence", scores_pairs=True),
     "three_zero1": Case(3, 3, zero_stage=1, dropout=0.2),
 }
 """Must equal the naive training."""
@@ -113,7 +117,10 @@ class Partitioned(Engine):
 
 
 def start(case: Case, device: torch.device, checkpoints: Path) -> Engine:
-    model = build_writer(case.fusion) if case.captions else build(case.temperature, case.fusion, case.dropout)
+    if case.captions:
+        model = build_writer(case.fusion)
+    else:
+        model = build(case.temperature, case.fusion, case.dropout, case.scores_pairs)
     optimizer = OPTIMIZER.model_copy(update={"clip_norm": case.clip_norm})
     return Partitioned(model, case.criterion, optimizer, case.trainer(), case.micro_batches, device, checkpoints)
 

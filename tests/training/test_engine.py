@@ -48,7 +48,7 @@ def micro_batches(case: Case) -> list[list[slice]]:
 
 def naive(case: Case, steps: int) -> tuple[list[dict[str, float]], Weights]:
     """Losses by step and final weights."""
-    model = build(case.temperature, case.fusion, case.dropout)
+    model = build(case.temperature, case.fusion, case.dropout, case.scores_pairs)
     optimizer = OPTIMIZER.model_copy(update={"clip_norm": case.clip_norm})
     training = NaiveTraining(model, case.objective, optimizer)
     losses = [training.step(make_batch(CLIPS, step), micro_batches(case), SEED, step) for step in range(steps)]

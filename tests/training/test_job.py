@@ -128,6 +128,24 @@ def test_a_fusion_of_another_depth_is_refused(job: Job, tmp_path: Path) -> None:
         build_model(job.model_copy(update={"start_from": tmp_path, "model": params}))
 
 
+def test_a_score_of_pairs_is_new_or_the_run_result_s_where_it_is_taught(job: Job, tmp_path: Path) -> None:
+    training = load_params(REPOSITORY / "params.yaml").finetune
+    params = job.model.model_copy(update={"fusion": "sequence"})
+    before = build(fusion="sequence", scores_pairs=True)
+    torch.nn.init.ones_(before.scorer.similarity.weight)
+    for start_from, scored in (("with", before), ("without", build(fusion="sequence"))):
+        save_model(scored, tmp_path / start_from)
+    given = {"task": "finetune", "model": params}
+
+    def built(start_from: str, weight: float) -> Clip4Vla:
+        taught = training.model_copy(update={"text_cross": weight})
+        return build_model(job.model_copy(update=given | {"training": taught, "start_from": tmp_path / start_from}))
+
+    assert built("with", 0.0).scorer is None
+    assert (built("with", 1.0).scorer.similarity.weight == 1).all()
+    assert (built("without", 1.0).scorer.similarity.weight == 0).all()
+
+
 def captioning(job: Job, start_from: Path, **changes: object) -> Job:
     training = load_params(REPOSITORY / "params.yaml").caption.model_copy(update={"words": 12} | changes)
     params = job.model.model_copy(update={"architecture": "stamp-small"})

@@ -8,26 +8,27 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.parity.losses import TOTALS
-from clip4vla.model.clip4vla import Features
+from clip4vla.model.clip4vla import VIEWS, Features
 from clip4vla.params import load_params
 from clip4vla.training.objective import TERMS, Captioning, Objective, criterion_of
 from tests.training.tiny import EVERYTHING, build, build_writer, make_batch, naive_losses
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 SCALE = torch.tensor([4.0])  # low enough for vectors compared with themselves to leave a loss
-VIEWS = ("text", "video", "audio", "audio_view", "both")
 
 
 @pytest.fixture
 def features() -> Features:
-    """Random unit vectors; the second clip has no sound, the third no pictures, what they lack being zero."""
+    """Random unit vectors, and losses of pairs; the second clip has no sound, the third no pictures: zeros."""
     generator = torch.Generator().manual_seed(0)
     has_audio, has_video = torch.ones(8, dtype=torch.bool), torch.ones(8, dtype=torch.bool)
     has_audio[1], has_video[2] = False, False
-    vectors = {name: F.normalize(torch.randn(8, 16, generator=generator), dim=1) for name in VIEWS}
+    names = ("video", "audio", "audio_view", "both")
+    vectors = {name: F.normalize(torch.randn(8, 16, generator=generator), dim=1) for name in names}
     vectors["text"] = F.normalize(torch.randn(8, 2, 16, generator=generator), dim=2)
     vectors |= {name: vectors[name] * has_audio[:, None] for name in ("audio", "audio_view")}
     vectors["video"] *= has_video[:, None]
+    vectors["cross"] = torch.rand(8, generator=generator)
     leaves = {name: vector.requires_grad_() for name, vector in vectors.items()}
     return Features(has_video=has_video, has_audio=has_audio, **leaves)
 

@@ -51,10 +51,13 @@ EVERYTHING = Objective(
 )
 
 
-def build(temperature: str = "learned", fusion: str = "mean", dropout: float = 0.0) -> Clip4Vla:
+def build(
+    temperature: str = "learned", fusion: str = "mean", dropout: float = 0.0, scores_pairs: bool = False
+) -> Clip4Vla:
     """The tiny model, always with the same weights; with `dropout` the audio tower draws at random."""
     torch.manual_seed(0)
-    model = Clip4Vla(MODEL.model_copy(update={"temperature": temperature, "fusion": fusion}), AUDIO, ARCHITECTURE)
+    params = MODEL.model_copy(update={"temperature": temperature, "fusion": fusion})
+    model = Clip4Vla(params, AUDIO, ARCHITECTURE, scores_pairs=scores_pairs)
     if dropout:
         model.audio.ln_pre = nn.Sequential(model.audio.ln_pre, nn.Dropout(dropout))
     return model.train()
@@ -118,6 +121,7 @@ def naive_losses(features: Features, scale: Tensor, weights: dict[str, float]) -
         "text_video": lambda: naive_of_texts(features.text[seen], features.video[seen], scale),
         "text_both": lambda: naive_of_texts(features.text, features.both, scale),
         "audio_audio": lambda: naive_nt_xent(features.audio[heard], features.audio_view[heard], scale),
+        "text_cross": lambda: features.cross.mean(),
         "text_text": lambda: sum(naive_info_nce(text, text, scale) for text in features.text.unbind(1)) / 2,
         "video_video": lambda: naive_info_nce(features.video[seen], features.video[seen], scale),
     }
