@@ -28,8 +28,8 @@ DYNAMIC_RANGE_DB = 80.0
 POWER_FLOOR = 1e-10
 SILENCE_DB = -100.0
 """What the floor is in decibels."""
-CACHE_BYTES = 1 << 20
-"""Of a core's own cache, about."""
+CACHE_BYTES = 2 << 20
+"""Of a core's own cache and its share of the common one, about: smaller pieces cost more calls than they save."""
 STD_FLOOR = 1e-10
 TilePosition = Literal["head", "tail", "middle"]
 
