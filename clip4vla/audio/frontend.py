@@ -216,13 +216,11 @@ class LogMel(KeepsPrecision):
 
     def _tile(self, cells: Tensor, valid: Tensor, places: Tensor, audio_mask: Tensor, out: Tensor) -> None:
         """Write the normalised tiles at `places` (B, T) of `cells` (B, N', C', R, R) in dB to `out`."""
-        out.copy_(_chosen(cells, places))
-        counted = _chosen(valid, places)
+        cells, counted = _chosen(cells, places), _chosen(valid, places)
         if self.params.recipe == "published":
             # padding is loud and counts
-            out.masked_fill_(~counted, 0.0)
-            counted = torch.ones_like(counted)
-        _normalise_(out, counted, audio_mask)
+            cells, counted = cells.masked_fill(~counted, 0.0), torch.ones_like(counted)
+        _normalise(cells, counted, audio_mask, out)
 
 
 def _real(waveform: Tensor) -> torch.dtype:
@@ -243,7 +241,10 @@ def _pieces(waveform: Tensor, number: int, bytes_of_each: int) -> list[slice]:
 
 
 def _power(spectrum: Tensor) -> Tensor:
-    """Power (B, N', C', R, K) of the spectra (B, N', C, R, K) of left, mean and right, or of the only channel."""
+    """Power (B, N', C', R, K) of the spectra (B, N', C, R, K) of left, mean and right, or of the only channel.
+
+    It is computed in the memory of the spectra.
+    """
     if spectrum.shape[2] == 1:
         channels = [spectrum[:, :, 0]]
     else:
@@ -253,7 +254,7 @@ def _power(spectrum: Tensor) -> Tensor:
     shape[2] = len(channels)
     power = spectrum.new_empty(shape, dtype=spectrum.real.dtype)
     for channel, values in enumerate(channels):
-        real, imaginary = torch.view_as_real(values).square().unbind(-1)
+        real, imaginary = torch.view_as_real(values).square_().unbind(-1)
         torch.add(real, imaginary, out=power[:, :, channel])
     return power
 
@@ -262,18 +263,18 @@ def _chosen(tiles: Tensor, places: Tensor) -> Tensor:
     """The tiles (B, T, ...) at `places` (B, T) of (B, N', ...); anything where there is no tile."""
     n_tiles, n_places = tiles.shape[1], places.shape[1]
     if n_tiles <= n_places:  # then every tile is at its own place
-        return F.pad(tiles, (0, 0) * (tiles.ndim - 2) + (0, n_places - n_tiles))
+        return tiles if n_tiles == n_places else F.pad(tiles, (0, 0) * (tiles.ndim - 2) + (0, n_places - n_tiles))
     clips = torch.arange(len(places), device=places.device).unsqueeze(1)
     return tiles[clips, places.clamp(max=n_tiles - 1)]
 
 
-def _normalise_(cells: Tensor, counted: Tensor, audio_mask: Tensor) -> None:
+def _normalise(cells: Tensor, counted: Tensor, audio_mask: Tensor, out: Tensor) -> None:
     """Each tile and channel of (B, T, C', R, R) by the mean and std of its counted rows (B, T, 1, R, 1); rest 0."""
     counted = (counted & audio_mask[:, :, None, None, None]).to(cells.dtype)
     number = counted.sum(dim=(3, 4), keepdim=True).clamp_(min=1) * cells.shape[-1]
     # relative to one of its cells a constant tile is exactly 0, whatever the rounding of its mean
-    cells.sub_(cells[..., :1, :1].clone()).mul_(counted)
-    cells.sub_(cells.sum(dim=(3, 4), keepdim=True) / number).mul_(counted)
+    torch.sub(cells, cells[..., :1, :1], out=out).mul_(counted)
+    out.sub_(out.sum(dim=(3, 4), keepdim=True) / number).mul_(counted)
     # not a norm, whose sum of so many squares is less exact
-    std = (cells.square().sum(dim=(3, 4), keepdim=True) / number).sqrt_()
-    cells.div_(std + STD_FLOOR)
+    std = (out.square().sum(dim=(3, 4), keepdim=True) / number).sqrt_()
+    out.div_(std + STD_FLOOR)

@@ -5,7 +5,8 @@ the sum of the ranks' shares is the loss of the whole batch, as one process woul
 gradients over ranks must therefore multiply the loss by their number.
 
 No rank ever holds a whole similarity matrix: it compares its own rows with everyone's, a block of rows at a time, and
-turns each block into its gradient at once, so that memory grows with B and not with B squared, at no price in time.
+turns each block into its gradient at once, so that memory grows with B and not with B squared. The price, on one rank,
+is a similarity matrix of its own for each direction: up to half as long again.
 
 Shapes: b clips of this rank, B of all ranks, V of all ranks that are valid, K rows of a block, D embedding width.
 """
