@@ -175,15 +175,15 @@ def _settle_old_runs(url: str) -> None:
 
 
 def _cancel_runs(url: str) -> None:
-    """Cancel the flow runs that go on, and wait until they have ended: their trainings leave checkpoints."""
+    """Cancel the flow runs that go on or are about to, and wait until they have ended: trainings leave checkpoints."""
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.states import Cancelling
 
     with SyncPrefectClient(url) as client:
-        for run in client.read_flow_runs(flow_run_filter=_going_on("RUNNING")):
+        for run in client.read_flow_runs(flow_run_filter=_going_on("PENDING", "RUNNING")):
             print(f"cancelling {run.name}", flush=True)
             client.set_flow_run_state(run.id, Cancelling())
-        ending = _going_on("RUNNING", "CANCELLING")
+        ending = _going_on("PENDING", "RUNNING", "CANCELLING")
         _wait_for(lambda: not client.read_flow_runs(flow_run_filter=ending), CANCEL_S)
 
 

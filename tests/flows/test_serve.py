@@ -30,6 +30,7 @@ class Served:
         self.project, self.port = project, free_port()
         outside = {k: v for k, v in environment().items() if k != "CLIP4VLA_INSIDE_FLOW"}
         self.environment = outside | {
+            "COLUMNS": "200",  # tables are cut to fit
             "PREFECT_HOME": str(project / ".prefect"),
             "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
         }
@@ -128,7 +129,7 @@ def test_a_nightly_run_ends_with_a_judged_candidate_and_a_true_lock(served: Serv
     assert "up to date" in run(served.project, "-m", "dvc", "status").stdout
     assert json.loads((served.project / "metrics/promotion.json").read_text())["version"] == "2"
     kept = served.prefect("artifact", "ls", "--limit", "50")
-    for key in ("pretrain", "finetune", "ablate", "evaluate", "promote"):
+    for key in ("pretrain", "finetune-retrieval", "finetune-captioning", "ablate", "evaluate-retrieval"):
         assert f" {key} " in kept
 
 
@@ -164,7 +165,8 @@ def test_a_worker_that_is_killed_takes_its_run_along(served: Served) -> None:
 def test_ctrl_c_ends_everything_with_a_checkpoint_and_the_next_run_goes_on(project: Path) -> None:
     served = Served(project)
     flow_run = served.start("pretrain/nightly")
-    served.wait_for(lambda: steps_done(project) >= 2)
+    before = steps_done(project)
+    served.wait_for(lambda: steps_done(project) > before)
     served.end()
     assert "everything has ended" in served.log.read_text()
     assert processes_in(project) == []
@@ -177,6 +179,20 @@ def test_ctrl_c_ends_everything_with_a_checkpoint_and_the_next_run_goes_on(proje
     assert first.count("1") == 1, "the training went on from its checkpoint"
     served.process.kill()  # nothing outlives it
     served.wait_for(lambda: processes_in(project) == [])
+
+
+@pytest.mark.slow
+def test_ctrl_c_cancels_a_run_that_has_hardly_begun(project: Path) -> None:
+    served = Served(project)
+    flow_run = served.start("pretrain/nightly")
+    served.wait_for(lambda: served.state(flow_run) in ("PENDING", "RUNNING"))
+    served.end()
+    assert "everything has ended" in served.log.read_text()
+    assert processes_in(project) == []
+    served = Served(project)
+    state = served.state(flow_run)
+    served.end()
+    assert state == "CANCELLED"
 
 
 def training(project: Path) -> list[int]:
