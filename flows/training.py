@@ -23,7 +23,7 @@ from clip4vla.records import Split
 from clip4vla.tracking import Run, open_tracker, run_page
 from clip4vla.training.job import Corpus, Job, data_version, read_run
 from clip4vla.training.launch import launch_through
-from clip4vla.training.objective import TERMS
+from clip4vla.training.objective import Objective
 
 ROOT = Path.cwd()
 CLIPS = Path("data/clips")
@@ -110,7 +110,7 @@ def headline_params(job: Job) -> dict[str, Any]:
     return {
         "architecture": job.model.architecture,
         "weights": job.model.weights or "scratch",
-        "objective": objective_in_words(training),
+        "objective": objective_in_words(training, job.audio_token),
         "fusion": job.model.fusion,
         "audio_token": job.audio_token,
         "audio_recipe": job.audio.recipe,
@@ -126,12 +126,12 @@ def headline_params(job: Job) -> dict[str, Any]:
     }
 
 
-def objective_in_words(training: PretrainParams | FinetuneParams | CaptionParams) -> str:
+def objective_in_words(training: PretrainParams | FinetuneParams | CaptionParams, token: AudioToken) -> str:
     """The terms of a training, a weight of 1 unsaid: `text_audio + 2 video_audio`."""
     if isinstance(training, CaptionParams):
         return f"caption from {training.modalities}"
-    weights = {name: getattr(training, name, 0.0) for name in TERMS}
-    return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items() if weight)
+    weights = Objective.of(training, token).weights
+    return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
 
 
 def judge(

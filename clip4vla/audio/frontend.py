@@ -11,7 +11,7 @@ Shapes: B clips, C channels of the waveform and C' of its tiles, S samples, N ro
 that hold them, T tiles that are kept, R rows and bands of a tile.
 """
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ CACHE_BYTES = 2 << 20
 """Of a core's own cache and its share of the common one, about: smaller pieces cost more calls than they save."""
 STD_FLOOR = 1e-10
 TilePosition = Literal["head", "tail", "middle"]
+Rows = TypeVar("Rows", int, Tensor)
 
 
 def hop_samples(params: AudioParams, image_size: int) -> int:
@@ -149,8 +150,10 @@ class LogMel(KeepsPrecision):
 
     def _count_tiles(self, waveform: Tensor) -> int:
         """N', as many tiles as the recipe makes of all samples of a waveform."""
-        rows = 1 + waveform.shape[2] // self.hop
-        # an exact multiple is padded by one whole tile
+        return self._tiles_of(1 + waveform.shape[2] // self.hop)
+
+    def _tiles_of(self, rows: Rows) -> Rows:
+        """How many tiles the recipe makes of rows; published, an exact multiple is padded by one whole tile."""
         return rows // self.rows + 1 if self.params.recipe == "published" else -(-rows // self.rows)
 
     def _places(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,10 +161,7 @@ class LogMel(KeepsPrecision):
 
         A clip with more than T tiles keeps its middle.
         """
-        if self.params.recipe == "published":
-            counts = torch.where(rows > 0, rows // self.rows + 1, 0)
-        else:
-            counts = -(-rows // self.rows)
+        counts = torch.where(rows > 0, self._tiles_of(rows), 0)
         kept = counts.clamp(max=self.params.tiles).unsqueeze(1)
         place = torch.arange(self.params.tiles, device=counts.device)
         return place + (counts.unsqueeze(1) - kept) // 2, place < kept

@@ -253,10 +253,9 @@ class Clip4Vla(nn.Module):
         """
         has_audio = batch.samples > 0
         vectors: dict[str, Tensor] = {}
-        text = None
         if "text" in views or "cross" in views:
-            text = F.normalize(self.encode_text(batch.tokens.flatten(0, 1)).float(), dim=1)
-            text = text.unflatten(0, batch.tokens.shape[:2])
+            text = self.encode_text(batch.tokens.flatten(0, 1))
+            vectors["text"] = F.normalize(text.float(), dim=1).unflatten(0, batch.tokens.shape[:2])
         nothing = self._nothing(len(batch))
         seen = heard = nothing
         joined = "both" in views or "cross" in views
@@ -264,8 +263,6 @@ class Clip4Vla(nn.Module):
             seen = (self.encode_video(batch.frames), batch.video_mask)
         if "audio" in views or "audio_view" in views or joined:
             heard, heard_again = self._hear(batch, audio_token, views, generator)
-        if text is not None and "text" in views:
-            vectors["text"] = text
         if "video" in views:
             vectors["video"] = F.normalize(self.fuse(*seen, *nothing), dim=1)
         if "audio" in views:
@@ -273,13 +270,14 @@ class Clip4Vla(nn.Module):
         if "audio_view" in views:
             vectors["audio_view"] = F.normalize(self.fuse(*nothing, *heard_again), dim=1)
         if joined:
-            both = F.normalize(self.fuse(*seen, *heard), dim=1)
-            if "both" in views:
-                vectors["both"] = both
-            if text is not None and "cross" in views:
-                # one of its sentences, which are drawn anew for each step
-                vectors["cross"] = self._cross_loss(text[:, 0], both, Percepts(*seen, *heard))
-        return Features(has_video=batch.video_mask.any(1), has_audio=has_audio, **vectors)
+            vectors["both"] = F.normalize(self.fuse(*seen, *heard), dim=1)
+        if "cross" in views:
+            scorer, fusion = self._scoring()
+            # one of the sentences of each, which are drawn anew for each step
+            sentences = vectors["text"][:, 0]
+            vectors["cross"] = scorer.loss(fusion, sentences, vectors["both"], Percepts(*seen, *heard))
+        asked = {name: found for name, found in vectors.items() if name in views}
+        return Features(has_video=batch.video_mask.any(1), has_audio=has_audio, **asked)
 
     def cross_scores(self, text: Tensor, percepts: Percepts) -> Tensor:
         """How well each text and clip go together, read as one: (P,) of unit vectors (P, D) and P clips.
@@ -289,10 +287,6 @@ class Clip4Vla(nn.Module):
         """
         scorer, fusion = self._scoring()
         return scorer(fusion, *single(text), percepts)
-
-    def _cross_loss(self, text: Tensor, clips: Tensor, percepts: Percepts) -> Tensor:
-        scorer, fusion = self._scoring()
-        return scorer.loss(fusion, text, clips, percepts)
 
     def _scoring(self) -> tuple[CrossScorer, SequenceFusion]:
         if self.scorer is None or self.fusion is None:

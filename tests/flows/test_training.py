@@ -6,7 +6,7 @@ from flows.training import objective_in_words
 
 def test_an_objective_is_named_by_its_terms_and_their_weights() -> None:
     published = load_params(preset="published")
-    assert objective_in_words(published.pretrain) == (
+    assert objective_in_words(published.pretrain, "sample") == (
         "text_audio + 2 video_audio + audio_audio + text_text + video_video"
     )
-    assert objective_in_words(published.caption) == "caption from both"
+    assert objective_in_words(published.caption, "both") == "caption from both"
