@@ -1,39 +1,48 @@
-# Everything starts from a machine with Python 3.11 and git; the first target that needs it makes .venv.
+# Everything starts from a machine with Python 3.11, 3.12 or 3.13 and git; the first target that needs it makes .venv.
 PYTHON ?= python3.11
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 PORT ?= 4200
+PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)
+UNIT_TESTS := $(addprefix tests/,utils audio media corpora clips losses model evaluation reports test_config.py)
 
-.PHONY: help setup repro serve-flows test test-all test-team dvc-remote check format ui
+.PHONY: help setup repro serve-flows test test-newest test-all test-team dvc-remote check format ui
 
-help:  ## what can be made
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-setup: .venv/ready  ## the environment, as constraints.txt pins it
+setup: $(VENV)/ready  ## install the environment that constraints.txt pins
 
-.venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[dev]' -c constraints.txt
 	touch $@
 
-repro: setup  ## from nothing to a promoted model
+repro: setup  ## run all stages, up to promoted models, and print their scores
 	$(BIN)/python -m dvc repro
+	$(BIN)/clip4vla summary
 
 serve-flows: setup  ## Prefect's server, deployments and a worker, at http://127.0.0.1:4200 (PORT=4200)
 	@$(BIN)/python -m flows.serve --port $(PORT)
 
-test: setup  ## the tests
+test: setup  ## run the tests
 	$(BIN)/python -m pytest
 
-test-all: setup  ## the tests, those that start many processes too
+test-newest:  ## run the unit tests on the newest supported Python of pyenv, where it is another one
+	@newest=$$(ls -d $(PYENV)/versions/3.1[123]*/bin/python3 2>/dev/null | sort -V | tail -n 1); \
+	if [ -z "$$newest" ] || [ "$$($$newest -V)" = "$$($(PYTHON) -V)" ]; then echo 'there is no newer Python here'; \
+	else $(MAKE) PYTHON=$$newest VENV=.venv-newest setup && .venv-newest/bin/python -m pytest $(UNIT_TESTS); fi
+
+test-all: setup  ## run the tests, with those that start many processes
 	$(BIN)/python -m pytest -m "not team"
 
-test-team: setup  ## the tests of a team's servers; installs PostgreSQL by apt-get where it is missing
+test-team: setup  ## run the tests of a team's servers; installs PostgreSQL by apt-get where it is missing
 	@ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || apt-get install -y postgresql
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test-team]' -c constraints.txt
 	$(BIN)/python -m pytest -m team
@@ -47,9 +56,10 @@ check: setup  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup  ## let ruff mend what it can
+format: setup  ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ui: setup  ## MLflow's pages at http://127.0.0.1:5000
+ui: setup  ## MLflow's pages
+	@echo 'MLflow is at http://127.0.0.1:5000/#/experiments?workflowType=machine_learning'
 	$(BIN)/python -m mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db --host 127.0.0.1 --port 5000

@@ -1,4 +1,4 @@
-"""Speed, memory, parity and what presets are worth: each module is one command that prints one JSON line.
+"""Speed, memory, parity, kills and a comparison of presets: each module is one command that prints JSON lines.
 
 `results/` keeps dated figures.
 """

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.measure import add_device, median_seconds, report
 from clip4vla.audio.frontend import LogMel, max_samples
-from clip4vla.params import AudioParams
+from clip4vla.config import AudioConfig
 
 IMAGE_SIZE = 224
 CPU = torch.device("cpu")
@@ -35,40 +35,31 @@ class Measured:
     """The front end, and a batch of noise that fills `tiles` tiles a clip."""
 
     def __init__(self, device: torch.device, clips: int, tiles: int, channels: int) -> None:
-        self.params = AudioParams(
-            sample_rate=16000,
-            n_fft=512,
-            hop=None,
-            tiles=tiles,
-            recipe="masked",
-            freq_mask_fraction=0.05,
-            time_mask_fraction=0.15,
-            mask_width=9,
-        )
+        self.config = AudioConfig(tiles=tiles)
         self.device = device
-        self.front_end = LogMel(self.params, IMAGE_SIZE).to(device)
-        length = max_samples(self.params, IMAGE_SIZE)
+        self.front_end = LogMel(self.config, IMAGE_SIZE).to(device)
+        length = max_samples(self.config, IMAGE_SIZE)
         generator = torch.Generator().manual_seed(0)
         self.waveform = (0.1 * torch.randn(clips, channels, length, generator=generator)).to(device)
         self.samples = torch.full((clips,), length, device=device)
 
     def figures(self, repeats: int) -> dict[str, float]:
-        """Speed of the whole front end, and of its log-mel alone; on a CPU by core."""
+        """Speed of the front end, and of its log-mel alone; on a CPU by core."""
         clips, _, length = self.waveform.shape
         cores = 1 if self.device.type == "cuda" else torch.get_num_threads()
         speed, seconds = {}, {}
         for name, compute in (("", self.front_end), ("log_mel_", self.front_end.log_mel)):
             run = partial(compute, self.waveform, self.samples)
             seconds[name] = median_seconds(run, self.device, repeats=repeats)
-            speed[f"{name}audio_s_per_s"] = clips * length / self.params.sample_rate / seconds[name] / cores
+            speed[f"{name}audio_s_per_s"] = clips * length / self.config.sample_rate / seconds[name] / cores
         return {"ms_per_clip": 1e3 * seconds[""] / clips} | speed
 
     def against_librosa(self, figures: dict[str, float], repeats: int) -> dict[str, float]:
         """How many times as fast as librosa on one core, and the largest difference of the first clip."""
-        heard = self.waveform[0].cpu().numpy()
-        channels = np.stack([heard[0], heard.mean(axis=0), heard[-1]])
+        waveform = self.waveform[0].cpu().numpy()
+        channels = np.stack([waveform[0], waveform.mean(axis=0), waveform[-1]])
         seconds = median_seconds(lambda: librosa_log_mel(channels), CPU, warmup=1, repeats=repeats)
-        published_speed = heard.shape[1] / self.params.sample_rate / seconds
+        published_speed = waveform.shape[1] / self.config.sample_rate / seconds
         ours, _ = self.front_end.log_mel(self.waveform[:1], self.samples[:1])
         return {
             "librosa_audio_s_per_s": published_speed,
@@ -79,7 +70,7 @@ class Measured:
 
 
 def librosa_log_mel(channels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(3, rows, bands) in dB of three channels (3, S), as the published code asks librosa for them."""
+    """(3, rows, bands) in dB of three channels (3, S), as the published code computes them with librosa."""
     import librosa
 
     spectra = [

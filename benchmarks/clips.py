@@ -1,7 +1,7 @@
-"""A Lance data set of synthetic clips: noise for pictures and sound, and two sentences each.
+"""A Lance data set of synthetic clips: noise for frames and sound, and two sentences each.
 
-What benchmarks and tests train and load where no corpus is needed. Lance and PyAV, behind the format of a clip, are
-asked for only when something is written.
+Benchmarks and tests train on it and load it where no corpus is needed. Lance and PyAV, behind the format of a clip,
+are imported only when something is written.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def write_clips(
 
     Args:
         frames: JPEGs of a clip, (size, size) pixels of noise.
-        samples: of each channel, int16 at whatever rate the reader thinks.
+        samples: of each channel, int16 at the rate that the reader assumes.
         mode: Lance's; `overwrite` writes a new version.
 
     Raises:

@@ -1,6 +1,6 @@
 """`python -m benchmarks.contrastive`: time and memory of the contrastive loss, forward and backward, by batch size.
 
-The blockwise loss that training uses against the naive one, which holds whole similarity matrices. Memory is what
+The blockwise loss that training uses against the naive one, which holds full similarity matrices. Memory is what
 a pass needs beyond the vectors themselves. Where the naive loss isn't run, its memory is the one at the largest batch
 where it was, times the growth of batch x batch.
 """
@@ -20,7 +20,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def naive_info_nce(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE over whole (B, B) matrices, as it is usually written."""
+    """Symmetric InfoNCE over full (B, B) matrices, as it is usually implemented."""
     logits = scale * a @ b.T
     target = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

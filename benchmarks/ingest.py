@@ -6,7 +6,6 @@ and by a cluster of `--workers` Dask workers. All three must hold the same rows 
 """
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,31 +19,32 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.measure import report
-from clip4vla.params import AudioParams, ClipsParams, load_params
+from clip4vla.config import AudioConfig, ClipsConfig
 from clip4vla.records import SourceRecord, Text
+from clip4vla.utils.supervise import kill_process_tree
 
 SAMPLE_RATE = 16_000
 WHOLE_RUN = """
 import sys
 from pathlib import Path
 from clip4vla.clips.ingest import ingest
-from clip4vla.params import AudioParams, ClipsParams
+from clip4vla.config import AudioConfig, ClipsConfig
 manifest, media, out, clips, audio = sys.argv[1:]
-ingest(Path(manifest), Path(media), Path(out), ClipsParams.model_validate_json(clips),
-       AudioParams.model_validate_json(audio))
+ingest(Path(manifest), Path(media), Path(out), ClipsConfig.model_validate_json(clips),
+       AudioConfig.model_validate_json(audio))
 """
 
 
 def make_video(path: Path, settings: Namespace, seed: int) -> None:
-    """A video of `settings.video_seconds`: coarse noise that drifts and flickers, and noise to hear."""
+    """A video of `settings.video_seconds`: coarse noise that drifts and flickers, and a soundtrack of noise."""
     from clip4vla.media.encode import encode
 
     rng = np.random.default_rng(seed)
     count = round(settings.video_seconds * settings.fps)
-    encode(path, _pictures(rng, count, settings), settings.fps, _hiss(rng, settings.video_seconds), SAMPLE_RATE)
+    encode(path, _frames(rng, count, settings), settings.fps, _hiss(rng, settings.video_seconds), SAMPLE_RATE)
 
 
-def _pictures(rng: np.random.Generator, count: int, settings: Namespace) -> NDArray[np.uint8]:
+def _frames(rng: np.random.Generator, count: int, settings: Namespace) -> NDArray[np.uint8]:
     blocks = rng.integers(0, 200, (settings.height // 8, settings.width // 8, 3), np.uint8)
     scene = blocks.repeat(8, 0).repeat(8, 1)
     grain = rng.integers(0, 16, (settings.height, settings.width, 1), np.uint8)
@@ -87,22 +87,23 @@ class Ingestion:
         self.media = directory / "media"
         self.out = directory / "clips"
         self.settings = settings
-        params = load_params(Path(__file__).parents[1] / "params.yaml")
-        self.audio: AudioParams = params.audio.model_copy(update={"sample_rate": SAMPLE_RATE})
-        self.params: ClipsParams = params.clips.model_copy(
-            update={"frames": settings.frames, "size": settings.size, "max_seconds": settings.clip_seconds}
-            | {"workers": settings.workers, "dask": None, "verbal_above": None}
+        self.audio = AudioConfig(sample_rate=SAMPLE_RATE)
+        self.config = ClipsConfig(
+            frames=settings.frames,
+            size=settings.size,
+            max_seconds=settings.clip_seconds,
+            workers=settings.workers,
         )
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
         """A process, with a group of its own, that ingests into `name`."""
         arguments = [str(self.manifest), str(self.media), str(self.out / name)]
-        models = [self.params.model_dump_json(), self.audio.model_dump_json()]
+        models = [self.config.model_dump_json(), self.audio.model_dump_json()]
         command = [sys.executable, "-c", WHOLE_RUN, *arguments, *models]
-        return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(command, process_group=0, stderr=subprocess.DEVNULL)
 
     def undisturbed(self, name: str) -> float:
-        """Seconds of a whole run, the start of its processes included."""
+        """Seconds of a complete run, the start of its processes included."""
         started = time.perf_counter()
         if self.start(name).wait():
             raise RuntimeError(f"ingesting into {self.out / name} failed")
@@ -110,14 +111,14 @@ class Ingestion:
 
     def killed(self, name: str) -> int:
         """Kill a run with all its processes when half the clips are there, then run it again; chunks kept."""
-        notes = self.out / f".{name}.partial" / "chunks"
+        finished = self.out / f".{name}.partial" / "chunks"
         process = self.start(name)
         half = -(-self.settings.clips // 64) // 2
-        while len(list(notes.glob("*.json"))) < half and process.poll() is None:
+        while len(list(finished.glob("*.json"))) < half and process.poll() is None:
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_process_tree(process.pid)
         process.wait()
-        kept = len(list(notes.glob("*.json")))
+        kept = len(list(finished.glob("*.json")))
         self.undisturbed(name)
         return kept
 
@@ -129,9 +130,9 @@ class Ingestion:
 
         workers = self.settings.workers or os.cpu_count()
         with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster:
-            params = self.params.model_copy(update={"dask": cluster.scheduler_address})
+            config = self.config.model_copy(update={"dask": cluster.scheduler_address})
             started = time.perf_counter()
-            ingest(self.manifest, self.media, self.out / name, params, self.audio)
+            ingest(self.manifest, self.media, self.out / name, config, self.audio)
             return time.perf_counter() - started
 
     def same(self, one: str, other: str) -> bool:
@@ -143,7 +144,7 @@ class Ingestion:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Ingest as the command line says and print one JSON line."""
+    """Ingest in each way and print one JSON line."""
     parser = ArgumentParser(prog="python -m benchmarks.ingest", description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--clip-seconds", type=float, default=10.0)

@@ -1,10 +1,10 @@
 """`python -m benchmarks.kill_promote`: kill -9 the promotion of models at random moments; there is always one champion.
 
-A registry of its own gets candidate after candidate, each a little better than the one before, and the step of the
-flow `promote` runs on it in a process of its own, which is killed at a random moment. After each kill the registry is
-looked at as a consumer does: the champion must be whole and have its scores, and be either the one from before or the
-candidate. In the end an undisturbed promotion must complete what the killed ones began, and no candidate may be there
-twice; else the exit status is 1.
+A registry of its own gets candidate after candidate, each a little better than the one before. The stage
+`promote@retrieval` runs on it in a process of its own, which is killed at a random moment. After each kill the registry
+is read as a consumer reads it: the champion must be complete and have its scores, and be either the one from before or
+the candidate. In the end an undisturbed promotion must complete what the killed ones began, and no candidate may be
+registered twice; else the exit status is 1.
 """
 
 import json
@@ -26,25 +26,44 @@ import numpy as np
 import torch
 
 from benchmarks.measure import report, silence
-from clip4vla.evaluation.retrieval import QueryRanks
+from clip4vla.config import AudioConfig, ClipsConfig, InferenceConfig, ModelConfig, load_config
+from clip4vla.evaluation.retrieval_metrics import QueryRanks
 from clip4vla.evaluation.scores import QueryTable, Scores, summarise
-from clip4vla.params import load_params
-from clip4vla.registry.store import Registry, content_hash
-from clip4vla.tracking import open_client, open_tracker
+from clip4vla.model.clip4vla import Clip4Vla
+from clip4vla.model.pretrained import save_model
+from clip4vla.model.towers import Architecture
+from clip4vla.pipeline import promote as stage
+from clip4vla.pipeline.project import EVALUATIONS, RUNS
+from clip4vla.records import TaskName
+from clip4vla.registry.registry import Registry, content_hash
+from clip4vla.tracking.run import start_run
+from clip4vla.tracking.store import open_client
+from clip4vla.training.spec import RUN_FILE
+from clip4vla.utils.files import write_json
 
 REPOSITORY = Path(__file__).parents[1]
+TASK: TaskName = "retrieval"
+ARCHITECTURE = Architecture(
+    "tiny",
+    {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8},
+        "text_cfg": {"context_length": 12, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+    },
+)
+INFERENCE = InferenceConfig(clips=ClipsConfig(frames=1, size=32), frames=1, max_tokens=12)
 QUERIES = 400
 LONGEST = 1.3
 """The latest moment of a kill, in units of an undisturbed promotion: a loaded machine is slower at times."""
 fork = multiprocessing.get_context("fork")
-"""What takes long to import is imported once, and no process but a killed one has opened the database."""
+"""Slow modules are imported once, before the fork, and this process itself never opens the database."""
 
 
 def alone(call: Callable[[], Any]) -> Any:
     """What `call` returns, computed in a process of its own.
 
     Raises:
-        RuntimeError: that failed; its output says why.
+        RuntimeError: it failed; its output has the reason.
     """
     with tempfile.TemporaryDirectory() as directory:
         answer = Path(directory) / "answer.json"
@@ -52,21 +71,20 @@ def alone(call: Callable[[], Any]) -> Any:
         process.start()
         process.join()
         if process.exitcode:
-            raise RuntimeError(f"a process that nobody killed ended with status {process.exitcode}")
+            raise RuntimeError(f"a process that was not killed ended with status {process.exitcode}")
         return json.loads(answer.read_text())
 
 
 def make_candidate(root: Path, number: int) -> None:
-    """Leave the run result and the test scores of candidate `number` where the flow looks for them."""
-    with open_tracker(root).start("finetune", f"candidate {number}", {}) as run:
+    """Write the run result and the test scores of candidate `number` to where the stage reads them."""
+    with start_run(root, TASK, f"candidate {number}") as run:
         pass
-    result = root / "runs/finetune"
+    result = root / RUNS / TASK
     shutil.rmtree(result, ignore_errors=True)
-    result.mkdir(parents=True)
-    (result / "model.safetensors").write_bytes(np.random.default_rng(number).bytes(200_000))
-    (result / "config.json").write_text("{}")
-    (result / "run.json").write_text(json.dumps({"run_id": run.run_id, "audio_token": "both"}))
-    make_scores(number).write(root / "runs/evaluate/finetune")
+    torch.manual_seed(number)
+    save_model(Clip4Vla(ModelConfig(architecture="tiny"), AudioConfig(), ARCHITECTURE), result, INFERENCE)
+    write_json(result / RUN_FILE, {"run_id": run.run_id})
+    make_scores(number).write(root / EVALUATIONS / TASK)
 
 
 def make_scores(number: int) -> Scores:
@@ -79,17 +97,14 @@ def make_scores(number: int) -> Scores:
 
 
 def promote() -> None:
-    """The step of the flow, in the working directory."""
-    from flows.promote import register_and_decide
-    from flows.tasks import TASKS
-
-    register_and_decide(TASKS["retrieval"])
+    """The stage, in the working directory."""
+    stage.promote(TASK)
 
 
 def look(root: Path, name: str) -> dict[str, Any]:
     """The champion as a consumer finds it, its model downloaded and compared with what was registered.
 
-    `arrived` says whether it is the candidate that is being promoted.
+    `arrived`: whether it is the candidate that is being promoted.
     """
     registry = Registry(root)
     version, scores = registry.champion(name) or (None, None)
@@ -97,7 +112,7 @@ def look(root: Path, name: str) -> dict[str, Any]:
         return {"champion": None, "versions": 0, "arrived": False}
     with tempfile.TemporaryDirectory() as folder:
         champion = registry.fetch(name, version, Path(folder))
-        arrived = content_hash(champion) == content_hash(root / "runs/finetune")
+        arrived = content_hash(champion) == content_hash(root / RUNS / TASK)
     client = open_client(root)
     assert str(client.get_model_version_by_alias(name, "champion").version) == version
     versions = client.search_model_versions(f"name = '{name}'")
@@ -107,26 +122,24 @@ def look(root: Path, name: str) -> dict[str, Any]:
 
 
 def kill_once(seconds: float, rng: random.Random) -> float | None:
-    """Promote, and kill that within `seconds`: when; None where it ended first."""
+    """Promote, and kill the promotion within `seconds`: after how many, or None where it ended first."""
     process = fork.Process(target=promote)
     started = time.monotonic()
     process.start()
     process.join(rng.uniform(0, seconds))
-    assert process.pid is not None
-    if process.exitcode is None:
-        os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     after = time.monotonic() - started
     process.join()
     if process.exitcode not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"a promotion failed with status {process.exitcode}; its output says why")
+        raise RuntimeError(f"a promotion failed with status {process.exitcode}; its output has the reason")
     return after if process.exitcode else None
 
 
 def kill_often(root: Path, name: str, kills: int, rng: random.Random) -> dict[str, Any]:
-    """Promote two models undisturbed, then kill `kills` promotions, and look at the registry after each.
+    """Promote two models undisturbed, then kill `kills` promotions, and read the registry after each.
 
-    A candidate is promoted until it is the champion, so that kills fall upon every part of a promotion; then another
-    one comes.
+    A candidate is promoted until it is the champion, so that kills hit every part of a promotion; then the next
+    candidate is made.
     """
     alone(lambda: make_candidate(root, 0))
     alone(promote)  # makes the database too
@@ -155,7 +168,7 @@ def kill_often(root: Path, name: str, kills: int, rng: random.Random) -> dict[st
 
 
 def _mistakes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What isn't as it must be after a kill: the champion stays, or the newest version has become it."""
+    """What is wrong after a kill: the champion must be the one before or the newest version, and no model twice."""
     found = []
     if now["champion"] not in (before["champion"], str(now["versions"])):
         found.append(f"after version {before['champion']}, the champion is {now['champion']}")
@@ -173,10 +186,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         root = Path(directory).resolve()
         shutil.copy(REPOSITORY / "params.yaml", root)
         os.chdir(root)
-        import clip4vla.serving  # noqa: F401  # MLflow, and what a version is loaded with
-        import flows.promote  # noqa: F401
+        import clip4vla.inference.pyfunc  # noqa: F401  # MLflow, and what a version is loaded with
 
-        results = kill_often(root, load_params().gate.model_name, settings.kills, random.Random(settings.seed))
+        name = load_config().gates.of(TASK).model_name
+        results = kill_often(root, name, settings.kills, random.Random(settings.seed))
         os.chdir(REPOSITORY)
     results |= {"kills": len(results["moments"]), "total_s": time.monotonic() - started}
     report("kill_promote", torch.device("cpu"), settings, results, packages=("mlflow",))

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.kill_resume`: kill -9 at random moments, and resume each time, as if nothing had happened.
+"""`python -m benchmarks.kill_resume`: kill -9 at random moments, resume each time, and compare the result.
 
-A small pretraining runs through undisturbed. The same one then has its launcher or one of its ranks killed `--kills`
-times, at any moment of a start, a step or a checkpoint, and is resumed from what is left. In the end its loss curve in
-MLflow, every repeated step included, and its weights must be those of the undisturbed one to the last digit; else the
-exit status is 1.
+A small pretraining runs undisturbed. The launcher or one of the ranks of the same training is then killed `--kills`
+times, at any moment of a start, a step or a checkpoint, and the training is resumed from what is left. In the end its
+loss curve in MLflow, every repeated step included, and its weights must be those of the undisturbed one to the last
+digit; else the exit status is 1.
 """
 
 import os
@@ -26,9 +26,11 @@ from safetensors.torch import load_file
 
 from benchmarks.clips import write_clips
 from benchmarks.measure import report
-from benchmarks.small_training import CLIPS, Training, make_job, wait_until_nobody_works_in
-from clip4vla.tracking import open_client, open_tracker
-from clip4vla.training.job import Job
+from benchmarks.small_training import CLIPS, Training, make_spec
+from clip4vla.tracking.run import start_run
+from clip4vla.tracking.store import open_client
+from clip4vla.training.spec import TrainSpec
+from clip4vla.utils.supervise import wait_until_none_in
 
 Curves = dict[str, dict[int, set[float]]]
 """By metric and step the values that were recorded, one where the step was never repeated, or always the same."""
@@ -46,20 +48,20 @@ class Pace:
     """Between two steps, checkpoints included."""
 
 
-def start_run(job: Job, name: str) -> Job:
-    """The job with an MLflow run of its own, which every attempt goes on with."""
-    with open_tracker(job.root).start("kill_resume", name, {}) as run:
-        return job.model_copy(update={"run_id": run.run_id})
+def with_run(spec: TrainSpec, name: str) -> TrainSpec:
+    """The spec with an MLflow run of its own, which every attempt continues."""
+    with start_run(spec.root, "kill_resume", name) as run:
+        return spec.model_copy(update={"run_id": run.run_id})
 
 
-def run_through(job: Job) -> Pace:
+def run_through(spec: TrainSpec) -> Pace:
     """Train undisturbed.
 
     Raises:
-        RuntimeError: even that fails; the message has what it said.
+        RuntimeError: the training fails; the message has the end of its standard error.
     """
     started = time.monotonic()
-    training = Training(job)
+    training = Training(spec)
     training.until(1)
     first = time.monotonic()
     training.until(sys.maxsize)
@@ -70,46 +72,46 @@ def run_through(job: Job) -> Pace:
     return Pace(first - started, (ended - first) / max(1, len(training.steps) - 1))
 
 
-def kill_once(job: Job, step: int, pace: Pace, rng: random.Random) -> dict[str, Any] | None:
-    """Resume, kill at about `step` or while starting, and say what was killed; None where the training ended first."""
-    shutil.rmtree(job.out, ignore_errors=True)  # of a training that ended first: begun anew, it's killed again
-    training = Training(job)
+def kill_once(spec: TrainSpec, step: int, pace: Pace, rng: random.Random) -> dict[str, Any] | None:
+    """Resume, kill at about `step` or while starting; what was killed, or None where the training ended first."""
+    shutil.rmtree(spec.out, ignore_errors=True)  # of a training that ended first: it starts again, and is killed again
+    training = Training(spec)
     if rng.random() < STARTING:
         time.sleep(rng.uniform(0, pace.start_s))
     else:
         training.until(step)
-        time.sleep(rng.uniform(0, job.trainer.checkpoint_every * pace.step_s))
+        time.sleep(rng.uniform(0, spec.trainer.checkpoint_every * pace.step_s))
     victims = {"launcher": training.process.pid} | {f"rank {rank}": pid for rank, pid in training.ranks().items()}
     victim = rng.choice(sorted(victims))
     with suppress(ProcessLookupError):
         os.kill(victims[victim], signal.SIGKILL)
     status, _ = training.end()
-    wait_until_nobody_works_in(job.root)
+    wait_until_none_in(spec.root)
     return {"victim": victim, "first_step": training.steps[0] if training.steps else None} if status else None
 
 
-def kill_often(job: Job, steps: int, kills: int, pace: Pace, rng: random.Random) -> list[dict[str, Any]]:
-    """Kill the training `kills` times, spread over its steps, and let it come to its end."""
+def kill_often(spec: TrainSpec, steps: int, kills: int, pace: Pace, rng: random.Random) -> list[dict[str, Any]]:
+    """Kill the training `kills` times, spread over its steps, and then let it end."""
     done: list[dict[str, Any]] = []
-    last = steps - 2 * job.trainer.checkpoint_every
+    last = steps - 2 * spec.trainer.checkpoint_every
     while len(done) < kills:
         low, high = (1 + last * index // kills for index in (len(done), len(done) + 1))
-        if killed := kill_once(job, rng.randint(low, high), pace, rng):
+        if killed := kill_once(spec, rng.randint(low, high), pace, rng):
             done.append(killed)
             print(f"kill {len(done)}/{kills}: {killed}", file=sys.stderr, flush=True)
-    if not job.out.is_dir():
-        run_through(job)
+    if not spec.out.is_dir():
+        run_through(spec)
     return done
 
 
-def curves(job: Job) -> Curves:
-    """What MLflow has of the losses and rates of a job's run."""
-    client = open_client(job.root)
-    assert job.run_id is not None
-    names = [name for name in client.get_run(job.run_id).data.metrics if name == "lr" or name.startswith("loss")]
+def curves(spec: TrainSpec) -> Curves:
+    """What MLflow has of the losses and rates of a spec's run."""
+    client = open_client(spec.root)
+    assert spec.run_id is not None
+    names = [name for name in client.get_run(spec.run_id).data.metrics if name == "lr" or name.startswith("loss")]
     found: Curves = {name: {} for name in names}
     for name in names:
-        for metric in client.get_metric_history(job.run_id, name):
+        for metric in client.get_metric_history(spec.run_id, name):
             found[name].setdefault(metric.step, set()).add(metric.value)
     return found
 
@@ -123,10 +125,10 @@ def differing_weights(a: Path, b: Path) -> list[str]:
     )
 
 
-def compare(undisturbed: Job, killed: Job, steps: int) -> dict[str, Any]:
+def compare(undisturbed: TrainSpec, killed: TrainSpec, steps: int) -> dict[str, Any]:
     """What differs between the two trainings; `equal` where nothing does and no step is missing."""
     expected, found = curves(undisturbed), curves(killed)
-    whole = all(curve.keys() == set(range(1, steps + 1)) for curve in expected.values())
+    complete = all(curve.keys() == set(range(1, steps + 1)) for curve in expected.values())
     wrong = sorted(
         {step for name in expected | found for step in _differing(expected.get(name, {}), found.get(name, {}))}
     )
@@ -135,7 +137,7 @@ def compare(undisturbed: Job, killed: Job, steps: int) -> dict[str, Any]:
         "metrics": sorted(expected),
         "differing_steps": wrong,
         "differing_weights": weights,
-        "equal": whole and bool(expected) and not wrong and not weights,
+        "equal": complete and bool(expected) and not wrong and not weights,
     }
 
 
@@ -157,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         root = Path(directory).resolve()
         write_clips(root / "train.lance", CLIPS)
         through, killed = (
-            start_run(make_job(root, name, settings.steps, ranks=settings.ranks), name)
+            with_run(make_spec(root, name, settings.steps, ranks=settings.ranks), name)
             for name in ("through", "killed")
         )
         pace = run_through(through)

@@ -1,8 +1,8 @@
 """`python -m benchmarks.loader`: clips a second from a Lance data set to batches in memory.
 
 The data set is written first, of noise, whose JPEGs are larger and slower to decode than those of real pictures.
-Batches come by the loader of a training, to `--device`: random access, frames and crops drawn, texts tokenised. What
-limits it is said by `ms_per_clip`, the parts of the work in one process. The files are in the system's cache.
+Batches come by the loader of a training, to `--device`: random access, frames and crops drawn, texts tokenised.
+`ms_per_clip`, the parts of the work in one process, shows what limits it. The files are in the system's cache.
 """
 
 import tempfile
@@ -17,27 +17,33 @@ import torch
 
 from benchmarks.clips import write_clips
 from benchmarks.measure import add_device, median_seconds, report
-from clip4vla.model.text import Tokenizer
+from clip4vla.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from clip4vla.clips.loader import TrainingBatches
 
 CPU = torch.device("cpu")
 SAMPLE_RATE = 16000
+MAX_TOKENS = 32
 PREFETCHED = 4
 """Batches that each worker has ready; the clock starts when as many have been taken."""
 
 
 def make_batches(clips: Path, settings: Namespace) -> "TrainingBatches":
     """The batches of a training over `clips`, as many as are timed and those before."""
-    from clip4vla.clips.loader import ClipStore, Order, TrainingBatches, View
+    from clip4vla.clips.dataset import ClipDataset
+    from clip4vla.clips.loader import TrainingBatches
+    from clip4vla.clips.sampler import StepSampler
+    from clip4vla.clips.transform import ClipTransform
 
-    store = ClipStore([clips])
+    dataset = ClipDataset([clips])
     samples = int(settings.seconds * SAMPLE_RATE)
-    view = View(settings.frames, settings.image_size, samples, Tokenizer("ViT-B-32", words=32), time_shift=True)
-    steps_per_epoch = max(1, len(store) // settings.batch)
+    tokenizer = Tokenizer("ViT-B-32", MAX_TOKENS)
+    transform = ClipTransform(settings.frames, settings.image_size, samples, tokenizer, circular_shift=True)
+    steps_per_epoch = max(1, len(dataset) // settings.batch)
     epochs = -(-(settings.batches + warmup(settings)) // steps_per_epoch)
-    return TrainingBatches(store, view, Order(store.sizes, None, settings.batch, epochs, seed=0), rank=0, world_size=1)
+    sampler = StepSampler(dataset.sizes, None, settings.batch, epochs, seed=0)
+    return TrainingBatches(dataset, transform, sampler, rank=0, world_size=1)
 
 
 def warmup(settings: Namespace) -> int:
@@ -61,12 +67,12 @@ def parts(batches: "TrainingBatches") -> dict[str, float]:
     """Milliseconds a clip of one batch, made in this process: reading, decoding JPEGs, the rest, and in all."""
     from clip4vla.clips.format import decode_frame
 
-    indices = batches.order.indices(0)
-    clips = batches.store.take(indices)
-    seen = [frame for clip in clips for frame in clip.frames]
+    indices = batches.sampler.indices(0)
+    clips = batches.dataset.take(indices)
+    frames = [frame for clip in clips for frame in clip.frames]
     seconds = {
-        "read": median_seconds(lambda: batches.store.take(indices), CPU, warmup=1, repeats=5),
-        "jpeg": median_seconds(lambda: [decode_frame(frame) for frame in seen], CPU, warmup=1, repeats=5),
+        "read": median_seconds(lambda: batches.dataset.take(indices), CPU, warmup=1, repeats=5),
+        "jpeg": median_seconds(lambda: [decode_frame(frame) for frame in frames], CPU, warmup=1, repeats=5),
         "all": median_seconds(lambda: batches[0], CPU, warmup=1, repeats=5),
     }
     seconds["rest"] = seconds["all"] - seconds["read"] - seconds["jpeg"]

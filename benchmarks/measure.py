@@ -1,6 +1,6 @@
 """What the benchmarks share: the machine, times with a warm-up, peak memory, and the one JSON line that each prints.
 
-In: something to call. Out: seconds, bytes, and on stdout nothing but the report; what libraries say goes to stderr.
+In: something to call. Out: seconds, bytes, and on stdout nothing but the report; what libraries print goes to stderr.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from clip4vla.tracking import hardware
+from clip4vla.tracking.provenance import hardware
 
 _MMAP_THRESHOLD = -3
 """mallopt's name for the size from which a block is the system's, and given back to it when freed."""
@@ -32,7 +32,7 @@ def add_device(parser: ArgumentParser) -> None:
 
 
 def median_seconds(call: Callable[[], object], device: torch.device, *, warmup: int = 2, repeats: int = 10) -> float:
-    """Median seconds of a call, after `warmup` calls that don't count; what a GPU still computes is waited for."""
+    """Median seconds of a call, after `warmup` calls that don't count, each timed until the GPU has finished it."""
     for _ in range(warmup):
         call()
     return median(_timed(call, device) for _ in range(repeats))
@@ -73,7 +73,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
     before = _resident("VmRSS")
     call()
     peak = _resident("VmHWM") - before
-    libc.mallopt(_MMAP_THRESHOLD, 1 << 25)  # where glibc itself arrives by and by
+    libc.mallopt(_MMAP_THRESHOLD, 1 << 25)  # where glibc itself arrives after a while
     return max(0, peak)
 
 

@@ -1,36 +1,39 @@
-"""What presets are worth: pretraining and fine-tuning of each on the same data and budget, with several seeds.
+"""Presets compared: pretraining and retrieval fine-tuning of each on the same data and budget, with several seeds.
 
     python -m benchmarks.presets default paper published published-front-end --seeds 0 1 2 \\
         --pretrain-epochs 4 --finetune-epochs 3 --out runs/presets
 
 Works on the clips that `dvc repro clips` leaves. It prints a JSON line for each run, with its scores and their 95 %
-intervals over clips, and at the end of each preset one with the means over its seeds. Seed by seed all presets have
-their turn, so that what a killed command leaves compares them. A run result stays in the directory: the same command
-again doesn't repeat it, and goes on with a training from its last checkpoint.
+intervals over clips, and at the end a line for each preset, with the means over its seeds. All presets are trained with
+one seed before the next, so that what a killed command leaves compares them. A run result stays in the directory: the
+same command again doesn't repeat it, and resumes a training from its last checkpoint.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from clip4vla.evaluation.retrieval import QueryRanks, retrieval_intervals, retrieval_scores
+from clip4vla.config import Config, load_config
+from clip4vla.evaluation.retrieval_metrics import QueryRanks, retrieval_intervals, retrieval_scores
 from clip4vla.evaluation.scores import QueryTable, Scores
-from clip4vla.params import Params, load_params
+from clip4vla.pipeline.evaluate import score_retrieval
+from clip4vla.pipeline.training import make_spec
 from clip4vla.records import MODALITIES
-from clip4vla.training.launch import launch_through
-from flows.training import judge, make_job
+from clip4vla.training.launch import launch_with_retries
+from clip4vla.training.spec import TrainSpec
 
 Result = tuple[Scores, Scores]
 """Of the pretrained and of the fine-tuned model."""
+TRAININGS: tuple[Literal["pretraining", "retrieval"], ...] = ("pretraining", "retrieval")
 PROBES = ("probe/nonverbal/sound/R@1", "probe/verbal/speech/R@1")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train and judge every preset with every seed."""
+    """Train and score every preset with every seed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.presets", description=main.__doc__)
     parser.add_argument("presets", nargs="+", help="names of params.yaml's presets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
@@ -39,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(arguments)
     lengths = (chosen.pretrain_epochs, chosen.finetune_epochs)
-    wanted = {preset: load_params(preset=preset) for preset in chosen.presets}  # unknown names fail at once
-    runs: dict[str, list[Result]] = {preset: [] for preset in wanted}
+    configs = {preset: load_config(preset=preset) for preset in chosen.presets}  # unknown names fail at once
+    runs: dict[str, list[Result]] = {preset: [] for preset in configs}
     for seed in chosen.seeds:
-        for preset, params in wanted.items():
-            result = run(budget(params, seed, *lengths), chosen.out / preset / str(seed))
+        for preset, config in configs.items():
+            result = run(budget(config, seed, *lengths), chosen.out / preset / str(seed))
             runs[preset].append(result)
             print(json.dumps({"preset": preset, "seed": seed, **budget_of(lengths), **scores_of(result)}), flush=True)
     for preset, results in runs.items():
@@ -52,46 +55,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def budget_of(lengths: tuple[int, int]) -> dict[str, int]:
-    """What a line says of how long a run was."""
+    """The length of a run, as a line of output has it."""
     return {"pretrain_epochs": lengths[0], "finetune_epochs": lengths[1]}
 
 
-def budget(params: Params, seed: int, pretrain_epochs: int, finetune_epochs: int) -> Params:
-    """`params` with another seed and other lengths."""
+def budget(config: Config, seed: int, pretrain_epochs: int, finetune_epochs: int) -> Config:
+    """`config` with another seed and other lengths."""
     lengths = {
-        "pretrain": params.pretrain.model_copy(update={"epochs": pretrain_epochs}),
-        "finetune": params.finetune.model_copy(update={"epochs": finetune_epochs}),
+        "pretraining": config.pretraining.model_copy(update={"epochs": pretrain_epochs}),
+        "retrieval": config.retrieval.model_copy(update={"epochs": finetune_epochs}),
     }
-    return params.model_copy(update={"seed": seed, **lengths})
+    return config.model_copy(update={"seed": seed, **lengths})
 
 
-def run(params: Params, out: Path) -> Result:
+def run(config: Config, out: Path) -> Result:
     """Scores of the pretrained and of the fine-tuned model on the test clips.
 
     Raises:
         ValueError: what is in `out` was made with other settings.
     """
-    write_once(params, out / "params.json")
-    token = params.model.audio_token
-    found = []
-    for task, start_from in (("pretrain", None), ("finetune", out / "pretrain")):
-        training = getattr(params, task)
+    write_once(config, out / "params.json")
+    for task in TRAININGS:
         if not (out / task / "model.safetensors").is_file():
-            job = make_job(params, task, task, training, "sample" if task == "pretrain" else token, start_from)
-            launch_through(job.model_copy(update={"checkpoints": out / f".{task}", "out": out / task}))
+            launch_with_retries(spec_of(config, task, out))
         if not (out / task / "scores.json").is_file():
-            judge(params, out / task, "test", training, token)[1].write(out / task)
-        found.append(Scores.read(out / task))
-    return found[0], found[1]
+            score_retrieval(config, out / task, "test")[1].write(out / task)
+    return Scores.read(out / "pretraining"), Scores.read(out / "retrieval")
 
 
-def write_once(params: Params, path: Path) -> None:
-    """Note the settings of a run that is begun, or see that they are those of the run that is there.
+def spec_of(config: Config, task: Literal["pretraining", "retrieval"], out: Path) -> TrainSpec:
+    """The training `task` with its result in `out`, where the fine-tuning finds the pretrained model."""
+    if task == "pretraining":
+        spec = make_spec(config, task, task, config.pretraining, "sample", None)
+    else:
+        spec = make_spec(config, task, task, config.retrieval, config.model.audio_token, out / "pretraining")
+    return spec.model_copy(update={"checkpoints": out / f".{task}", "out": out / task})
+
+
+def write_once(config: Config, path: Path) -> None:
+    """Write the settings of a new run, or check that those of the run that is there are the same.
 
     Raises:
-        ValueError: they aren't.
+        ValueError: they differ.
     """
-    settings = params.model_dump_json(indent=2)
+    settings = config.model_dump_json(indent=2)
     if path.is_file() and path.read_text(encoding="utf-8") != settings:
         raise ValueError(f"{path.parent} holds a run with other settings ({path.name}): choose another --out")
     path.parent.mkdir(parents=True, exist_ok=True)

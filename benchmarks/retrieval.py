@@ -1,4 +1,4 @@
-"""`python -m benchmarks.retrieval`: time to score queries against a gallery, and to say how sure the scores are.
+"""`python -m benchmarks.retrieval`: time to score queries against a gallery, with the intervals of the scores.
 
 Vectors in, scores with 95 % bootstrap intervals out: similarities on `--device`, ranks and resampling on the CPU, each
 timed.
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.measure import add_device, median_seconds, report
-from clip4vla.evaluation.retrieval import ranks, retrieval_intervals, retrieval_scores
+from clip4vla.evaluation.retrieval_metrics import ranks, retrieval_intervals, retrieval_scores
 
 CPU = torch.device("cpu")
 

@@ -1,8 +1,8 @@
 """`python -m benchmarks.search`: how long the nearest clips take to find, by an exact scan and by the vector index.
 
-Synthetic embeddings: clips around centres, as things of one kind are, and queries near clips. The index's recall is
-the share of the exact ten nearest that it finds too. Nothing is embedded here; `clip4vla search` says how long it took
-with its model.
+Synthetic embeddings: clips around centres, as clips of one kind are, and queries near clips. The index's recall is
+the share of the exact ten nearest that it finds too. Nothing is embedded here; `clip4vla search` prints its time with
+the embedding.
 """
 
 import tempfile
@@ -20,12 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.measure import report, silence
-from clip4vla.search import COLUMNS, index_vectors, nearest, schema
+from clip4vla.inference.index import index_vectors, nearest, schema
+from clip4vla.records import MODALITIES
 
 SPREAD = 0.7
 """Length of the noise about a centre."""
 PICTURE, SOUND = 5_000, 16_000
-"""Bytes that are stored of each clip to be shown."""
+"""Bytes of each clip's preview."""
 ROWS_AT_ONCE = 10_000
 
 
@@ -42,7 +43,7 @@ def write_clips(path: Path, count: int, width: int, rng: np.random.Generator) ->
     parts = []
     for start in range(0, count, ROWS_AT_ONCE):
         size = min(ROWS_AT_ONCE, count - start)
-        vectors = {column: draw(size, width, centres, rng) for column in COLUMNS.values()}
+        vectors = {modality: draw(size, width, centres, rng) for modality in MODALITIES}
         columns = {
             "path": [f"clip{start + index}.mp4" for index in range(size)],
             "bytes": [0] * size,
@@ -83,15 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         vectors = write_clips(path, settings.clips, settings.width, rng)
         queries = draw(settings.queries, settings.width, vectors, rng)
         exact = [set(np.argsort(-(vectors @ query))[: settings.top].tolist()) for query in queries]
-        wanted = [{f"clip{row}.mp4" for row in rows} for rows in exact]
+        expected = [{f"clip{row}.mp4" for row in rows} for rows in exact]
         dataset = lance.dataset(str(path))
         scan, scanned = measure(dataset, queries, settings.top)
         start = time.perf_counter()
         index_vectors(dataset)
         results: dict[str, Any] = {"build_s": time.perf_counter() - start, "scan": scan}
         results["index"], found = measure(lance.dataset(str(path)), queries, settings.top)
-    shares = [len(a & b) / len(b) for a, b in zip(found, wanted, strict=True)]
-    results |= {"recall": float(np.mean(shares)), "scan_is_exact": scanned == wanted}
+    shares = [len(a & b) / len(b) for a, b in zip(found, expected, strict=True)]
+    results |= {"recall": float(np.mean(shares)), "scan_is_exact": scanned == expected}
     report("search", torch.device("cpu"), settings, results, packages=("pylance",))
 
 

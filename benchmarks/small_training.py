@@ -1,4 +1,4 @@
-"""A small pretraining on synthetic clips, and the processes that do it, which can be killed.
+"""A small pretraining on synthetic clips, in processes that can be killed.
 
 For `benchmarks.kill_resume` and for the tests of training.
 """
@@ -7,20 +7,34 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from clip4vla.params import load_params
-from clip4vla.training.job import Corpus, Job
+import psutil
+
+from clip4vla.config import (
+    AudioConfig,
+    ClipsConfig,
+    InferenceConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainingConfig,
+    TrainerConfig,
+)
+from clip4vla.training.spec import Corpus, TrainSpec
+from clip4vla.utils.supervise import children
 
 REPOSITORY = Path(__file__).parents[1]
 CLIPS = 16
 CLIPS_PER_STEP = 8
 PATIENCE_S = 60.0
-"""How long a process may take to end that is about to."""
+"""Time in which a process that is about to end must have ended."""
+STORED = ClipsConfig(frames=1, size=72)
+"""How `benchmarks.clips` stores its clips."""
+MODEL = ModelConfig(architecture="stamp-small")
+AUDIO = AudioConfig(hop=256, tiles=3)
 
 
-def make_job(directory: Path, name: str, steps: int = 30, **trainer: object) -> Job:
+def make_spec(directory: Path, name: str, steps: int = 30, **trainer: object) -> TrainSpec:
     """A pretraining with every kind of term on two ranks, on the clips of `directory`/train.lance.
 
     Args:
@@ -29,19 +43,29 @@ def make_job(directory: Path, name: str, steps: int = 30, **trainer: object) -> 
         steps: an even number of them.
         trainer: changes to the trainer's settings.
     """
-    params = load_params(REPOSITORY / "params.yaml")
-    length = {"epochs": steps * CLIPS_PER_STEP // CLIPS, "batch_size": CLIPS_PER_STEP, "micro_batch_size": 2}
-    settings = {"ranks": 2, "checkpoint_every": 3, "keep_checkpoints": 2, "log_every": 1, "loader_workers": 0}
-    return Job(
-        task="pretrain",
+    training = PretrainingConfig(
+        text_video=1.0,
+        audio_audio=0.5,
+        epochs=steps * CLIPS_PER_STEP // CLIPS,
+        batch_size=CLIPS_PER_STEP,
+        micro_batch_size=2,
+        frames=STORED.frames,
+        max_tokens=12,
+        circular_shift=True,
+        optimizer=OptimizerConfig(lr=3e-3),
+    )
+    settings = TrainerConfig(ranks=2, precision="fp32", loader_workers=0, checkpoint_every=3, log_every=1)
+    return TrainSpec(
+        task="pretraining",
         seed=3,
         corpora=(Corpus(clips=directory / "train.lance", weight=1.0),),
         start_from=None,
         audio_token="sample",
-        training=params.pretrain.model_copy(update=length | {"frames": 1, "words": 12, "audio_audio": 0.5}),
-        model=params.model.model_copy(update={"architecture": "stamp-small", "weights": None}),
-        audio=params.audio,
-        trainer=params.trainer.model_copy(update=settings | {"precision": "fp32"} | trainer),
+        training=training,
+        model=MODEL,
+        audio=AUDIO,
+        trainer=settings.model_copy(update=trainer),
+        inference=InferenceConfig.of(STORED, training),
         root=directory,
         checkpoints=directory / "checkpoints" / name,
         out=directory / "runs" / name,
@@ -50,18 +74,18 @@ def make_job(directory: Path, name: str, steps: int = 30, **trainer: object) -> 
 
 
 class Training:
-    """`launch(job)` in a process that works in the job's directory, and whose lines are read as they come."""
+    """`launch(spec)` in a process that works in the spec's directory; its output is read line by line."""
 
-    def __init__(self, job: Job) -> None:
-        job_file = job.root / "training.json"
-        job.write(job_file)
+    def __init__(self, spec: TrainSpec) -> None:
+        spec_file = spec.root / "training.json"
+        spec.write(spec_file)
         code = (
-            f"from pathlib import Path; from clip4vla.training.job import Job; "
-            f"from clip4vla.training.launch import launch; launch(Job.read(Path({str(job_file)!r})))"
+            f"from pathlib import Path; from clip4vla.training.spec import TrainSpec; "
+            f"from clip4vla.training.launch import launch; launch(TrainSpec.read(Path({str(spec_file)!r})))"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
-            cwd=job.root,
+            cwd=spec.root,
             env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -82,12 +106,11 @@ class Training:
 
     def ranks(self) -> dict[int, int]:
         """Process id by rank, of those that have started."""
-        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        ours = [pid for pid in pids if _parent_of(pid) == self.process.pid]
-        return {rank: pid for pid in ours if (rank := _rank_of(pid)) is not None}
+        found = {_rank_of(child): child.pid for child in children(self.process.pid)}
+        return {rank: pid for rank, pid in found.items() if rank is not None}
 
     def end(self, patience_s: float | None = PATIENCE_S) -> tuple[int, str]:
-        """Wait for the process to end; exit status and what it said on its errors.
+        """Wait for the process to end; its exit status and its standard error.
 
         Raises:
             TimeoutExpired: it is still there after `patience_s` seconds.
@@ -96,42 +119,10 @@ class Training:
         return self.process.returncode, errors
 
 
-def _parent_of(pid: int) -> int | None:
+def _rank_of(process: psutil.Process) -> int | None:
+    """The rank of a process; None of one that is not a rank, or has just ended."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except (OSError, IndexError):
+        rank = process.environ().get("RANK")
+    except psutil.NoSuchProcess:
         return None
-
-
-def _rank_of(pid: int) -> int | None:
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return None
-    found = re.search(rb"(?:^|\0)RANK=(\d+)", environment)
-    return int(found[1]) if found else None
-
-
-def _working_in(directory: Path) -> list[int]:
-    """Other processes whose working directory is `directory`, zombies left out."""
-    found = []
-    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-        try:
-            here = Path(f"/proc/{pid}/cwd").readlink() == directory
-        except OSError:  # gone, a zombie, or not ours
-            continue
-        found += [pid] if here and pid != os.getpid() else []
-    return found
-
-
-def wait_until_nobody_works_in(directory: Path) -> None:
-    """Return when no process is left in `directory`.
-
-    Raises:
-        TimeoutError: one is still there after a minute.
-    """
-    deadline = time.monotonic() + PATIENCE_S
-    while left := _working_in(directory):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"still working in {directory}: {left}")
-        time.sleep(0.1)
+    return None if rank is None else int(rank)

@@ -3,9 +3,9 @@
 The engine of a real training on one device, on batches of noise that already lie in memory. On a GPU everything is
 measured by one command, a row each: eager, compiled, with activation checkpointing, and with cached gradients, where
 `--batch` clips at once make up batches of `--large-batches`, 4,096 true negatives among them, in the same memory but
-for the batch itself. On a CPU it is the eager step of a few clips, unless `--variants` says more. FLOPs are the useful
-ones (see `clip4vla.training.flops`). What doesn't fit into memory is said so in its row. Needs neither Lance nor PyAV,
-MLflow or Prefect.
+for the batch itself. On a CPU it is the eager step of a few clips, unless `--variants` names more. FLOPs are the useful
+ones (see `clip4vla.training.flops`). The row of a variant that doesn't fit into memory has `out_of_memory`. Needs
+neither Lance nor PyAV, MLflow or Prefect.
 """
 
 import gc
@@ -20,24 +20,15 @@ import torch
 
 from benchmarks.measure import add_device, median_seconds, report, silence
 from clip4vla.audio.frontend import max_samples
-from clip4vla.batch import Batch
+from clip4vla.clips.batch import Batch
+from clip4vla.config import AudioConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from clip4vla.model.clip4vla import Clip4Vla
-from clip4vla.params import AudioParams, ModelParams, OptimizerParams, TrainerParams
 from clip4vla.training.flops import StepFlops, peak_flops
-from clip4vla.training.meter import peak_memory_gb
-from clip4vla.training.objective import Objective
+from clip4vla.training.objectives import ContrastiveObjective
+from clip4vla.training.throughput import peak_memory_gb
 
-OPTIMIZER = OptimizerParams(
-    lr=1e-4,
-    text_lr_ratio=0.1,
-    vision_lr_ratio=0.1,
-    betas=(0.9, 0.98),
-    eps=1e-6,
-    weight_decay=0.2,
-    warmup=0.1,
-    clip_norm=1.0,
-)
-OBJECTIVE = Objective({"text_both": 1.0, "text_video": 1.0, "text_audio": 1.0}, "both")
+OPTIMIZER = OptimizerConfig(lr=1e-4, text_lr_ratio=0.1, video_lr_ratio=0.1)
+OBJECTIVE = ContrastiveObjective({"text_both": 1.0, "text_video": 1.0, "text_audio": 1.0}, "both")
 """Fine-tuning's: every tower once."""
 SWITCHES: Mapping[str, Mapping[str, bool]] = {
     "eager": {},
@@ -67,35 +58,17 @@ def rows(settings: Namespace) -> Iterator[Row]:
 
 def build_model(settings: Namespace) -> Clip4Vla:
     """The model of `settings`, as it is initialised, with the published front end."""
-    audio = AudioParams(
-        sample_rate=16000,
-        n_fft=512,
-        hop=None,
-        tiles=settings.tiles,
-        recipe="masked",
-        freq_mask_fraction=0.05,
-        time_mask_fraction=0.15,
-        mask_width=9,
-    )
-    model = ModelParams(
-        architecture=settings.architecture,
-        weights=None,
-        fusion="mean",
-        fusion_layers=2,
-        audio_token="both",
-        temperature="learned",
-    )
     torch.manual_seed(0)
-    return Clip4Vla(model, audio).train()
+    return Clip4Vla(ModelConfig(architecture=settings.architecture), AudioConfig(tiles=settings.tiles)).train()
 
 
 def make_batch(model: Clip4Vla, clips: int, settings: Namespace) -> Batch:
-    """A batch of noise in which every clip has all its frames, tiles and words."""
+    """A batch of noise in which every clip has all its frames, tiles and tokens."""
     side = model.image_size
-    length = max_samples(model.audio_params, side)
+    length = max_samples(model.audio_config, side)
     vocabulary = model.architecture.config["text_cfg"]["vocab_size"]
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(1, vocabulary - 1, (clips, settings.words), generator=generator)
+    tokens = torch.randint(1, vocabulary - 1, (clips, settings.max_tokens), generator=generator)
     tokens[:, -1] = vocabulary - 1
     frames = (clips, settings.frames, 3, side, side)
     return Batch(
@@ -109,20 +82,14 @@ def make_batch(model: Clip4Vla, clips: int, settings: Namespace) -> Batch:
     )
 
 
-def trainer_params(row: Row, settings: Namespace) -> TrainerParams:
-    """How the engine is to run."""
+def trainer_config(row: Row, settings: Namespace) -> TrainerConfig:
+    """How the engine runs."""
     compiled_too = row.variant == "cached" and settings.device.type == "cuda"
-    switches = {"activation_checkpointing": False, "compile": compiled_too} | dict(SWITCHES[row.variant])
-    return TrainerParams(
-        ranks=1,
+    return TrainerConfig(
         precision=settings.precision,
         zero_stage=settings.zero_stage,
         peak_tflops=settings.peak_tflops,
-        loader_workers=0,
-        checkpoint_every=1,
-        keep_checkpoints=1,
-        log_every=1,
-        **switches,
+        **{"compile": compiled_too, **SWITCHES[row.variant]},
     )
 
 
@@ -133,7 +100,7 @@ def measure(row: Row, settings: Namespace, device: torch.device, checkpoints: Pa
     model = build_model(settings)
     batch = make_batch(model, row.batch, settings).to(device)
     micro_batches = -(-row.batch // row.micro_batch)
-    trainer = trainer_params(row, settings)
+    trainer = trainer_config(row, settings)
     engine = Engine(model, OBJECTIVE, OPTIMIZER, trainer, micro_batches, device, checkpoints)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -187,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--large-batches", type=int, nargs="+", default=[1024, 4096], help="of the cached variant")
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--tiles", type=int, default=6)
-    parser.add_argument("--words", type=int, default=32)
+    parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--zero-stage", type=int, choices=range(4), default=0)
     parser.add_argument("--peak-tflops", type=float, help="of the device, where it isn't known")

@@ -1,63 +1,239 @@
-"""`clip4vla COMMAND`: the champion at work. Look for clips by what is seen and heard in them; see it, or take it back.
+"""`clip4vla COMMAND`: every command of the project, those of the stages in `dvc.yaml` included.
 
-Run in the project's folder, whose registry has the champion; `search` needs nothing but the index.
+Run it in the project's folder. A mistake of the user's ends a command with one to three lines and exit status 1.
 """
 
+import os
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from clip4vla.records import MODALITIES
+import clip4vla
+from clip4vla.records import MODALITIES, TASKS, TaskName
 
 if TYPE_CHECKING:
-    from clip4vla.search import Hit, Index
+    from clip4vla.inference.index import Index
 
 INDEX = Path("data/index")
 TOP = 10
+STAGE_VARIABLE = "DVC_STAGE"
+"""Set by DVC for the command of a stage."""
+
+app = typer.Typer(
+    name="clip4vla",
+    help="CLIP extended with hearing: train, evaluate, promote, and search your own media.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+STAGES, MODELS = "Stages of dvc.yaml", "Models"
+
+Task = StrEnum("Task", list(TASKS))  # type: ignore[misc]  # typer takes choices from an enumeration
+Model = StrEnum("Model", ["pretraining", *TASKS])  # type: ignore[misc]
+By = StrEnum("By", list(MODALITIES))  # type: ignore[misc]
+
+IndexOption = Annotated[Path, typer.Option("--index", help="Directory of the index.")]
+RegisteredModel = Annotated[
+    str | None, typer.Argument(help="Name of the registered model; default: gates.retrieval.model_name.")
+]
 
 
-def index(settings: Namespace) -> None:
-    """Bring the index of a folder up to date."""
-    from clip4vla.registry.store import Registry, content_hash, read_outlook
-    from clip4vla.search import IndexedModel, build
+@app.command(rich_help_panel=STAGES)
+def fetch() -> None:
+    """Fetch Debian's package of stamps, with its version and SHA-256."""
+    from clip4vla.pipeline.data import fetch_package
 
-    name = _model_name(settings)
+    fetch_package()
+
+
+@app.command(rich_help_panel=STAGES)
+def corpus() -> None:
+    """Compose StampScenes from the package."""
+    from clip4vla.pipeline.data import compose_corpus
+
+    compose_corpus()
+
+
+@app.command(rich_help_panel=STAGES)
+def manifest(name: Annotated[str, typer.Argument(help="A key of `corpora` in params.yaml.")]) -> None:
+    """Write the manifest of a corpus: its accepted records, and the rejected ones with reasons."""
+    from clip4vla.pipeline.data import write_corpus_manifest
+
+    write_corpus_manifest(name)
+
+
+@app.command(rich_help_panel=STAGES)
+def clips(name: Annotated[str, typer.Argument(help="A key of `corpora` in params.yaml.")]) -> None:
+    """Decode the records of a corpus into clips: frames, sound and sentences."""
+    from clip4vla.pipeline.data import ingest_corpus
+
+    ingest_corpus(name)
+
+
+@app.command(rich_help_panel=STAGES)
+def pretrain() -> None:
+    """Pretrain contrastively on the pretraining corpora."""
+    from clip4vla.pipeline import pretrain
+
+    pretrain.pretrain()
+
+
+@app.command(rich_help_panel=STAGES)
+def finetune(task: Task) -> None:
+    """Fine-tune the pretrained model for a task."""
+    from clip4vla.pipeline import finetune
+
+    finetune.finetune(_task(task))
+
+
+@app.command(rich_help_panel=STAGES)
+def ablate() -> None:
+    """Compare the settings of the audio token by short fine-tunings."""
+    from clip4vla.pipeline import ablate
+
+    ablate.ablate()
+
+
+@app.command(rich_help_panel=STAGES)
+def evaluate(model: Model) -> None:
+    """Score a model on the test clips and write a report."""
+    from clip4vla.pipeline import evaluate
+
+    evaluate.evaluate(next(name for name in evaluate.MODELS if name == model.value))
+
+
+@app.command(rich_help_panel=STAGES)
+def promote(task: Task) -> None:
+    """Register a task's model and let its gate decide whether it becomes champion."""
+    from clip4vla.pipeline import promote
+
+    promote.promote(_task(task))
+
+
+@app.command(rich_help_panel=MODELS)
+def summary() -> None:
+    """Print the scores and decisions of the last run, and where MLflow compares them."""
+    from rich.console import Console
+
+    from clip4vla.pipeline.summary import comparison_link, project_summary
+    from clip4vla.reports.tables import to_terminal
+
+    Console().print(to_terminal(project_summary()))
+    print(f"Compare the runs in MLflow (`make ui`): {comparison_link()}")
+
+
+@app.command(rich_help_panel=MODELS)
+def champion(model: RegisteredModel = None) -> None:
+    """Print the version that is champion, and its scores."""
+    from rich.console import Console
+
+    from clip4vla.registry.registry import Registry
+    from clip4vla.reports.tables import comparison_table, to_terminal
+
+    name = _model_name(model)
+    registry = Registry(Path.cwd())
+    version = registry.champion_version(name)
+    scores = registry.scores(name, version)
+    Console().print(to_terminal(comparison_table({f"version {version}": scores}, f"{name}, champion")))
+
+
+@app.command(rich_help_panel=MODELS)
+def rollback(model: RegisteredModel = None) -> None:
+    """Make the version that the champion replaced the champion again."""
+    from clip4vla.registry.registry import Registry
+
+    name = _model_name(model)
+    registry = Registry(Path.cwd())
+    deposed = registry.champion_version(name)
+    print(f"{name}: version {registry.rollback(name)} is the champion again; version {deposed} is tagged rolled_back")
+
+
+@app.command(rich_help_panel=MODELS)
+def index(
+    folder: Annotated[Path, typer.Argument(help="Folder of media files.")],
+    index: IndexOption = INDEX,
+    seconds: Annotated[
+        float | None, typer.Option(help="Longest clip; a longer file becomes several. Default: as in training.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of the registered model; default: gates.retrieval.model_name.")
+    ] = None,
+) -> None:
+    """Bring the index of a folder of media up to date with the champion."""
+    from clip4vla.inference.index import IndexedModel, build
+    from clip4vla.registry.registry import Registry, content_hash, read_version_inference
+
+    name = _model_name(model)
     registry = Registry(Path.cwd())
     version = registry.champion_version(name)
     with tempfile.TemporaryDirectory() as scratch:
-        result = registry.fetch(name, version, Path(scratch))
-        outlook = read_outlook(result)
-        model = IndexedModel(
+        directory = registry.fetch(name, version, Path(scratch))
+        inference = read_version_inference(directory)
+        indexed = IndexedModel(
             name=name,
             version=version,
-            content=content_hash(result),
-            outlook=outlook,
-            clip_seconds=settings.seconds or outlook.clips.max_seconds,
+            content=content_hash(directory),
+            inference=inference,
+            clip_seconds=seconds or inference.clips.max_seconds,
         )
-        done = build(settings.folder, settings.index, result, model)
-    print(f"{done.clips:,} clips in {settings.index}, by {name} version {version}")
+        done = build(folder, index, directory, indexed)
+    print(f"{done.clips:,} clips in {index}, by {name} version {version}")
     print(f"files: {done.added:,} added, {done.kept:,} kept, {done.removed:,} removed, {len(done.rejects):,} left out")
     for path, reason in list(done.rejects.items())[:TOP]:
         print(f"  left out {path}: {reason}")
 
 
-def search(settings: Namespace) -> None:
-    """Answer one sentence, or one after the other as they are typed."""
-    from clip4vla.search import Index
+@app.command(rich_help_panel=MODELS)
+def search(
+    sentence: Annotated[str | None, typer.Argument(help="Left out: asked for, one after the other.")] = None,
+    index: IndexOption = INDEX,
+    top: Annotated[int, typer.Option(min=1, help="Number of clips.")] = TOP,
+    by: Annotated[By, typer.Option(help="The modality that must match the sentence.")] = By.both,  # type: ignore[attr-defined]
+    html: Annotated[Path | None, typer.Option(help="Also write a page with pictures and sound.")] = None,
+) -> None:
+    """Find clips by a sentence."""
+    from clip4vla.inference.index import Index
 
-    opened = Index(settings.index)
-    if settings.sentence is not None:
-        _answer(opened, settings.sentence, settings)
+    opened = Index(index)
+    if sentence is not None:
+        _answer(opened, sentence, top, by.value, html)
         return
-    while sentence := _ask():
-        _answer(opened, sentence, settings)
+    while typed := _ask():
+        _answer(opened, typed, top, by.value, html)
+
+
+@app.command("check-corpus", rich_help_panel=MODELS)
+def check_corpus(
+    adapter: Annotated[str, typer.Argument(help="Name of the adapter, such as msrvtt or folder.")],
+    annotations: Annotated[Path, typer.Option(help="Directory of the published annotation files.")],
+    media: Annotated[Path, typer.Option(help="Directory of the media files.")],
+    out: Annotated[Path, typer.Option(help="Directory for manifest.parquet and rejects.parquet.")],
+) -> None:
+    """Write the manifest and the rejects of any corpus, without params.yaml and DVC."""
+    from clip4vla.pipeline.data import write_any_manifest
+
+    write_any_manifest(adapter, annotations, media, out)
+
+
+@app.command("import-checkpoint", rich_help_panel=MODELS)
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="`pytorch_model.bin*` of the published code.")],
+    directory: Annotated[Path, typer.Argument(help="Where model.safetensors and config.json go.")],
+    tiles: Annotated[int, typer.Option(min=1, help="Most log-mel tiles of a clip.")] = 6,
+) -> None:
+    """Convert a checkpoint of the published code to a model directory."""
+    from clip4vla.model.published import convert
+
+    converted = convert(checkpoint, directory, tiles)
+    print(f"left out: {', '.join(converted.unused) or 'nothing'}")
+    print(f"kept as initialised: {', '.join(converted.missing) or 'nothing'}")
 
 
 def _ask() -> str:
@@ -67,96 +243,53 @@ def _ask() -> str:
         return ""
 
 
-def _answer(opened: "Index", sentence: str, settings: Namespace) -> None:
-    from clip4vla import pages
-    from clip4vla.search import page_of
+def _answer(opened: "Index", sentence: str, top: int, by: Any, html: Path | None) -> None:
+    from rich.console import Console
+
+    from clip4vla.reports.pages import write_page
+    from clip4vla.reports.search_report import hits_table, search_page
+    from clip4vla.reports.tables import to_terminal
 
     start = time.perf_counter()
-    hits = opened.search(sentence, settings.top, settings.by)
+    hits = opened.search(sentence, top, by)
     seconds = time.perf_counter() - start
-    _show(hits, f"“{sentence}” in {len(opened):,} clips, by {opened.model.name} version {opened.model.version}")
+    title = f"“{sentence}” in {len(opened):,} clips, by {opened.model.name} version {opened.model.version}"
+    Console().print(to_terminal(hits_table(title, hits)))
     print(f"in {seconds:.2f} s", file=sys.stderr)
-    if settings.html is not None:
-        pages.write(page_of(sentence, hits, opened), settings.html)
-        print(f"with pictures and sound: {settings.html}")
+    if html is not None:
+        write_page(search_page(sentence, hits, opened), html)
+        print(f"with pictures and sound: {html}")
 
 
-def _show(hits: "Sequence[Hit]", title: str) -> None:
-    table = Table("", "clip", "seconds", *MODALITIES, title=title, title_justify="left")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for rank, hit in enumerate(hits, 1):
-        scores = (f"{hit.scores[m]:.3f}" if m in hit.scores else "" for m in MODALITIES)
-        table.add_row(str(rank), hit.path, f"{hit.start_s:.1f}–{hit.end_s:.1f}", *scores)
-    Console().print(table)
+def _task(task: Task) -> TaskName:
+    return next(name for name in TASKS if name == task.value)
 
 
-def champion(settings: Namespace) -> None:
-    """Say which version is the champion, and how well it does."""
-    from clip4vla.registry.store import Registry
+def _model_name(model: str | None) -> str:
+    """The registered model that is named, or the project's."""
+    if model is not None:
+        return model
+    from clip4vla.config import load_config
 
-    name = _model_name(settings)
-    registry = Registry(Path.cwd())
-    version = registry.champion_version(name)
-    scores = registry.scores(name, version)
-    table = Table("score", "value", "95 % interval", title=f"{name} version {version}", title_justify="left")
-    for score in (score for score in scores.values if score.endswith("/R@1")):
-        low, high = scores.intervals.get(score, (None, None))
-        table.add_row(score, f"{scores.values[score]:.1f}", "" if low is None else f"{low:.1f} to {high:.1f}")
-    Console().print(table)
+    return load_config().gates.retrieval.model_name
 
 
-def rollback(settings: Namespace) -> None:
-    """Make the version that the champion replaced the champion again."""
-    from clip4vla.registry.store import Registry
-
-    name = _model_name(settings)
-    registry = Registry(Path.cwd())
-    deposed = registry.champion_version(name)
-    print(f"{name}: version {registry.rollback(name)} is the champion again; version {deposed} is tagged rolled_back")
-
-
-def _model_name(settings: Namespace) -> str:
-    """Of the registered model: the one named, or the project's."""
-    if settings.model is not None:
-        return str(settings.model)
-    from clip4vla.params import load_params
-
-    return load_params().gate.model_name
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="clip4vla", description=__doc__)
-    commands = parser.add_subparsers(title="commands", required=True)
-
-    one = commands.add_parser("index", help="index a folder of media with the champion", description=index.__doc__)
-    one.add_argument("folder", type=Path)
-    one.add_argument("--index", type=Path, default=INDEX, help=f"directory of the index; default: {INDEX}")
-    one.add_argument("--seconds", type=float, help="longest clip; a longer file is several. Default: as in training")
-    one.add_argument("--model", help="name of the registered model; default: gate.model_name of params.yaml")
-    one.set_defaults(run=index)
-
-    one = commands.add_parser("search", help="find clips by a sentence", description=search.__doc__)
-    one.add_argument("sentence", nargs="?", help="left out: asked for, one after the other")
-    one.add_argument("--index", type=Path, default=INDEX, help=f"default: {INDEX}")
-    one.add_argument("--top", type=int, default=TOP, help=f"how many clips; default: {TOP}")
-    one.add_argument("--by", choices=MODALITIES, default="both", help="what must fit the sentence; default: both")
-    one.add_argument("--html", type=Path, help="also write a page with pictures and sound")
-    one.set_defaults(run=search)
-
-    for run in (champion, rollback):
-        one = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
-        one.add_argument("model", nargs="?", help="name of the registered model; default: gate.model_name")
-        one.set_defaults(run=run)
-    return parser
+def _use_project_code() -> None:
+    """In a stage of DVC, run the package of the working directory: `dvc exp run --queue` works in a copy of it."""
+    here = Path.cwd()
+    is_elsewhere = Path(clip4vla.__file__).resolve().parents[1] != here.resolve()
+    if STAGE_VARIABLE in os.environ and is_elsewhere and (here / "clip4vla" / "__main__.py").is_file():
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.execv(sys.executable, [sys.executable, "-m", "clip4vla", *sys.argv[1:]])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command on the command line; a mistake of the user's ends it with a sentence."""
-    settings = _parser().parse_args(arguments)
+    """Run the command line."""
+    if arguments is None:
+        _use_project_code()
     try:
-        settings.run(settings)
-    except (ValueError, FileNotFoundError) as error:
+        app(arguments)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(f"clip4vla: {error}")
 
 

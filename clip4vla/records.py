@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 AudioType = Literal["verbal", "nonverbal"]
-"""What a text says of the sound: the words spoken in it (verbal) or everything else (nonverbal)."""
+"""What a text describes of the sound: the words spoken in it (verbal) or everything else (nonverbal)."""
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
-Modality = Literal["vision", "audio", "both"]
-MODALITIES: tuple[Modality, ...] = ("vision", "audio", "both")
+Modality = Literal["video", "audio", "both"]
+MODALITIES: tuple[Modality, ...] = ("video", "audio", "both")
+
+TaskName = Literal["retrieval", "captioning"]
+"""What a pretrained model is fine-tuned for."""
+TASKS: tuple[TaskName, ...] = ("retrieval", "captioning")
 
 
 @dataclass(frozen=True)
 class Text:
-    """One sentence about a clip. `audio_type` is None where the corpus doesn't say what it describes."""
+    """One sentence about a clip. `audio_type` is None where the corpus doesn't specify it."""
 
     text: str
     audio_type: AudioType | None = None
@@ -62,7 +66,7 @@ class Reject:
 
 @dataclass(frozen=True)
 class Decision:
-    """The gate's answer: promote or not, and the sentences that say why."""
+    """The decision of the gate: promote or not, and the reasons."""
 
     promote: bool
     reasons: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Prefect flows: the only importers of prefect. A flow's module is the command of its DVC stage."""
+"""Prefect flows over the stages of `dvc.yaml`, and a local Prefect stack: the only importers of prefect."""
 
 import os
 

@@ -11,14 +11,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from flows.leash import PATIENCE_S, leashed
+import typer
+
+from clip4vla.utils.supervise import PATIENCE_S, supervised
 
 if TYPE_CHECKING:
     from prefect.client.schemas.filters import FlowRunFilter
@@ -33,7 +34,7 @@ CANCEL_S = 120.0
 
 
 class Stopped(BaseException):
-    """This process was asked to end."""
+    """This process received a signal to end."""
 
 
 def settings(root: Path, port: int) -> dict[str, str]:
@@ -43,7 +44,7 @@ def settings(root: Path, port: int) -> dict[str, str]:
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(port),
-        "PWD": str(root),  # where prefect.yaml says that flows run
+        "PWD": str(root),  # the working directory of flows in prefect.yaml
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     return {**os.environ, **here}
@@ -53,7 +54,7 @@ def serve(root: Path, port: int) -> None:
     """Start everything, and stay until it is to end.
 
     Raises:
-        SystemExit: the port is taken, or something can't be started; the message says what.
+        SystemExit: the port is taken, or something can't be started; the message names it.
     """
     _check_free(port)
     environment = settings(root, port)
@@ -97,11 +98,11 @@ def _check_free(port: int) -> None:
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Ctrl-C and SIGTERM raise `Stopped`, once: what is done then isn't interrupted."""
-    asked: list[int] = []
+    received: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        if not asked:
-            asked.append(number)
+        if not received:
+            received.append(number)
             raise Stopped
         print("ending already; a training may need a moment for its checkpoint", file=sys.stderr, flush=True)
 
@@ -120,7 +121,7 @@ def _running(
     """A Prefect command that goes on in the background, and is ended with the block. Its output is in `.prefect/`."""
     log = root / HOME / f"{name}.log"
     with log.open("ab") as file:
-        command = leashed([sys.executable, "-m", "prefect", *arguments])
+        command = supervised([sys.executable, "-m", "prefect", *arguments])
         process = subprocess.Popen(
             command, cwd=root, env=environment, stdout=file, stderr=subprocess.STDOUT, process_group=0
         )
@@ -199,12 +200,10 @@ def _wait_for(done: Callable[[], bool], seconds: float) -> None:
         time.sleep(1.0)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve this project."""
-    parser = ArgumentParser(prog="python -m flows.serve", description=__doc__)
-    parser.add_argument("--port", type=int, default=PORT)
-    serve(Path.cwd(), parser.parse_args(arguments).port)
+def main(port: Annotated[int, typer.Option(help="Port of Prefect's server.")] = PORT) -> None:
+    """Serve the flows of the project in the working directory."""
+    serve(Path.cwd(), port)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

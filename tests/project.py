@@ -20,11 +20,11 @@ TINY_ARCHITECTURE = {
     "text_cfg": {"context_length": 48, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 
-TINY_PARAMS: dict[str, Any] = {
+TINY_CONFIG: dict[str, Any] = {
     "stampscenes": {
         "package": "stamps.deb",
-        "things": 8,
-        "pretrain_clips": 24,
+        "stamps": 8,
+        "pretraining_clips": 24,
         "caption_pairs": {"train": 6, "val": 2, "test": 4},
         "pictures_per_pair": {"train": 2, "val": 2, "test": 2},
         "seconds": 1.2,
@@ -34,14 +34,16 @@ TINY_PARAMS: dict[str, Any] = {
     "clips": {"frames": 2, "size": 36},
     "audio": {"tiles": 2, "hop": 256},
     "model": {"architecture": "tiny"},
-    "pretrain": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8},
-    "finetune": {"epochs": 1, "batch_size": 6, "micro_batch_size": 3},
-    "caption": {"epochs": 1, "batch_size": 6, "micro_batch_size": 3},
-    "ablate": {"audio_tokens": ["none", "both"], "epochs": 1},
+    "pretraining": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8},
+    "retrieval": {"epochs": 1, "batch_size": 6, "micro_batch_size": 3},
+    "captioning": {"epochs": 1, "batch_size": 6, "micro_batch_size": 3},
+    "ablation": {"audio_tokens": ["none", "both"], "epochs": 1},
     "trainer": {"loader_workers": 0, "log_every": 1, "checkpoint_every": 1},
-    "evaluate": {"bootstrap": 100, "search": {"beam": 2}},
-    "gate": {"floors": {"text_to_clip/both/R@1": 0.0}},
-    "caption_gate": {"floors": {"caption/both/CIDEr": 0.0}},
+    "evaluation": {"bootstrap": 100, "beam_search": {"beam": 2}},
+    "gates": {
+        "retrieval": {"floors": {"text_to_clip/both/R@1": 0.0}},
+        "captioning": {"floors": {"caption/both/CIDEr": 0.0}},
+    },
 }
 
 
@@ -52,8 +54,8 @@ def make_project(directory: Path) -> Path:
     for name in ("dvc.yaml", ".dvcignore", "prefect.yaml"):
         shutil.copy(REPOSITORY / name, directory)
     (directory / "clip4vla/model/architectures/tiny.json").write_text(json.dumps(TINY_ARCHITECTURE))
-    params = _updated(yaml.safe_load((REPOSITORY / "params.yaml").read_text()), TINY_PARAMS)
-    write_params(directory, params)
+    config = _updated(yaml.safe_load((REPOSITORY / "params.yaml").read_text()), TINY_CONFIG)
+    write_config(directory, config)
     write_stamp_package(directory / "stamps.deb")
     subprocess.run(["git", "init", "-q"], cwd=directory, check=True)
     run(directory, "-m", "dvc", "init", "-q").check_returncode()
@@ -61,40 +63,27 @@ def make_project(directory: Path) -> Path:
     return directory
 
 
-def read_params(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load((directory / "params.yaml").read_text())
     return tree
 
 
-def write_params(directory: Path, params: dict[str, Any]) -> None:
-    (directory / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+def write_config(directory: Path, config: dict[str, Any]) -> None:
+    (directory / "params.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 def environment() -> dict[str, str]:
     """The environment of a command: this Python first, one thread, nothing of the outer project."""
     kept = {k: v for k, v in os.environ.items() if k not in {"MLFLOW_TRACKING_URI", "DVC_ROOT"}}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return kept | {"PATH": path, "OMP_NUM_THREADS": "1", "CLIP4VLA_INSIDE_FLOW": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return kept | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with `arguments` in the project; the steps of a flow run plainly, without a Prefect server."""
+    """Run Python with `arguments` in the project."""
     return subprocess.run(
         [sys.executable, *arguments], cwd=directory, env=environment(), capture_output=True, text=True, timeout=1200
     )
-
-
-def processes_in(directory: Path) -> list[tuple[int, list[str]]]:
-    """Processes that work in `directory`, each with the words of its command line; zombies are left out."""
-    found = []
-    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            here = Path(f"/proc/{pid}/cwd").readlink() == directory
-        except OSError:  # gone, or not ours
-            continue
-        found += [(pid, words)] if here and words != [""] else []
-    return found
 
 
 def _updated(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

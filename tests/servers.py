@@ -29,7 +29,7 @@ def answers(url: str) -> bool:
 def serving(
     command: Sequence[str], url: str, environment: Mapping[str, str], log: Path
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run `command` on a leash, wait until `url` answers, and end it and its children with the block."""
+    """Run the supervised `command`, wait until `url` answers, and end it and its children with the block."""
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=dict(environment), stdout=file, stderr=file, cwd=log.parent)
     try:

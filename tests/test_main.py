@@ -7,29 +7,29 @@ import pytest
 
 from clip4vla.__main__ import main
 from clip4vla.evaluation.scores import Scores
-from clip4vla.model.checkpoints import save_model
+from clip4vla.model.pretrained import save_model
 from clip4vla.records import Decision
-from clip4vla.registry.store import Registry
-from clip4vla.tracking import open_tracker
-from tests.registry.test_store import scores
-from tests.test_search import write_video
-from tests.test_serving import CLIPS, TRAINING, tiny_model
+from clip4vla.registry.registry import Registry
+from clip4vla.tracking.run import start_run
+from tests.inference.test_index import write_video
+from tests.inference.test_pyfunc import INFERENCE, tiny_model
+from tests.registry.test_registry import scores
 
 YES = Decision(True, ("pass: better",))
 
 
 def register(root: Path, name: str, found: Scores) -> str:
-    with open_tracker(root).start("finetune", name, {}) as run:
+    with start_run(root, "retrieval", name) as run:
         pass
     assert run.run_id is not None
     directory = root / "runs" / name
-    save_model(tiny_model(), directory)
+    save_model(tiny_model(), directory, INFERENCE)
     (directory / "run.json").write_text(json.dumps({"run_id": run.run_id}))
     (directory / "config.json").write_text(
         (directory / "config.json").read_text() + "\n" * len(name)
     )  # another content
     registry = Registry(root)
-    version = registry.register(run.run_id, directory, found, "clip4vla", CLIPS, TRAINING)
+    version = registry.register(run.run_id, directory, found, "clip4vla")
     champion = registry.champion("clip4vla")
     assert registry.promote("clip4vla", version, YES, champion and champion[0]).promote
     return version

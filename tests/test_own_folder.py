@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip4vla.clips.loader import ClipStore
+from clip4vla.clips.dataset import ClipDataset
 from clip4vla.corpora.manifest import read_manifest
 from tests.markup import parse
 from tests.media.sample import tone, write_media
-from tests.project import make_project, read_params, run, write_params
+from tests.project import make_project, read_config, run, write_config
 
 FOLDER = {"adapter": "folder", "annotations": "data/raw/mine", "media": "data/raw/mine/media"}
 
@@ -40,11 +40,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(names) == 10
     table = "\n".join(["path,text", *(f'{name},"this is {name}, and how it sounds"' for name in names)])
     (directory / "data/raw/mine/texts.csv").write_text(table)
-    params = read_params(directory)
-    params["corpora"] = {"mine-pretrain": FOLDER | {"role": "pretrain"}, "mine": FOLDER | {"role": "finetune"}}
-    params["evaluate"]["labels"] = None
-    params["gate"]["floors"] = {}
-    write_params(directory, params)
+    config = read_config(directory)
+    config["corpora"] = {"mine-pretraining": FOLDER | {"role": "pretraining"}, "mine": FOLDER | {"role": "finetuning"}}
+    config["evaluation"]["labels"] = None
+    config["gates"]["retrieval"]["floors"] = {}
+    write_config(directory, config)
     return directory
 
 
@@ -69,15 +69,15 @@ def said(project: Path, stopped: str) -> str:  # noqa: ARG001
 def test_it_stops_at_the_file_that_is_broken_and_names_it(stopped: str) -> None:
     assert "9 accepted, 1 rejected (corrupt 1)\n  ten.mp4: corrupt, " in stopped
     assert "leave them out of the annotations, or raise clips.max_reject_fraction" in stopped
-    assert "flows.pretrain" not in stopped
+    assert "clip4vla pretrain" not in stopped
 
 
 @pytest.mark.usefixtures("said")
 def test_every_file_left_is_a_clip_and_some_are_kept_to_validate_and_to_test(project: Path) -> None:
     records = read_manifest(project / "data/manifests/mine/manifest.parquet")
     assert Counter(record.split for record in records).keys() == {"train", "val", "test"}
-    stored = sorted((project / "data/clips/finetune/mine").glob("*.lance"))
-    assert sorted(ClipStore(stored).clip_ids) == sorted(record.clip_id for record in records)
+    stored = sorted((project / "data/clips/finetuning/mine").glob("*.lance"))
+    assert sorted(ClipDataset(stored).clip_ids) == sorted(record.clip_id for record in records)
     assert len(records) == 9
 
 
@@ -87,11 +87,11 @@ def test_stampscenes_is_left_alone(said: str) -> None:
 
 @pytest.mark.usefixtures("said")
 def test_it_ends_with_a_model_that_was_tested_and_a_champion(project: Path) -> None:
-    decision = json.loads((project / "metrics/promotion.json").read_text())
+    decision = json.loads((project / "metrics/promotion-retrieval.json").read_text())
     assert decision["promote"] is True
     scores = json.loads((project / "metrics/retrieval.json").read_text())
     assert 0 <= scores["text_to_clip"]["both"]["R@1"] <= 100
     assert scores["n_clips"] >= 1
-    assert (project / "runs/finetune/model.safetensors").is_file()
-    report = parse((project / "runs/evaluate/finetune/report.html").read_text(encoding="utf-8"))
+    assert (project / "runs/retrieval/model.safetensors").is_file()
+    report = parse((project / "runs/evaluations/retrieval/report.html").read_text(encoding="utf-8"))
     assert len(report.all("article")) >= 1

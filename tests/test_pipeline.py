@@ -6,33 +6,34 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from clip4vla.params import load_params
-from clip4vla.records import MODALITIES
-from clip4vla.registry.store import Registry
+from clip4vla.config import load_config
+from clip4vla.records import MODALITIES, TASKS
+from clip4vla.registry.registry import Registry
+from clip4vla.utils.supervise import processes_in, wait_until_none_in
 from tests.markup import parse
-from tests.project import environment, make_project, read_params, run, write_params
+from tests.project import environment, make_project, read_config, run, write_config
 
-PATIENCE_S = 60.0
 STAGES = [
-    *("fetch", "corpus", "manifest@stampscenes-pretrain", "manifest@stampscenes-captions"),
-    *("clips@stampscenes-pretrain", "clips@stampscenes-captions"),
+    *("fetch", "corpus", "manifest@stampscenes-pretraining", "manifest@stampscenes-captions"),
+    *("clips@stampscenes-pretraining", "clips@stampscenes-captions"),
     *("pretrain", "finetune@retrieval", "finetune@captioning", "ablate"),
     *("evaluate@pretraining", "evaluate@retrieval", "evaluate@captioning", "promote@retrieval", "promote@captioning"),
 ]
 """In an order in which they can run; DVC takes another among those that don't depend on each other."""
+PRETRAIN = ["-m", "clip4vla", "pretrain"]
+"""Arguments of the process of that stage."""
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = make_project(tmp_path_factory.mktemp("pipeline"))
-    params = read_params(directory)
-    params["pretrain"]["epochs"] = 6  # steps enough to be killed among them
-    write_params(directory, params)
+    config = read_config(directory)
+    config["pretraining"]["epochs"] = 6  # steps enough to be killed among them
+    write_config(directory, config)
     return directory
 
 
@@ -52,13 +53,10 @@ def killed(project: Path) -> str:
     for output in process.stdout:
         said += output
         if re.search(r"step +2/18 ", output):
-            [stage] = processes_of(project, "flows.pretrain")
+            [stage] = [pid for pid, words in processes_in(project).items() if words[1:4] == PRETRAIN]
             os.kill(stage, signal.SIGKILL)
     assert process.wait() == 255, said
-    deadline = time.monotonic() + PATIENCE_S
-    while processes_of(project, "clip4vla.training.run"):
-        assert time.monotonic() < deadline, "a rank outlives its launcher"
-        time.sleep(0.1)
+    wait_until_none_in(project)  # no rank outlives its launcher
     return said
 
 
@@ -68,19 +66,6 @@ def reproduced(project: Path, killed: str) -> str:  # noqa: ARG001
     done = run(project, "-m", "dvc", "repro")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-def processes_of(project: Path, module: str) -> list[int]:
-    """Pythons that run `-m module` in `project`."""
-    found = []
-    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-        try:
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            here = Path(f"/proc/{pid}/cwd").readlink() == project
-        except OSError:  # gone, or not ours
-            continue
-        found += [pid] if here and arguments[1:3] == [b"-m", module.encode()] else []
-    return found
 
 
 def ran(said: str) -> list[str]:
@@ -97,9 +82,10 @@ def test_a_killed_stage_fails_and_the_next_repro_goes_on_from_its_checkpoint(kil
 
 
 def test_it_ends_with_a_decision_and_a_champion(project: Path, reproduced: str) -> None:
-    params = load_params(project / "params.yaml")
-    for file, gate in (("promotion", params.gate), ("promotion-caption", params.caption_gate)):
-        decision = json.loads((project / f"metrics/{file}.json").read_text())
+    config = load_config(project / "params.yaml")
+    for task in TASKS:
+        gate = config.gates.of(task)
+        decision = json.loads((project / f"metrics/promotion-{task}.json").read_text())
         assert decision["promote"] is True, reproduced
         champion = Registry(project).champion(gate.model_name)
         assert champion is not None
@@ -110,7 +96,7 @@ def test_it_ends_with_a_decision_and_a_champion(project: Path, reproduced: str) 
 @pytest.mark.usefixtures("reproduced")
 def test_captions_are_written_by_each_modality_and_scored(project: Path) -> None:
     found = json.loads((project / "metrics/captioning.json").read_text())
-    captions = json.loads((project / "runs/evaluate/caption/captions.json").read_text())
+    captions = json.loads((project / "runs/evaluations/captioning/captions.json").read_text())
     assert found["n_clips"] == len(captions) == 8
     for modality in MODALITIES:
         assert {"CIDEr", "BLEU-4", "ROUGE-L"} <= found["caption"][modality].keys()
@@ -121,9 +107,9 @@ def test_captions_are_written_by_each_modality_and_scored(project: Path) -> None
 
 
 @pytest.mark.usefixtures("reproduced")
-@pytest.mark.parametrize("run_name", ["finetune", "caption"])
+@pytest.mark.parametrize("run_name", ["retrieval", "captioning"])
 def test_it_leaves_a_report_with_the_run_that_it_is_about(project: Path, run_name: str) -> None:
-    report = project / f"runs/evaluate/{run_name}/report.html"
+    report = project / f"runs/evaluations/{run_name}/report.html"
     root = parse(report.read_text(encoding="utf-8"))
     assert [part.text for part in root.all("h2")] == ["Best", "Median", "Worst"]
     assert len(root.all("audio")) == len(root.all("article")) > 0
@@ -142,9 +128,9 @@ def test_there_is_nothing_left_to_do(project: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("reproduced")
 def test_another_language_changes_the_corpus_and_what_follows_but_fetches_nothing(project: Path) -> None:
-    params = read_params(project)
-    params["stampscenes"]["language"] = "fr"
-    write_params(project, params)
+    config = read_config(project)
+    config["stampscenes"]["language"] = "fr"
+    write_config(project, config)
     data = run(project, "-m", "dvc", "repro", *STAGES[4:6])
     assert data.returncode == 0, data.stdout + data.stderr
     assert sorted(ran(data.stdout)) == sorted(STAGES[1:6])

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from clip4vla.records import Decision
-from clip4vla.registry.store import Registry
-from flows.leash import leashed
+from clip4vla.registry.registry import Registry
+from clip4vla.utils.supervise import supervised
 from tests.project import REPOSITORY
 from tests.servers import free_port, serving
 
@@ -70,7 +70,7 @@ def mlflow(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         *("--artifacts-destination", str(directory / "artifacts")),
     ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with serving(leashed(command), f"{url}/health", environment, directory / "log"):
+    with serving(supervised(command), f"{url}/health", environment, directory / "log"):
         yield url
 
 
@@ -151,7 +151,7 @@ def test_prefect_deploys_to_a_server_on_postgresql(postgres: str, tmp_path: Path
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    server = leashed([*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)])
+    server = supervised([*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)])
     with serving(server, f"http://127.0.0.1:{port}/api/health", environment, tmp_path / "log"):
         prefect("work-pool", "create", "local", "--type", "process")
         prefect("deploy", "--all")
@@ -179,7 +179,7 @@ def test_dvc_pushes_to_and_pulls_from_a_store_that_speaks_s3(tmp_path: Path) -> 
 
     project = tmp_path / "project"
     project.mkdir()
-    server = leashed([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]])
+    server = supervised([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]])
     with serving(server, f"{url}/moto-api/", environment, tmp_path / "log"):
         call(sys.executable, "-c", "import boto3; boto3.client('s3').create_bucket(Bucket='clip4vla')")
         call("git", "init", "-q")

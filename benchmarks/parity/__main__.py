@@ -18,7 +18,7 @@ from benchmarks.parity import audio, checkpoint, features, inputs, losses, metri
 from benchmarks.parity.deviation import Deviation, summary
 from benchmarks.parity.model import Models
 from benchmarks.parity.reference import Reference
-from clip4vla.progress import track
+from clip4vla.utils.progress import track
 
 GROUPS = tuple(
     chain.from_iterable(part.GROUPS for part in (audio, features, losses, metrics, schedule, inputs, checkpoint))

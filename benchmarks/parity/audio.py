@@ -86,8 +86,8 @@ def _augmented(arrays: Arrays, clip: str, wave: Tensor, samples: Tensor) -> Iter
     numbers = [torch.tensor([one.time.shape[1], one.frequency.shape[1]]) for one in (drawn, masks)]
     yield deviation("audio_counts", f"{name} number of masks", numbers[0], numbers[1], EXACT)
     with mock.patch.object(frontend, "draw_masks", return_value=masks):  # the masks are drawn at random
-        view, audio_mask = module.forward_augmented(wave, samples)
-    yield from _tiles(arrays, name, view[audio_mask])
+        augmented, audio_mask = module.forward_augmented(wave, samples)
+    yield from _tiles(arrays, name, augmented[audio_mask])
     covered = masks.covered(log_mel.shape[2], SIZE)
     yield from _statistics(arrays, name, log_mel.masked_fill(covered.unsqueeze(1), 0.0)[0, :, : int(rows)])
 

@@ -12,7 +12,7 @@ from clip4vla.model.published import PUBLISHED_AUDIO, Published, from_published,
 
 GROUPS = ("checkpoint",)
 UNTRAINED = ("cross.", "cls.")
-"""What pretraining saves without having trained it, and we leave out."""
+"""What pretraining saves untrained, and this model leaves out."""
 
 
 def check(models: Models, full_size: Mapping[str, Any]) -> Iterator[Deviation]:
@@ -46,11 +46,11 @@ def _same_keys(kind: str, index: Mapping[str, Any]) -> Deviation:
     with torch.device("meta"):
         published = from_published(state, PUBLISHED_AUDIO, f"the ViT-B/32 checkpoint {kind}")
         written = to_published(published.model)
-    wanted = {key: value for key, value in state.items() if key not in published.unused}
+    expected = {key: value for key, value in state.items() if key not in published.unused}
     differing = [
         key
-        for key in sorted(written.keys() | wanted.keys())
-        if key not in written or key not in wanted or not _alike(written[key], wanted[key])
+        for key in sorted(written.keys() | expected.keys())
+        if key not in written or key not in expected or not _alike(written[key], expected[key])
     ]
     name = f"keys of ViT-B/32 after {kind}: {', '.join(differing) or 'all'}"
     return deviation("checkpoint", name, torch.tensor(len(differing)), torch.tensor(0), EXACT)

@@ -1,4 +1,4 @@
-"""What the towers and the fusions make of the inputs: encoder outputs and similarities, for every setting found."""
+"""Outputs of the towers and the fusions: encoder outputs and similarities, for every setting found."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.parity.deviation import Deviation, Tolerance, deviation
-from benchmarks.parity.model import CROSS_ATTENDING, Encoded, Models
+from benchmarks.parity.model import CROSS_ENCODED, Encoded, Models
 from clip4vla.model.fusion import pool
 
 GROUPS = ("encoders", "similarities")
@@ -27,9 +27,9 @@ PATTERNS = [
         rf"(?P<pre>pre)/(?:(?P<name>pooled_\w+|masked_audio_out)|sim/(?P<similarity>{SIMILARITY}))",
     )
 ]
-"""Names of arrays, with what they say of how they were computed."""
+"""Names of arrays, with the parts that name the setting they were computed with."""
 RETRIEVAL_CONTROL, PRETRAINING_CONTROL = "0.5", "2"
-"""The setting where the name doesn't say."""
+"""The setting where the name has none."""
 
 
 class Setting(NamedTuple):
@@ -41,7 +41,7 @@ class Setting(NamedTuple):
 
 
 OUTPUTS: Mapping[str, Callable[[Encoded], Tensor]] = {
-    "text": lambda one: one.words,
+    "text": lambda one: one.tokens,
     "visual": lambda one: one.frames,
     "visual_transformer_out": lambda one: one.visual_hidden,
     "audio": lambda one: one.tiles,
@@ -51,8 +51,8 @@ OUTPUTS: Mapping[str, Callable[[Encoded], Tensor]] = {
     "masked_audio_out": lambda one: one.masked_tiles,
     "cross_out": lambda one: torch.cat(one.attended, dim=1),
     "pooled_text": lambda one: one.sentences,
-    "pooled_visual": lambda one: pool(*one.seen),
-    "pooled_audio": lambda one: pool(*one.heard),
+    "pooled_visual": lambda one: pool(*one.video),
+    "pooled_audio": lambda one: pool(*one.audio),
     "pooled_masked_audio": lambda one: pool(one.masked_tiles, one.inputs.audio_mask),
 }
 """Encoder outputs by their published names."""
@@ -60,7 +60,7 @@ OUTPUTS: Mapping[str, Callable[[Encoded], Tensor]] = {
 
 @torch.no_grad()
 def check(models: Models) -> Iterator[Deviation]:
-    """Every encoder output and similarity whose name says how it was computed."""
+    """Every encoder output and similarity whose name has a known setting."""
     places: dict[Setting, list[tuple[str, str]]] = {}
     for key in models.arrays:
         if (place := _place(key)) is not None:
@@ -77,12 +77,12 @@ def _place(key: str) -> tuple[Setting, str] | None:
     found = next((match for pattern in PATTERNS if (match := pattern.fullmatch(key))), None)
     if found is None:
         return None
-    said = found.groupdict()
-    control = said.get("control") or (PRETRAINING_CONTROL if said.get("pre") else RETRIEVAL_CONTROL)
-    name = said.get("similarity") or said["name"]
+    parts = found.groupdict()
+    control = parts.get("control") or (PRETRAINING_CONTROL if parts.get("pre") else RETRIEVAL_CONTROL)
+    name = parts.get("similarity") or parts["name"]
     if name not in OUTPUTS and not re.fullmatch(SIMILARITY, name):
         return None
-    return Setting(said.get("mode") or "feat_avg", control, bool(said.get("missing"))), name
+    return Setting(parts.get("mode") or "feat_avg", control, bool(parts.get("missing"))), name
 
 
 def _compared(one: Encoded, key: str, name: str, published: Tensor) -> Deviation:
@@ -90,7 +90,7 @@ def _compared(one: Encoded, key: str, name: str, published: Tensor) -> Deviation
         ours = OUTPUTS[name](one)
         ours = ours[: len(published)] if "_first" in key else ours
         return deviation("encoders", key, ours, published, TOLERANCES["encoders"])
-    if name == "t_va" and one.mode not in CROSS_ATTENDING:
+    if name == "t_va" and one.mode not in CROSS_ENCODED:
         # published, what a clip lacks enters the mean as zeros, which halves it; here the rest stands alone
         alone = one.inputs.video_mask.any(1) != one.inputs.audio_mask.any(1)
         published = published * (1 + alone.float())

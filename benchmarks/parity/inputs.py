@@ -13,7 +13,7 @@ from benchmarks.parity.deviation import EXACT, Deviation, Tolerance, deviation
 from benchmarks.parity.reference import Arrays
 from clip4vla.model.pixels import PixelNormalizer
 from clip4vla.model.published import OPEN_CLIP_NAMES
-from clip4vla.model.text import Tokenizer
+from clip4vla.model.tokenizer import Tokenizer
 from clip4vla.model.towers import Architecture
 
 GROUPS = ("visual", "tokens")
@@ -22,7 +22,7 @@ ARCHITECTURE = OPEN_CLIP_NAMES[768, 32]
 
 
 def check_images(arrays: Arrays) -> Iterator[Deviation]:
-    """Our pixels of each image, once it has been cut to the size that is asked for."""
+    """Our pixels of each image, cut to the size of the published ones."""
     plain = Architecture("", {})
     normalizer = PixelNormalizer(plain.image_mean, plain.image_std)
     for key in arrays:
@@ -48,7 +48,7 @@ def check_text(text: Mapping[str, Any]) -> Iterator[Deviation]:
         ours = tokens[1 : len(case["ids"]) + 1]
         yield deviation("tokens", f"tokenize {case['text']!r}", ours, torch.tensor(case["ids"]), EXACT)
     sentences = [(case["text"], case) for case in _with(text, "retrieval_text", "input_ids")]
-    sentences += [(_said(case), case) for case in _with(text, "pretrain_text", "input_ids")]
+    sentences += [(_pretraining_text(case), case) for case in _with(text, "pretrain_text", "input_ids")]
     for sentence, case in sentences:
         published = torch.tensor([0 if token == padding else token for token in case["input_ids"]])
         tokens = Tokenizer(ARCHITECTURE, len(published))([sentence])[0]
@@ -57,11 +57,11 @@ def check_text(text: Mapping[str, Any]) -> Iterator[Deviation]:
 
 
 def _with(text: Mapping[str, Any], kind: str, ids: str) -> list[dict[str, Any]]:
-    """The cases of a kind that say which ids they want."""
+    """The cases of a kind that have the ids."""
     return [case for case in text.get(kind, []) if ids in case]
 
 
-def _said(case: dict[str, Any]) -> str:
+def _pretraining_text(case: dict[str, Any]) -> str:
     """The text of a pretraining clip: AudioSet's labels as a sentence, HowTo100M's segments within its span."""
     data = case["data"]
     if case["corpus"] == "audioset":

@@ -1,5 +1,5 @@
-"""Losses and the gradients that they send: pretraining by our objective, term by term and in both published totals,
-and the published fine-tuning losses on our similarities.
+"""Losses and their gradients: pretraining by our objective, term by term and in both published totals, and the
+published fine-tuning losses on our similarities.
 """
 
 import re
@@ -13,10 +13,10 @@ from benchmarks.parity.deviation import Deviation, Tolerance, deviation
 from benchmarks.parity.features import PRETRAINING_CONTROL, RETRIEVAL_CONTROL
 from benchmarks.parity.model import Models
 from clip4vla.losses.contrastive import info_nce, nt_xent
-from clip4vla.model.clip4vla import MAX_SCALE, Features
+from clip4vla.model.clip4vla import MAX_SCALE
 from clip4vla.model.fusion import pool
 from clip4vla.model.published import Published, published_name
-from clip4vla.training.objective import Objective
+from clip4vla.training.objectives import ContrastiveObjective, Outputs, total_loss
 
 GROUPS = ("losses", "gradients")
 LOSS = Tolerance(1e-5, relative=1e-4)  # the absolute part is float32's rounding of a logit of 100
@@ -59,26 +59,26 @@ def _pretraining(models: Models, names: Mapping[str, list[str]], missing: bool) 
     if not cases:
         return
     one = models.encoded("feat_avg", PRETRAINING_CONTROL, missing)
-    features = one.features(with_view=any("audio_audio" in TOTALS[total] for total in cases.values()))
+    augmented = any("audio_audio" in TOTALS[total] for total in cases.values())
+    outputs = one.embeddings(augmented).tensors()
     for case, total in cases.items():
-        for key, loss in _terms_and_total(case, total, features):
+        for key, loss in _terms_and_total(case, total, outputs):
             if key in models.arrays:
                 yield deviation("losses", key, loss, models.arrays[key], LOSS)
         yield from _gradients(one.published, loss, models.arrays, f"{case}/", names.get("pre/grad_names", []))
 
 
-def _terms_and_total(case: str, total: str, features: Features) -> Iterator[tuple[str, Tensor]]:
+def _terms_and_total(case: str, total: str, outputs: Outputs) -> Iterator[tuple[str, Tensor]]:
     """The published name and our value of each term that the inputs allow, the total last."""
     scale = torch.tensor(MAX_SCALE)
     for short, term in TERMS.items():
-        if term != "audio_audio" or features.audio_view is not None:
-            yield f"{case}/{short}_nce", Objective({term: 1.0}, "sample").losses(features, scale)[term]
-    objective = Objective(TOTALS[total], "sample")
-    yield f"{case}/total", objective.total(objective.losses(features, scale))
+        if term != "audio_audio" or "augmented_audio" in outputs:
+            yield f"{case}/{short}_nce", ContrastiveObjective({term: 1.0}, "sample").losses(outputs, scale)[term]
+    yield f"{case}/total", total_loss(ContrastiveObjective(TOTALS[total], "sample").losses(outputs, scale))
 
 
 def _finetuning(models: Models, names: Mapping[str, list[str]]) -> Iterator[Deviation]:
-    """The published loss looks from texts to clips only; with one modality it knows only the mean of frames."""
+    """The published loss goes from texts to clips only; with one modality it has only the mean of frames."""
     for key in models.arrays:
         if (match := FINETUNING.fullmatch(key)) is None:
             continue
@@ -92,8 +92,8 @@ def _finetuning(models: Models, names: Mapping[str, list[str]]) -> Iterator[Devi
 def _alone(arrays: Mapping[str, Tensor]) -> Iterator[Deviation]:
     """The two losses on inputs of their own."""
     if "simclr/loss" in arrays:
-        plain, view = (pool(arrays[f"simclr/{key}"], arrays["simclr/mask"].bool()) for key in ("x", "y"))
-        ours = nt_xent(plain, view, torch.tensor(MAX_SCALE))
+        plain, augmented = (pool(arrays[f"simclr/{key}"], arrays["simclr/mask"].bool()) for key in ("x", "y"))
+        ours = nt_xent(plain, augmented, torch.tensor(MAX_SCALE))
         yield deviation("losses", "simclr/loss", ours, arrays["simclr/loss"], LOSS)
     if "nce/loss_rows" in arrays and "nce/loss_cols" in arrays:
         similarity = arrays["nce/sim"]
@@ -105,22 +105,22 @@ def _alone(arrays: Mapping[str, Tensor]) -> Iterator[Deviation]:
 def _gradients(
     published: Published, total: Tensor, arrays: Mapping[str, Tensor], case: str, names: list[str]
 ) -> Iterator[Deviation]:
-    """The norms of gradients, and those that are given whole."""
-    whole = [key for key in arrays if key.startswith(f"{case}grad/")]
+    """The norms of gradients, and the gradients that are given in full."""
+    full = [key for key in arrays if key.startswith(f"{case}grad/")]
     norms = arrays.get(f"{case}grad_norms")
-    if norms is None and not whole:
+    if norms is None and not full:
         return
     gradients = gradients_of(published, total)
     if norms is not None:
         yield from _norms(gradients, norms, f"{case}grad_norms", names)
-    for key in whole:
+    for key in full:
         ours = gradients.get(key.removeprefix(f"{case}grad/"), torch.zeros_like(arrays[key]))
         tolerance = Tolerance(1e-4 * float(arrays[key].abs().max()), relative=1e-3)
         yield deviation("gradients", key, ours, arrays[key], tolerance)
 
 
 def _norms(gradients: Mapping[str, Tensor], norms: Tensor, key: str, names: list[str]) -> Iterator[Deviation]:
-    """What isn't learned, here or as published, has a gradient of 0."""
+    """A parameter that isn't trained, here or as published, has a gradient of 0."""
     if len(norms) != len(names):
         raise ValueError(f"model.npz has {len(norms)} numbers in {key}, but {len(names)} names for them")
     expected, nothing = dict(zip(names, norms, strict=True)), torch.zeros(())
@@ -130,9 +130,9 @@ def _norms(gradients: Mapping[str, Tensor], norms: Tensor, key: str, names: list
 
 
 def gradients_of(published: Published, total: Tensor) -> dict[str, Tensor]:
-    """The gradient of `total` by each learned parameter, under its published name."""
-    learned = {published_name(name): p for name, p in published.model.named_parameters() if p.requires_grad}
+    """The gradient of `total` by each trained parameter, under its published name."""
+    trained = {published_name(name): p for name, p in published.model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(
-        total, list(learned.values()), retain_graph=True, allow_unused=True, materialize_grads=True
+        total, list(trained.values()), retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return dict(zip(learned, gradients, strict=True))
+    return dict(zip(trained, gradients, strict=True))

@@ -11,14 +11,14 @@ from torch import Tensor
 from benchmarks.parity.deviation import EXACT, Deviation, Tolerance, deviation
 from benchmarks.parity.reference import Arrays
 from clip4vla.evaluation.rerank import nearest, rerank
-from clip4vla.evaluation.retrieval import CUTOFFS, QueryRanks, ranks, retrieval_scores
+from clip4vla.evaluation.retrieval_metrics import CUTOFFS, QueryRanks, ranks, retrieval_scores
 
 GROUPS = ("metrics",)
 ROUNDING = Tolerance(1e-12)
 
 
 def check(arrays: Arrays, facts: Mapping[str, Any]) -> Iterator[Deviation]:
-    """Every similarity matrix with ranks, whole and where there is a mask on some of its queries.
+    """Every similarity matrix with ranks, by all of its queries and, where there is a mask, by those that it keeps.
 
     Queries stand in equal consecutive blocks per item.
 

@@ -1,6 +1,6 @@
-"""The published model and its inputs in our code: what each part makes of them.
+"""The published model in our code: the output of each part for the published inputs.
 
-Shapes: B clips, F frames, T tiles, L words, D embedding width, Q positions of a transformer.
+Shapes: B clips, F frames, T tiles, L text tokens, D embedding width, Q positions of a transformer.
 """
 
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.parity.reference import Arrays
-from clip4vla.model.clip4vla import MAX_SCALE, Clip4Vla, Features
+from clip4vla.config import AudioToken
+from clip4vla.model.clip4vla import MAX_SCALE, Clip4Vla, Embeddings
 from clip4vla.model.fusion import pool
-from clip4vla.model.percepts import Percepts
+from clip4vla.model.media_features import MediaFeatures
 from clip4vla.model.published import PUBLISHED_AUDIO, Published, from_published
-from clip4vla.model.towers import encode_words
-from clip4vla.params import AudioToken
+from clip4vla.model.towers import encode_tokens
 
 TOKENS: dict[str, AudioToken] = {"-1": "none", "0": "verbal", "1": "nonverbal", "2": "sample", "3": "both"}
 FUSED = ("loose_seq", "tight_seq", "cross_align")
-"""Modes that read the cross encoder, as fine-tuning saves it."""
-CROSS_ATTENDING = ("tight_seq", "cross_align")
+"""Modes that use the published cross encoder, as fine-tuning saves it."""
+CROSS_ENCODED = ("tight_seq", "cross_align")
 HEADS = ("similarity_dense.weight", "similarity_dense.bias")
 Part = tuple[Tensor, Tensor]
-"""Features (B, Q, D) and which of them are there (B, Q)."""
+"""Embeddings (B, Q, D) and which of them are there (B, Q)."""
 
 
 def audio_token(control: str) -> AudioToken:
@@ -35,16 +35,16 @@ def audio_token(control: str) -> AudioToken:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The arrays `in/*` as our towers read them."""
+    """The arrays `in/*` in the layout of our towers."""
 
     arrays: Arrays
 
     def without_missing_sound(self) -> "Inputs":
         """The same where some clips have no sound."""
         mask = self.arrays["in/audio_mask_missing"]
-        heard = mask.any(dim=2)[:, :, None, None, None, None]
+        has_audio = mask.any(dim=2)[:, :, None, None, None, None]
         sounds = [key for key in ("in/audio", "in/masked_audio") if key in self.arrays]
-        silenced = {key: self.arrays[key] * heard for key in sounds}
+        silenced = {key: self.arrays[key] * has_audio for key in sounds}
         return Inputs(self.arrays.replaced({"in/audio_mask": mask, **silenced}))
 
     @cached_property
@@ -53,8 +53,8 @@ class Inputs:
         return self._first("input_ids")
 
     @cached_property
-    def words(self) -> Tensor:
-        """(B, L) bool, which tokens are words."""
+    def text_mask(self) -> Tensor:
+        """(B, L) bool, which tokens are not padding."""
         return self._first("attention_mask").bool()
 
     @cached_property
@@ -74,7 +74,7 @@ class Inputs:
 
     @cached_property
     def masked_audio(self) -> Tensor:
-        """(B, T, 3, R, R) of the view under SpecAugment."""
+        """(B, T, 3, R, R) under SpecAugment."""
         return self._first("masked_audio").float()
 
     @cached_property
@@ -125,7 +125,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The inputs as the model sees them; each part is computed when it is first asked for."""
+    """The model's outputs for the inputs; each is computed when it is first used."""
 
     mode: str
     published: Published
@@ -138,9 +138,9 @@ class Encoded:
         return self.published.model
 
     @cached_property
-    def words(self) -> Tensor:
+    def tokens(self) -> Tensor:
         """(B, L, D)."""
-        return encode_words(self.model.clip, self.inputs.tokens)
+        return encode_tokens(self.model.clip, self.inputs.tokens)
 
     @cached_property
     def sentences(self) -> Tensor:
@@ -159,7 +159,7 @@ class Encoded:
 
     @cached_property
     def masked_tiles(self) -> Tensor:
-        """(B, T, D) of the view under SpecAugment."""
+        """(B, T, D) under SpecAugment."""
         return self.model.encode_audio(self.inputs.masked_audio, self.token, self._types)
 
     @cached_property
@@ -180,47 +180,54 @@ class Encoded:
         return found[0]
 
     @property
-    def seen(self) -> Part:
+    def video(self) -> Part:
         """Frames and their mask."""
         return self.frames, self.inputs.video_mask
 
     @property
-    def heard(self) -> Part:
+    def audio(self) -> Part:
         """Tiles and their mask."""
         return self.tiles, self.inputs.audio_mask
 
     @cached_property
     def attended(self) -> tuple[Tensor, Tensor]:
-        """Frames and tiles after the fusion has let them attend to each other, where it does."""
-        return self.model.fusion(*self.seen, *self.heard) if self.model.fusion else (self.frames, self.tiles)
+        """Frames and tiles after they have attended to each other, where the model has a sequence fusion."""
+        return self.model.fusion(*self.video, *self.audio) if self.model.fusion else (self.frames, self.tiles)
 
-    def features(self, with_view: bool) -> Features:
-        """What the pretraining objective compares. A clip without sound stays in every term, as was published."""
+    def embeddings(self, augmented: bool) -> Embeddings:
+        """What the pretraining objective compares, and `augmented_audio` only if `augmented`.
+
+        A clip without sound stays in every term, as published.
+        """
         everyone = torch.ones(len(self.inputs.tokens), dtype=torch.bool)
-        return Features(
+        return Embeddings(
             has_video=everyone,
             has_audio=everyone,
             text=self.sentences.unsqueeze(1),
-            video=pool(*self.seen),
-            audio=pool(*self.heard),
-            audio_view=pool(self.masked_tiles, self.inputs.audio_mask) if with_view else None,
+            video=pool(*self.video),
+            audio=pool(*self.audio),
+            augmented_audio=pool(self.masked_tiles, self.inputs.audio_mask) if augmented else None,
         )
 
     def similarity(self, name: str) -> Tensor:
         """(B, B) cosines times 100 by their published name, in which t is text, v video and a audio.
 
-        `t_va` compares texts with whole clips, `single_*` with clips whose other modality isn't there.
+        `t_va` compares texts with clips by both modalities, `single_*` with clips whose other modality isn't there.
         """
         clips = {
-            "t_va": (self.seen, self.heard),
-            "single_t_v": (self.seen, _nothing(self.heard)),
-            "single_t_a": (_nothing(self.seen), self.heard),
+            "t_va": (self.video, self.audio),
+            "single_t_v": (self.video, _nothing(self.audio)),
+            "single_t_a": (_nothing(self.video), self.audio),
         }
         if name in clips:
-            seen, heard = clips[name]
-            if self.mode in CROSS_ATTENDING:
-                return self._scores(seen, heard)
-            return MAX_SCALE * self.sentences @ self.model.fuse(*seen, *heard).T
+            frames, tiles = clips[name]
+            if self.mode in CROSS_ENCODED:
+                return self._scores(frames, tiles)
+            return MAX_SCALE * self.sentences @ self.model.fuse(*frames, *tiles).T
+        return self._pooled(name)
+
+    def _pooled(self, name: str) -> Tensor:
+        """(B, B) cosines times 100 of what is pooled of one modality."""
         frames, tiles = self.attended
         text, video, audio = self.sentences, pool(frames, self.inputs.video_mask), pool(tiles, self.inputs.audio_mask)
         pairs = {
@@ -233,19 +240,20 @@ class Encoded:
         rows, columns = pairs[name]
         return MAX_SCALE * rows @ columns.T
 
-    def _scores(self, seen: Part, heard: Part) -> Tensor:
-        """(B, B) scores of every text with every clip, read together."""
-        text, text_mask = self.words, self.inputs.words
+    def _scores(self, frames: Part, tiles: Part) -> Tensor:
+        """(B, B) scores of every text with every clip by the cross encoder."""
+        text, text_mask = self.tokens, self.inputs.text_mask
         if self.mode == "tight_seq":
             text, text_mask = self.sentences.unsqueeze(1), torch.ones_like(text_mask[:, :1])
         n_clips = len(text)
         clip = torch.arange(n_clips)
         texts = [part.repeat_interleave(n_clips, dim=0) for part in (text, text_mask)]
-        clips = Percepts(*seen, *heard).take(clip.repeat(n_clips))
+        clips = MediaFeatures(*frames, *tiles).take(clip.repeat(n_clips))
         model = self.published.model
-        assert model.scorer is not None
+        assert model.cross_encoder is not None
         assert model.fusion is not None
-        return model.scorer(model.fusion, *texts, clips).view(n_clips, n_clips)
+        scores: Tensor = model.cross_encoder(model.fusion, *texts, clips)
+        return scores.view(n_clips, n_clips)
 
     @property
     def _types(self) -> Tensor | None:
@@ -253,5 +261,5 @@ class Encoded:
 
 
 def _nothing(part: Part) -> Part:
-    """A modality that isn't looked at."""
+    """A modality of length 0."""
     return part[0][:, :0], part[1][:, :0]

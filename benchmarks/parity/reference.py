@@ -1,7 +1,7 @@
-"""The files of a reference directory: what is in them is known only to whoever compares it.
+"""The files of a reference directory, read without any interpretation of their content.
 
 In: a directory with published numbers. Out: its arrays, facts and checkpoint by name; nothing for a file that isn't
-there, since other weights, say, come without new metrics.
+there, since numbers of other weights, for instance, come without new metrics.
 """
 
 import json
@@ -33,7 +33,7 @@ UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Arrays(dict[str, Tensor]):
-    """The arrays of a file by name; asking for one that isn't there is a ValueError that says so."""
+    """The arrays of a file by name; access to one that isn't there is a ValueError with its name."""
 
     def __init__(self, file: str, arrays: Mapping[str, Tensor]) -> None:
         super().__init__(arrays)
@@ -49,11 +49,10 @@ class Arrays(dict[str, Tensor]):
 
 @dataclass(frozen=True)
 class Reference:
-    """A directory of published numbers, its files read when they are first asked for.
+    """A directory of published numbers, its files read when they are first used.
 
     Raises:
-        ValueError: none of the files is there, the checkpoint isn't that made the numbers that are, or one can't be
-            read.
+        ValueError: none of the files is there, the checkpoint of the numbers is missing, or a file can't be read.
     """
 
     directory: Path
@@ -73,7 +72,7 @@ class Reference:
 
     @cached_property
     def audio(self) -> Arrays:
-        """Waveforms and what the front end makes of them."""
+        """Waveforms and the outputs of the front end."""
         return self._numbers("audio_frontend.npz")
 
     @cached_property
@@ -93,7 +92,7 @@ class Reference:
 
     @cached_property
     def images(self) -> Arrays:
-        """Images and what the image transform makes of them."""
+        """Images and the outputs of the image transform."""
         return self._numbers("visual_preproc.npz")
 
     @cached_property

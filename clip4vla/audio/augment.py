@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clip4vla.params import AudioParams
+from clip4vla.config import AudioConfig
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SpecMasks:
         return _covered(self.time, rows).unsqueeze(2) | _covered(self.frequency, bands).unsqueeze(1)
 
 
-def draw_masks(params: AudioParams, rows: Tensor, bands: int, generator: torch.Generator | None = None) -> SpecMasks:
+def draw_masks(config: AudioConfig, rows: Tensor, bands: int, generator: torch.Generator | None = None) -> SpecMasks:
     """Masks for clips of `rows` (B,) int64 valid rows, on their device.
 
     A clip of n rows gets int(n * time_mask_fraction) time masks, so a short clip in a batch of long ones is
@@ -37,8 +37,8 @@ def draw_masks(params: AudioParams, rows: Tensor, bands: int, generator: torch.G
     """
     bands_of_each = torch.full_like(rows, bands)
     return SpecMasks(
-        time=_draw(rows, params.time_mask_fraction, params.mask_width, generator),
-        frequency=_draw(bands_of_each, params.freq_mask_fraction, params.mask_width, generator),
+        time=_draw(rows, config.time_mask_fraction, config.mask_width, generator),
+        frequency=_draw(bands_of_each, config.freq_mask_fraction, config.mask_width, generator),
     )
 
 

@@ -5,7 +5,7 @@ bands with three channels (left, mean, right), and which of them exist. It runs 
 storing waveforms rather than spectrograms lets the front end change without cutting any clip again. On a CPU a clip
 goes all the way before the next, in pieces that the core's cache holds; on a GPU the batch goes at once.
 
-Source: Ruan et al., arXiv 2303.06591, and the code published with it; `AudioParams.recipe` says where we differ.
+Source: Ruan et al., arXiv 2303.06591, and the code published with it; `AudioConfig.recipe` says where we differ.
 
 Shapes: B clips, C channels of the waveform and C' of its tiles, S samples, N rows of a whole spectrogram, N' tiles
 that hold them, T tiles that are kept, R rows and bands of a tile.
@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from clip4vla.audio.augment import SpecMasks, draw_masks
 from clip4vla.audio.mel import MelBands, mel_filters
 from clip4vla.audio.precision import KeepsPrecision
-from clip4vla.params import AudioParams
+from clip4vla.config import AudioConfig
 
 TILE_SECONDS = 1.792
 """What a published tile lasts: 224 rows of 128 samples at 16 kHz."""
@@ -35,19 +35,19 @@ TilePosition = Literal["head", "tail", "middle"]
 Rows = TypeVar("Rows", int, Tensor)
 
 
-def hop_samples(params: AudioParams, image_size: int) -> int:
+def hop_samples(config: AudioConfig, image_size: int) -> int:
     """Samples between two rows; derived so that a tile lasts as long as the published one unless it is given."""
-    return params.hop or round(TILE_SECONDS * params.sample_rate / image_size)
+    return config.hop or round(TILE_SECONDS * config.sample_rate / image_size)
 
 
-def tile_samples(params: AudioParams, image_size: int) -> int:
+def tile_samples(config: AudioConfig, image_size: int) -> int:
     """Samples that one tile spans."""
-    return hop_samples(params, image_size) * image_size
+    return hop_samples(config, image_size) * image_size
 
 
-def max_samples(params: AudioParams, image_size: int) -> int:
-    """The most samples that still fit `params.tiles` tiles; longer sounds are cropped to it."""
-    return params.tiles * tile_samples(params, image_size) - 1
+def max_samples(config: AudioConfig, image_size: int) -> int:
+    """The most samples that still fit `config.tiles` tiles; longer sounds are cropped to it."""
+    return config.tiles * tile_samples(config, image_size) - 1
 
 
 def select_tiles(count: int, most: int, position: TilePosition) -> range:
@@ -64,29 +64,29 @@ class LogMel(KeepsPrecision):
     """Waveforms to normalised log-mel tiles; without parameters.
 
     Args:
-        params: the front end's section.
+        config: the front end's section.
         image_size: R, the image size of the tower that reads the tiles.
     """
 
     window: Tensor
     mel_filters: Tensor
 
-    def __init__(self, params: AudioParams, image_size: int) -> None:
+    def __init__(self, config: AudioConfig, image_size: int) -> None:
         super().__init__()
-        self.params = params
+        self.config = config
         self.rows = image_size
-        self.hop = hop_samples(params, image_size)
-        filters = mel_filters(image_size, params.n_fft, params.sample_rate)
+        self.hop = hop_samples(config, image_size)
+        filters = mel_filters(image_size, config.n_fft, config.sample_rate)
         self.mel_bands = MelBands(filters)
         self.register_buffer("mel_filters", filters, persistent=False)
-        self.register_buffer("window", torch.hann_window(params.n_fft, dtype=torch.float64), persistent=False)
+        self.register_buffer("window", torch.hann_window(config.n_fft, dtype=torch.float64), persistent=False)
 
     def forward(self, waveform: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Tiles of `waveform` (B, C, S) float in -1..1, of which `samples` (B,) int64 are sound.
 
         Returns:
             tiles (B, T, 3, R, R), channel, row, band; exactly 0 where there is none,
-            and audio_mask (B, T) bool. T is always `params.tiles`.
+            and audio_mask (B, T) bool. T is always `config.tiles`.
 
         Raises:
             ValueError: the waveform has neither one nor two channels.
@@ -105,7 +105,7 @@ class LogMel(KeepsPrecision):
         self, waveform: Tensor, samples: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(tiles, augmented tiles, audio_mask) for the price of one spectrogram."""
-        return self._views(waveform, samples, draw_masks(self.params, self._count_rows(samples), self.rows, generator))
+        return self._views(waveform, samples, draw_masks(self.config, self._count_rows(samples), self.rows, generator))
 
     @torch.no_grad()
     def log_mel(self, waveform: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,7 @@ class LogMel(KeepsPrecision):
         """What `forward_views` gives; without masks the second is the first."""
         places, audio_mask = self._places(self._count_rows(samples))
         channels = 1 if waveform.shape[1] == 1 else 3
-        shape = (len(waveform), self.params.tiles, channels, self.rows, self.rows)
+        shape = (len(waveform), self.config.tiles, channels, self.rows, self.rows)
         tiles = waveform.new_empty(shape, dtype=_real(waveform))
         views = tiles if masks is None else torch.empty_like(tiles)
         covered = None if masks is None else self._covered(masks, waveform)
@@ -136,7 +136,7 @@ class LogMel(KeepsPrecision):
             self._tile(cells, valid, places[part], audio_mask[part], out=tiles[part])
             if covered is None:
                 continue
-            if self.params.recipe == "published":
+            if self.config.recipe == "published":
                 cells.masked_fill_(covered[part], 0.0)
                 self._tile(cells, valid, places[part], audio_mask[part], out=views[part])
             else:
@@ -154,7 +154,7 @@ class LogMel(KeepsPrecision):
 
     def _tiles_of(self, rows: Rows) -> Rows:
         """How many tiles the recipe makes of rows; published, an exact multiple is padded by one whole tile."""
-        return rows // self.rows + 1 if self.params.recipe == "published" else -(-rows // self.rows)
+        return rows // self.rows + 1 if self.config.recipe == "published" else -(-rows // self.rows)
 
     def _places(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Which tile of a clip stands at each of the T places: indices and audio_mask, both (B, T).
@@ -162,8 +162,8 @@ class LogMel(KeepsPrecision):
         A clip with more than T tiles keeps its middle.
         """
         counts = torch.where(rows > 0, self._tiles_of(rows), 0)
-        kept = counts.clamp(max=self.params.tiles).unsqueeze(1)
-        place = torch.arange(self.params.tiles, device=counts.device)
+        kept = counts.clamp(max=self.config.tiles).unsqueeze(1)
+        place = torch.arange(self.config.tiles, device=counts.device)
         return place + (counts.unsqueeze(1) - kept) // 2, place < kept
 
     def _valid(self, waveform: Tensor, samples: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class LogMel(KeepsPrecision):
 
     def _spectrum_bytes(self, waveform: Tensor) -> int:
         """What the spectrum of one tile takes."""
-        return waveform.shape[1] * self.rows * (self.params.n_fft // 2 + 1) * 2 * _real(waveform).itemsize
+        return waveform.shape[1] * self.rows * (self.config.n_fft // 2 + 1) * 2 * _real(waveform).itemsize
 
     def _decibel(self, waveform: Tensor, samples: Tensor) -> Tensor:
         """(B, N', C', R, R) in dB, -100 beyond the last row that is sound."""
@@ -201,7 +201,7 @@ class LogMel(KeepsPrecision):
 
     def _mel(self, waveform: Tensor) -> Tensor:
         """Mel power (B, N', C', R, R) of frames centred on their rows, padded with zeros."""
-        n_tiles, n_fft = self._count_tiles(waveform), self.params.n_fft
+        n_tiles, n_fft = self._count_tiles(waveform), self.config.n_fft
         before = n_fft // 2
         after = (n_tiles * self.rows - 1) * self.hop + n_fft - before - waveform.shape[2]
         frames = F.pad(waveform, (before, after)).unfold(2, n_fft, self.hop).unflatten(2, (n_tiles, self.rows))
@@ -217,7 +217,7 @@ class LogMel(KeepsPrecision):
     def _tile(self, cells: Tensor, valid: Tensor, places: Tensor, audio_mask: Tensor, out: Tensor) -> None:
         """Write the normalised tiles at `places` (B, T) of `cells` (B, N', C', R, R) in dB to `out`."""
         cells, counted = _chosen(cells, places), _chosen(valid, places)
-        if self.params.recipe == "published":
+        if self.config.recipe == "published":
             # padding is loud and counts
             cells, counted = cells.masked_fill(~counted, 0.0), torch.ones_like(counted)
         _normalise(cells, counted, audio_mask, out)

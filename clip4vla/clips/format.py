@@ -18,7 +18,7 @@ from clip4vla.media.decode import Span
 from clip4vla.records import SourceRecord, Text
 
 _UNCOMPRESSED_AUDIO = pa.field("audio", pa.binary(), metadata={"lance-encoding:compression": "none"})
-"""What Lance would save is a tenth, and half the time of reading clips goes into it."""
+"""Compression would save a tenth of the space and take half the time of reading clips."""
 
 SCHEMA = pa.schema(
     [
@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
         ("frames", pa.list_(pa.binary())),  # JPEG; empty without a video stream
         _UNCOMPRESSED_AUDIO,  # int16 PCM, channels interleaved; null without an audio stream
         ("channels", pa.int8()),
-        ("speech", pa.float32()),  # share of the sound that is speech; null where nobody asked
+        ("speech", pa.float32()),  # share of the sound that is speech; null unless clips.verbal_above is set
         ("texts", TEXTS),
         ("media", pa.string()),
         ("start_s", pa.float64()),
@@ -37,13 +37,21 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip as read back; frames stay JPEG until it is known which are wanted."""
+    """One clip as read back; frames stay JPEG until some are chosen."""
 
     clip_id: str
     frames: tuple[bytes, ...]
     audio: NDArray[np.int16] | None
     """(C, S)"""
     texts: tuple[Text, ...]
+
+
+def cut_sound(span: Span, max_samples: int) -> Span:
+    """`span` with the middle of its sound, where that is longer than `max_samples`."""
+    if span.audio is None:
+        return span
+    start = max(0, (span.audio.shape[1] - max_samples) // 2)
+    return Span(span.frames, span.audio[:, start : start + max_samples])
 
 
 def encode_row(record: SourceRecord, span: Span, jpeg_quality: int, speech: float | None = None) -> dict[str, Any]:

@@ -4,8 +4,6 @@ Processes decode chunks of the manifest and write Lance fragments; one commit ma
 continues after the fragments that are already there.
 """
 
-import argparse
-import hashlib
 import json
 import multiprocessing
 import os
@@ -18,18 +16,17 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from clip4vla.atomic import write_json
 from clip4vla.clips import format as row_format
 from clip4vla.clips.format import SCHEMA
-from clip4vla.corpora.manifest import LISTED, Accepted, read_manifest, write_rejects
+from clip4vla.config import AudioConfig, ClipsConfig
+from clip4vla.corpora.manifest import LISTED, ManifestSummary, read_manifest, write_rejects
 from clip4vla.media import decode
-from clip4vla.params import AudioParams, ClipsParams, load_params
-from clip4vla.progress import track
 from clip4vla.records import SPLITS, Reject, SourceRecord
+from clip4vla.utils.files import write_json
+from clip4vla.utils.hashing import hash_bytes
+from clip4vla.utils.progress import track
 
 CHUNK = 64
 CLUSTER_ANSWERS_S = 20
@@ -46,33 +43,33 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every chunk needs to know."""
+class IngestSpec:
+    """What every chunk is decoded with."""
 
     media: Path
     directory: Path
     """Where the data sets and the notes of finished chunks are written until everything is there."""
-    clips: ClipsParams
+    clips: ClipsConfig
     sample_rate: int
 
 
-def ingest(manifest: Path, media: Path, out: Path, clips: ClipsParams, audio: AudioParams) -> Accepted:
+def ingest(manifest: Path, media: Path, out: Path, clips: ClipsConfig, audio: AudioConfig) -> ManifestSummary:
     """Decode every record of `manifest` into `out/SPLIT.lance` and `out/rejects.parquet`.
 
     What a run that was killed, or had too many rejects, has decoded is kept for the next one; only chunks with rejects
-    are decoded again, since their media may have been mended.
+    are decoded again, since their media may have been repaired.
 
     Raises:
         ValueError: more than `clips.max_reject_fraction` was rejected; `out` is then left as it was.
     """
     partial = out.with_name(f".{out.name}.partial")
     _begin(partial, _fingerprint(manifest, clips, audio))
-    job = Job(media.resolve(), partial.resolve(), clips, audio.sample_rate)
+    spec = IngestSpec(media.resolve(), partial.resolve(), clips, audio.sample_rate)
     records = read_manifest(manifest)
     chunks = list(_chunks(records))
-    waiting = [chunk for chunk in chunks if not _is_done(job, chunk)]
-    _run(job, waiting, len(records))
-    result = _commit(job, chunks)
+    waiting = [chunk for chunk in chunks if not _is_done(spec, chunk)]
+    _run(spec, waiting, len(records))
+    result = _commit(spec, chunks)
     result.check(clips.max_reject_fraction)
     shutil.rmtree(out, ignore_errors=True)
     partial.replace(out)
@@ -80,11 +77,11 @@ def ingest(manifest: Path, media: Path, out: Path, clips: ClipsParams, audio: Au
     return result
 
 
-def _fingerprint(manifest: Path, clips: ClipsParams, audio: AudioParams) -> str:
-    """What the fragments depend on; a partial run with another one is begun anew."""
+def _fingerprint(manifest: Path, clips: ClipsConfig, audio: AudioConfig) -> str:
+    """What the fragments depend on; a partial run with another one starts from the beginning."""
     settings = clips.model_dump_json(exclude={"workers", "dask", "max_reject_fraction"}) + str(audio.sample_rate)
     code = [Path(module.__file__).read_bytes() for module in (row_format, decode) if module.__file__]
-    return hashlib.sha256(b"".join([manifest.read_bytes(), settings.encode(), *code])).hexdigest()
+    return hash_bytes([manifest.read_bytes(), settings.encode(), *code])
 
 
 def _begin(partial: Path, fingerprint: str) -> None:
@@ -103,43 +100,43 @@ def _chunks(records: list[SourceRecord]) -> Iterator[Chunk]:
             yield Chunk(f"{split}-{start:09d}", split, tuple(of_split[start : start + CHUNK]))
 
 
-def _note(job: Job, chunk: Chunk) -> Path:
-    return job.directory / "chunks" / f"{chunk.name}.json"
+def _note(spec: IngestSpec, chunk: Chunk) -> Path:
+    return spec.directory / "chunks" / f"{chunk.name}.json"
 
 
-def _is_done(job: Job, chunk: Chunk) -> bool:
-    """Whether an earlier run has stored the whole chunk."""
-    note = _note(job, chunk)
+def _is_done(spec: IngestSpec, chunk: Chunk) -> bool:
+    """Whether an earlier run has stored all of the chunk."""
+    note = _note(spec, chunk)
     return note.exists() and not json.loads(note.read_text(encoding="utf-8"))["rejects"]
 
 
-def _run(job: Job, chunks: list[Chunk], records: int) -> None:
+def _run(spec: IngestSpec, chunks: list[Chunk], records: int) -> None:
     left = sum(len(chunk.records) for chunk in chunks)
     if left < records:
         print(f"continuing: {records - left:,} of {records:,} clips are already there", file=sys.stderr)
-    for _ in track((clip for count in _decode_all(job, chunks) for clip in range(count)), left, "clips"):
+    for _ in track((clip for count in _decode_all(spec, chunks) for clip in range(count)), left, "clips"):
         pass
 
 
-def _decode_all(job: Job, chunks: list[Chunk]) -> Iterator[int]:
+def _decode_all(spec: IngestSpec, chunks: list[Chunk]) -> Iterator[int]:
     """Decode the chunks, on a Dask cluster, by processes or, where one is enough, here; yield the clips of each."""
-    if job.clips.dask:
-        yield from _decode_on_cluster(job.clips.dask, job, chunks)
+    if spec.clips.dask:
+        yield from _decode_on_cluster(spec.clips.dask, spec, chunks)
         return
-    workers = min(job.clips.workers or os.cpu_count() or 1, len(chunks))
+    workers = min(spec.clips.workers or os.cpu_count() or 1, len(chunks))
     if workers <= 1:
-        yield from (ingest_chunk(job, chunk) for chunk in chunks)
+        yield from (ingest_chunk(spec, chunk) for chunk in chunks)
         return
     # Lance's threads do not survive a fork
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(ingest_chunk, [job] * len(chunks), chunks)
+        yield from pool.map(ingest_chunk, [spec] * len(chunks), chunks)
 
 
-def _decode_on_cluster(address: str, job: Job, chunks: list[Chunk]) -> Iterator[int]:
+def _decode_on_cluster(address: str, spec: IngestSpec, chunks: list[Chunk]) -> Iterator[int]:
     """Decode the chunks on the workers of a Dask cluster, which try a chunk again when one of them dies.
 
     Raises:
-        ValueError: Dask isn't installed, or nobody answers at `address`.
+        ValueError: Dask isn't installed, or no cluster answers at `address`.
     """
     try:
         from distributed import Client, as_completed
@@ -150,97 +147,73 @@ def _decode_on_cluster(address: str, job: Job, chunks: list[Chunk]) -> Iterator[
     except (OSError, ValueError) as error:
         raise ValueError(f"no Dask cluster answers at clips.dask {address!r}: {error}") from error
     with client:
-        for future in as_completed([client.submit(ingest_chunk, job, chunk, pure=False) for chunk in chunks]):
+        for future in as_completed([client.submit(ingest_chunk, spec, chunk, pure=False) for chunk in chunks]):
             yield future.result()
 
 
-def ingest_chunk(job: Job, chunk: Chunk) -> int:
-    """Decode one chunk, write its fragment, then its note, whose presence says that it is whole; clips read."""
+def ingest_chunk(spec: IngestSpec, chunk: Chunk) -> int:
+    """Decode one chunk, write its fragment, then its note, which marks it as complete; return the number of clips."""
     import lance
 
     rows, rejects = [], []
     for record in chunk.records:
         try:
-            rows.append(_ingest_clip(record, job))
+            rows.append(_ingest_clip(record, spec))
         except decode.MediaError as error:
             rejects.append(Reject(record.clip_id, record.media, record.split, error.reason, error.detail))
     fragments = []
     if rows:
         table = pa.Table.from_pylist(rows, SCHEMA)
-        fragments = lance.fragment.write_fragments(table, _dataset(job, chunk.split), schema=SCHEMA)
+        fragments = lance.fragment.write_fragments(table, _dataset(spec, chunk.split), schema=SCHEMA)
     note = {"fragments": [f.to_json() for f in fragments], "rows": len(rows), "rejects": [asdict(r) for r in rejects]}
-    write_json(_note(job, chunk), note)
+    write_json(_note(spec, chunk), note)
     return len(chunk.records)
 
 
-def _dataset(job: Job, split: str) -> str:
-    return str(job.directory / f"{split}.lance")
+def _dataset(spec: IngestSpec, split: str) -> str:
+    return str(spec.directory / f"{split}.lance")
 
 
-def _ingest_clip(record: SourceRecord, job: Job) -> dict[str, object]:
+def _ingest_clip(record: SourceRecord, spec: IngestSpec) -> dict[str, object]:
     span = decode.decode(
-        job.media / record.media,
+        spec.media / record.media,
         record.start_s,
         record.end_s,
-        frames=job.clips.frames,
-        short_side=job.clips.size,
-        sample_rate=job.sample_rate,
+        frames=spec.clips.frames,
+        short_side=spec.clips.size,
+        sample_rate=spec.sample_rate,
     )
-    longest = round(job.clips.max_seconds * job.sample_rate)
-    span = decode.Span(span.frames, None if span.audio is None else _middle(span.audio, longest))
+    span = row_format.cut_sound(span, round(spec.clips.max_seconds * spec.sample_rate))
     share = None
-    if job.clips.verbal_above is not None and span.audio is not None:
+    if spec.clips.verbal_above is not None and span.audio is not None:
         from clip4vla.clips.speech import label, speech_share
 
-        share = speech_share(span.audio, job.sample_rate)
-        record = replace(record, texts=label(record.texts, share, job.clips.verbal_above))
-    return row_format.encode_row(record, span, job.clips.jpeg_quality, share)
+        share = speech_share(span.audio, spec.sample_rate)
+        record = replace(record, texts=label(record.texts, share, spec.clips.verbal_above))
+    return row_format.encode_row(record, span, spec.clips.jpeg_quality, share)
 
 
-def _middle(audio: NDArray[np.int16], longest: int) -> NDArray[np.int16]:
-    start = max(0, (audio.shape[1] - longest) // 2)
-    return audio[:, start : start + longest]
-
-
-def _commit(job: Job, chunks: list[Chunk]) -> Accepted:
+def _commit(spec: IngestSpec, chunks: list[Chunk]) -> ManifestSummary:
     """Make the fragments visible, in the manifest's order, and write the rejects."""
     import lance
 
-    notes = {chunk: json.loads(_note(job, chunk).read_text(encoding="utf-8")) for chunk in chunks}
+    notes = {chunk: json.loads(_note(spec, chunk).read_text(encoding="utf-8")) for chunk in chunks}
     for split in SPLITS:
         stored = [f for chunk, note in notes.items() if chunk.split == split for f in note["fragments"]]
         if stored:
             fragments = [lance.FragmentMetadata.from_json(json.dumps(fragment)) for fragment in stored]
-            dataset = lance.LanceDataset.commit(_dataset(job, split), lance.LanceOperation.Overwrite(SCHEMA, fragments))
+            dataset = lance.LanceDataset.commit(
+                _dataset(spec, split), lance.LanceOperation.Overwrite(SCHEMA, fragments)
+            )
             # files of chunks that were killed half-way or decoded again belong to no version
             dataset.cleanup_old_versions(timedelta(0), delete_unverified=True)
     rejects = [Reject(**reject) for note in notes.values() for reject in note["rejects"]]
-    write_rejects(rejects, job.directory / "rejects.parquet")
+    write_rejects(rejects, spec.directory / "rejects.parquet")
     reasons = Counter(reject.reason for reject in rejects)
-    return Accepted(sum(note["rows"] for note in notes.values()), reasons, tuple(rejects[:LISTED]))
+    return ManifestSummary(sum(note["rows"] for note in notes.values()), reasons, tuple(rejects[:LISTED]))
 
 
 def _tidy(out: Path) -> None:
     """Remove what only a resumed run needs."""
     shutil.rmtree(out / "chunks")
     (out / "fingerprint").unlink()
-
-
-def main() -> None:
-    """Ingest the corpus that is named on the command line, as params.yaml describes it."""
-    parser = argparse.ArgumentParser(prog="python -m clip4vla.clips.ingest", description=main.__doc__)
-    parser.add_argument("corpus", help="a key of params.yaml's corpora")
-    parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    params = load_params()
-    media = Path(params.corpora[arguments.corpus].media)
-    try:
-        result = ingest(arguments.manifest, media, arguments.out, params.clips, params.audio)
-    except ValueError as error:
-        sys.exit(f"{arguments.corpus}: {error}")
-    print(f"{arguments.corpus}: {result.summary()}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""How much of a sound is speech, for corpora that don't say whether a text is about words or about other sounds.
+"""How much of a sound is speech, for corpora whose texts have no audio type.
 
 Found by silero-vad, whose weights are in its wheel.
 """
@@ -19,7 +19,7 @@ PROBABILITY = 0.5
 
 
 def speech_share(audio: NDArray[np.int16], sample_rate: int) -> float:
-    """Share of the windows of `audio` (C, S) in which somebody speaks, in any channel mixed with the others.
+    """Share of the windows of `audio` (C, S) that are speech, in the mix of its channels.
 
     Raises:
         ValueError: the sample rate isn't the detector's, or silero-vad isn't installed.

@@ -7,7 +7,6 @@ and for all clips of a file. Where fewer than two files fall into val or test, o
 the only clip there is can't fail.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, product
@@ -17,6 +16,7 @@ from typing import Any, get_args
 from clip4vla.corpora.base import parse_seconds
 from clip4vla.corpora.tables import Row, read_csv, read_json_lines
 from clip4vla.records import SPLITS, AudioType, Reject, SourceRecord, Split, Text
+from clip4vla.utils.hashing import hash_text
 
 COLUMNS = ("path", "text", "start", "end", "split", "audio_type")
 REQUIRED = COLUMNS[:2]
@@ -112,7 +112,7 @@ def split_of(path: str) -> Split:
 
 
 def _hash(path: str) -> int:
-    return int.from_bytes(hashlib.sha256(path.encode(errors="surrogatepass")).digest()[:8])
+    return int(hash_text(path, digits=16), base=16)
 
 
 def _clip_id(path: str, start_s: float, end_s: float | None) -> str:

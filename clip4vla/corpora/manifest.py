@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip4vla.atomic import atomic_directory
 from clip4vla.corpora.base import Excerpt
 from clip4vla.corpora.media_index import MediaIndex, is_video
 from clip4vla.records import Reject, SourceRecord, Text
+from clip4vla.utils.files import atomic_directory
 
 TEXTS = pa.list_(pa.struct([("text", pa.string()), ("audio_type", pa.string())]))
 MANIFEST_SCHEMA = pa.schema(
@@ -36,7 +36,7 @@ REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("clip_id", "media",
 
 
 @dataclass(frozen=True)
-class Accepted:
+class ManifestSummary:
     """How a manifest came out."""
 
     accepted: int
@@ -64,12 +64,12 @@ class Accepted:
             raise ValueError(f"nothing was accepted: {self.summary()}")
         if self.rejected.total() > max_reject_fraction * read:
             raise ValueError(
-                f"{self.summary()}\nmore than {max_reject_fraction:.1%} rejected: mend these or leave them out of the "
-                "annotations, or raise clips.max_reject_fraction in params.yaml"
+                f"{self.summary()}\nmore than {max_reject_fraction:.1%} rejected: repair these or leave them out of "
+                "the annotations, or raise clips.max_reject_fraction in params.yaml"
             )
 
 
-def write_manifest(entries: Iterable[SourceRecord | Reject], media: Path, out: Path) -> Accepted:
+def write_manifest(entries: Iterable[SourceRecord | Reject], media: Path, out: Path) -> ManifestSummary:
     """Write `out/manifest.parquet` and `out/rejects.parquet`; `media` in the manifest is relative to `media`.
 
     A record is rejected when its media file is `missing` or `ambiguous`, its clip id a `duplicate`, when it has
@@ -98,7 +98,7 @@ def write_manifest(entries: Iterable[SourceRecord | Reject], media: Path, out: P
                 seen.add(checked.clip_id)
                 accepted += 1
                 manifest.add(asdict(checked))
-    return Accepted(accepted, rejected, tuple(examples))
+    return ManifestSummary(accepted, rejected, tuple(examples))
 
 
 class _Table:

@@ -1,1 +1,1 @@
-"""How good a model is: retrieval, the type-token probe, the scores that are kept, the figures."""
+"""How good a model is: retrieval, the type-token probe, the scores that are kept."""

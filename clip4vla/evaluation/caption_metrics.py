@@ -2,7 +2,7 @@
 
 The package `pycocoevalcap` holds Stanford's PTB tokenizer, BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE as the COCO server
 ran them (Chen et al., arXiv 1504.00325). Its tokenizer, METEOR and SPICE are Java programs. Where Java is missing, so
-are METEOR and SPICE, and the note says so; the other metrics are then computed over another tokenization, which has a
+are METEOR and SPICE, as a note records; the other metrics are then computed over another tokenization, which has a
 name of its own, because it isn't what published figures are computed over. The only importer of pycocoevalcap.
 
 Shapes: G clips.
@@ -59,7 +59,7 @@ class CaptionMetrics:
         if use_java:
             self._add_java_scorers()
         else:
-            why = NO_JAVA if java else "left out: it was not asked for"
+            why = NO_JAVA if java else "left out: Java is turned off"
             self.notes = {"METEOR": why, "SPICE": why}
         self._references = self._tokenize(references)
 
@@ -89,11 +89,11 @@ class CaptionMetrics:
         values: dict[str, float] = {}
         each: dict[str, NDArray[np.float64]] = {}
         for name, scorer in self._scorers.items():
-            whole, by_clip = _compute(scorer, self._references, tokenized)
+            overall, by_clip = _compute(scorer, self._references, tokenized)
             if name == "BLEU":
-                values |= {f"BLEU-{n}": float(value) for n, value in enumerate(whole, 1)}
+                values |= {f"BLEU-{n}": float(value) for n, value in enumerate(overall, 1)}
             else:
-                values[name] = float(whole)
+                values[name] = float(overall)
             if name in ("ROUGE-L", "CIDEr"):
                 each[name] = np.asarray(by_clip, dtype=np.float64)
         return CaptionScores(values, each)

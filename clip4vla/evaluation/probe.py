@@ -1,41 +1,15 @@
-"""The type-token probe: which of a clip's sound and spoken words does its audio embedding find?
+"""The type-token probe: how often the audio embedding of a clip is nearest to its own sound, and to its own words.
 
-Caption clips of StampScenes hold one of each, so a token that tells the tower what to listen for shows here.
+Caption clips of StampScenes hold one sound effect and one spoken word each, so that the effect of the type token on the
+audio tower can be measured.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-KINDS = {"sound": "nonverbal", "speech": "verbal"}
-"""What can be found, and the audio type whose own kind it is."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What there is to find among, and what is right for each clip."""
-
-    choices: dict[str, tuple[str, ...]]
-    """All texts of a kind, `sound` and `speech`."""
-    clips: dict[str, dict[str, str]]
-    """The right text of each kind by clip id."""
-
-    @classmethod
-    def read(cls, path: Path) -> "Labels":
-        """Read a `labels.json`.
-
-        Raises:
-            ValueError: the file is missing or isn't one.
-        """
-        try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-            return cls({kind: tuple(tree[kind]) for kind in KINDS}, tree["clips"])
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no probe labels, which evaluate.labels asks for: {error!r}") from error
+from clip4vla.evaluation.labels import Labels
 
 
 def probe_scores(
@@ -47,13 +21,14 @@ def probe_scores(
 ) -> dict[str, float]:
     """Per cent of clips whose nearest text of each kind is the right one: `probe/TOKEN/KIND/R@1`.
 
-    Only clips that have labels count, since other corpora may be tested along; without any there are no values.
+    Only labelled clips count, since other corpora may be in the same test split; without any there are no values.
 
     Args:
-        token: what the tower was told to listen for.
+        token: the type token that `audio` was computed with.
         audio: (G, D) unit vectors.
         clip_ids: (G,)
         texts: (N, D) unit vectors of the choices of each kind.
+        labels: the choices and the right ones.
     """
     labelled = [row for row, clip_id in enumerate(clip_ids) if clip_id in labels.clips]
     if not labelled:

@@ -1,7 +1,7 @@
-"""A second opinion on the nearest few: the order of a query's best K items by a score too dear for all of them.
+"""Re-ranking: a query's K nearest items in the order of a score that is too expensive for all of them.
 
-In: similarities and, for each query's K nearest items, another score, such as that of `model.cross.CrossScorer`. Out:
-similarities that rank as the two together do, for `retrieval.ranks`.
+In: similarities, and a second score of each query's K nearest items, such as that of
+`model.cross_encoder.CrossEncoder`. Out: similarities in the resulting order, for `retrieval_metrics.ranks`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ def nearest(similarity: NDArray[Any], k: int) -> NDArray[np.int64]:
 
 
 def rerank(similarity: NDArray[Any], items: NDArray[np.int64], scores: NDArray[Any]) -> NDArray[Any]:
-    """`similarity` (Q, G) with the values of `items` handed out anew, the highest to the item of the highest score.
+    """`similarity` (Q, G) with the values of `items` reassigned, the highest to the item of the highest score.
 
     Args:
         items: (Q, K), as `nearest` gives them: so they stay before all others.

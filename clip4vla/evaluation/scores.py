@@ -6,7 +6,6 @@ digests of the others, so that files which don't belong together, as a process k
 noticed instead of compared.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -19,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
-from clip4vla.atomic import atomic_file, write_json
-from clip4vla.evaluation.retrieval import (
+from clip4vla.evaluation.retrieval_metrics import (
     CUTOFFS,
     METRICS,
     FloatArray,
@@ -30,6 +28,8 @@ from clip4vla.evaluation.retrieval import (
     retrieval_intervals,
     retrieval_scores,
 )
+from clip4vla.utils.files import atomic_file, write_json
+from clip4vla.utils.hashing import hash_bytes, hash_text
 
 SCORES_FILE = "scores.json"
 RANKS_FILE = "ranks.parquet"
@@ -93,7 +93,7 @@ class Scores:
     test_set: str
     """Fingerprint of the test clips and captions: scores are comparable only where it is the same."""
     values: Mapping[str, float]
-    """Flat names: `text_to_clip/both/R@1`, `clip_to_text/vision/MdR`, `probe/nonverbal/sound/R@1`."""
+    """Flat names: `text_to_clip/both/R@1`, `clip_to_text/video/MdR`, `probe/nonverbal/sound/R@1`."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """95 % interval `(low, high)` of a value, where there is one."""
     queries: Mapping[str, QueryTable] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class Scores:
         self._check_values_follow_queries()
 
     def _check_values_follow_queries(self) -> None:
-        """A value and what it is said to come from can't disagree: one is shown, the other compared."""
+        """A value must agree with its per-query or per-clip results: one is shown, the other compared."""
         for name, samples in self.samples.items():
             if name not in self.values or not np.isclose(self.values[name], samples.mean, rtol=1e-9, atol=1e-6):
                 raise ValueError(f"the score {name} is {self.values.get(name)}, but its clips give {samples.mean}")
@@ -145,26 +145,16 @@ class Scores:
                 group.setdefault("ci95", {})[metric] = list(self.intervals[name])
         return tree
 
-    def shown(self, name: str) -> str:
-        """A value as people read it, `69.9 [66.8, 73.1]`; empty where there is none."""
-        if name not in self.values:
-            return ""
-        value = f"{self.values[name]:.1f}"
-        if name not in self.intervals:
-            return value
-        low, high = self.intervals[name]
-        return f"{value} [{low:.1f}, {high:.1f}]"
-
     def write(self, directory: Path) -> None:
-        """Write the files into `directory` (made if missing), each replaced whole; `scores.json` comes last."""
+        """Write the files into `directory` (made if missing), each atomically; `scores.json` comes last."""
         ranks = _ranks_bytes(self.queries)
         samples = _samples_bytes(self.samples) if self.samples else None
         document = _Document(
             test_set=self.test_set,
             values=dict(self.values),
             intervals=dict(self.intervals),
-            ranks_sha256=hashlib.sha256(ranks).hexdigest(),
-            samples_sha256=None if samples is None else hashlib.sha256(samples).hexdigest(),
+            ranks_sha256=hash_bytes([ranks]),
+            samples_sha256=None if samples is None else hash_bytes([samples]),
             notes=dict(self.notes),
         )
         for name, content in ((RANKS_FILE, ranks), (SAMPLES_FILE, samples)):
@@ -239,15 +229,15 @@ def summarise_samples(
 
 
 def fingerprint(captions: Iterable[tuple[str, str]], content: str = "") -> str:
-    """What tells one test set from another: 16 hex digits of all (clip id, caption), in any order.
+    """The identity of a test set: 16 hex digits of all (clip id, caption), in any order.
 
-    `content` adds what the captions don't show, such as the digest of the stored clips: a test set whose sound
-    was mixed anew is another test set.
+    `content` adds what the captions don't show, such as the digest of the stored clips: a test set with another
+    sound mix is another test set.
     """
     lines = sorted(json.dumps(pair) for pair in captions)
     if not lines:
         raise ValueError("a test set without captions has no fingerprint")
-    return hashlib.sha256("\n".join([*lines, content]).encode()).hexdigest()[:16]
+    return hash_text("\n".join([*lines, content]), digits=16)
 
 
 def lower_is_better(name: str) -> bool:
@@ -284,7 +274,7 @@ def _read_table(path: Path, sha256: str, schema: pa.Schema, parse: Callable[[pa.
     if not path.is_file():
         raise ValueError(f"{path} is missing: evaluate the model again")
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if hash_bytes([content]) != sha256:
         raise ValueError(f"{path} is not the one that {SCORES_FILE} beside it was written with: evaluate again")
     try:
         table = pq.read_table(io.BytesIO(content))

@@ -56,7 +56,7 @@ def info_nce(
 
 def nt_xent(
     audio: Tensor,
-    audio_view: Tensor,
+    augmented: Tensor,
     scale: Tensor,
     *,
     valid: Tensor | None = None,
@@ -69,12 +69,12 @@ def nt_xent(
     published audio-audio term.
     """
     rows = _Rows.of(audio, valid, group)
-    audio, audio_view = _at_least_float32(audio), _at_least_float32(audio_view)
-    keys, keys_view, anchor = _gather_pair(audio, audio_view, rows, group)
+    audio, augmented = _at_least_float32(audio), _at_least_float32(augmented)
+    keys, keys_view, anchor = _gather_pair(audio, augmented, rows, group)
     itself = rows.place + rows.count
     forth = _cross_entropy(audio[rows.valid], torch.cat([keys_view, keys]), rows.place, scale, block_rows, but=itself)
     back = _cross_entropy(
-        audio_view[rows.valid], torch.cat([keys, keys_view]), rows.place, scale, block_rows, but=itself
+        augmented[rows.valid], torch.cat([keys, keys_view]), rows.place, scale, block_rows, but=itself
     )
     return (forth + back) / (2 * rows.count) + anchor * scale.sum()
 

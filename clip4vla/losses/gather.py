@@ -19,8 +19,8 @@ def world(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
 def gather(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """(B, ...) rows of all ranks from this rank's (b, ...), in rank order.
 
-    The gradient of a row is the sum of what all ranks' losses say of it, so that the sum of the ranks' losses is
-    differentiated as one loss. Booleans and integers have none.
+    The gradient of a row is the sum of its gradients in the losses of all ranks, so that the sum of the
+    ranks' losses is differentiated as one loss. Booleans and integers have none.
     """
     _, size = world(group)
     if size == 1:

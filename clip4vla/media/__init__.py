@@ -1,1 +1,1 @@
-"""Containers and codecs, through PyAV; nothing else in the package knows them."""
+"""Containers and codecs, through PyAV; no other part reads or writes them."""

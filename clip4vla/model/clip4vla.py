@@ -1,56 +1,59 @@
-"""The model: texts, frames and waveforms in, one unit vector per clip and view out, or captions by its decoder.
+"""The model: texts, frames and waveforms in, one unit vector per clip and kind out, or captions by its decoder.
 
-The forward pass ends at features; losses are elsewhere, because training over large batches computes features in
+The forward pass ends at embeddings; losses are elsewhere, because training over large batches computes embeddings in
 micro-batches, the loss over all of them, and gradients through the towers afterwards (GradCache, arXiv 2101.06983).
 
 Shapes: B clips, F frames, C audio channels, S samples, T audio tiles, R pixels of an image's side and rows and bands
-of a tile, K sentences of a clip, L text tokens, D embedding width.
+of a tile, K captions of a clip, L text tokens, D embedding width.
 """
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clip4vla.audio.frontend import LogMel
-from clip4vla.batch import Batch
-from clip4vla.model.caption import CaptionDecoder, Memory
-from clip4vla.model.cross import CrossScorer, single
+from clip4vla.audio.frontend import LogMel, max_samples
+from clip4vla.clips.batch import Batch
+from clip4vla.config import AudioConfig, AudioToken, ModelConfig
+from clip4vla.model.audio_tower import AudioTower
+from clip4vla.model.caption_decoder import CaptionDecoder, Memory
+from clip4vla.model.cross_encoder import CrossEncoder, as_sequences
 from clip4vla.model.fusion import SequenceFusion, mean_of_present, pool
-from clip4vla.model.percepts import Percepts
+from clip4vla.model.media_features import MediaFeatures
 from clip4vla.model.pixels import PixelNormalizer
+from clip4vla.model.tokenizer import Tokenizer
 from clip4vla.model.towers import (
     Architecture,
-    AudioTower,
     build_clip,
-    embed_words,
-    encode_words,
+    embed_tokens,
+    encode_embedded,
+    encode_tokens,
     find_architecture,
     load_clip_weights,
-    read_words,
 )
-from clip4vla.params import AudioParams, AudioToken, ModelParams
 from clip4vla.records import Modality
 
-View = Literal["text", "video", "audio", "audio_view", "both", "cross"]
-"""What can be asked of a batch: its texts, what is seen, what is heard, what is heard under SpecAugment, all of it, and
-how well the cross-attending score tells its clips from their like."""
-VIEWS: tuple[View, ...] = get_args(View)
+if TYPE_CHECKING:
+    from clip4vla.clips.transform import ClipTransform
+
+EmbeddingName = Literal["text", "video", "audio", "augmented_audio", "both"]
+"""The embeddings of a batch: its texts, its video, its audio, its audio under SpecAugment, video and audio fused."""
+EMBEDDING_NAMES: tuple[EmbeddingName, ...] = get_args(EmbeddingName)
 TEXTS_AT_ONCE = 64
-"""Texts of like length that a CPU reads together."""
+"""Texts of similar length that a CPU encodes together."""
 MAX_SCALE = 100.0
 """CLIP's bound of the learned logit scale, and the published fixed one."""
 
 
 @dataclass(frozen=True)
-class Features:
-    """Unit vectors (B, D) float32 of a batch, of its texts (B, K, D); None where a view wasn't asked for.
+class Embeddings:
+    """Unit vectors (B, D) float32 of a batch, of its texts (B, K, D); None where one was not asked for.
 
     `video` and `audio` are what the fusion makes of one modality alone. A clip without frames has zeros in `video`,
-    one without sound zeros in `audio` and `audio_view`: look at the masks.
+    one without sound zeros in `audio` and `augmented_audio`: see the masks.
     """
 
     has_video: Tensor
@@ -60,62 +63,65 @@ class Features:
     text: Tensor | None = None
     video: Tensor | None = None
     audio: Tensor | None = None
-    audio_view: Tensor | None = None
+    augmented_audio: Tensor | None = None
     both: Tensor | None = None
-    cross: Tensor | None = None
-    """(B,), no vectors: the loss of each clip among the clips that passed with it, see `CrossScorer.loss`."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Masks and embeddings by name, without those that were not asked for."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
 
     @staticmethod
-    def concatenate(parts: "list[Features]") -> "Features":
-        """The features of several micro-batches, which were asked for the same views, as one batch's."""
-        wanted = [f.name for f in fields(Features) if getattr(parts[0], f.name) is not None]
-        return Features(**{name: torch.cat([getattr(part, name) for part in parts]) for name in wanted})
+    def concatenate(parts: "list[Embeddings]") -> "Embeddings":
+        """The embeddings of several micro-batches, computed under the same names, as those of one batch."""
+        return Embeddings(**{name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()})
 
 
 class Clip4Vla(nn.Module):
-    """CLIP extended with hearing.
+    """CLIP extended with an audio tower.
 
     Args:
-        params: the model's section.
-        audio_params: the front end's section.
-        architecture: overrides what `params.architecture` names; weights are then left as initialised.
-        vocabulary: the tokens of captions, as `CaptionDecoder` wants them; None makes a model that writes none.
-        scores_pairs: make a model that reads a text and a clip together, too, by the blocks of its fusion.
+        config: of the towers and their fusion.
+        audio_config: of the log-mel front end.
+        architecture: overrides what `config.architecture` names; weights then stay as initialised.
+        vocabulary: the tokens of captions, see `CaptionDecoder`; None makes a model without a caption decoder.
+        has_cross_encoder: make a model that also scores pairs of a text and a clip, by the blocks of its fusion.
 
     Raises:
-        ValueError: the architecture can't be used, or its weights can't be had (see `towers`), or pairs are to be
-            scored without a fusion that could do so.
+        ValueError: the architecture can't be used, or its weights can't be found (see `towers`), or a cross encoder
+            is asked for without a sequence fusion.
     """
 
     def __init__(
         self,
-        params: ModelParams,
-        audio_params: AudioParams,
+        config: ModelConfig,
+        audio_config: AudioConfig,
         architecture: Architecture | None = None,
         vocabulary: Tensor | None = None,
-        scores_pairs: bool = False,
+        has_cross_encoder: bool = False,
     ) -> None:
         super().__init__()
-        self.params = params
-        self.audio_params = audio_params
-        self.architecture = architecture or find_architecture(params.architecture, params.weights)
+        self.config = config
+        self.audio_config = audio_config
+        self.architecture = architecture or find_architecture(config.architecture, config.weights)
         self.clip = build_clip(self.architecture)
-        if architecture is None and params.weights is not None:
-            load_clip_weights(self.clip, self.architecture, params.weights)
+        if architecture is None and config.weights is not None:
+            load_clip_weights(self.clip, self.architecture, config.weights)
         self.audio = AudioTower(self.clip.visual)
-        self.fusion = SequenceFusion(self.clip, params.fusion_layers) if params.fusion == "sequence" else None
+        self.fusion = SequenceFusion(self.clip, config.fusion_layers) if config.fusion == "sequence" else None
         self.decoder = None if vocabulary is None else CaptionDecoder(self.clip, vocabulary)
-        if scores_pairs and self.fusion is None:
-            raise ValueError(f"model.fusion is {params.fusion!r}: texts and clips are read together only by 'sequence'")
-        self.scorer = CrossScorer(self.clip.text_projection.shape[1]) if scores_pairs else None
+        if has_cross_encoder and self.fusion is None:
+            raise ValueError(f"model.fusion is {config.fusion!r}: the cross encoder needs 'sequence'")
+        self.cross_encoder = CrossEncoder(self.clip.text_projection.shape[1]) if has_cross_encoder else None
         self.pixels = PixelNormalizer(self.architecture.image_mean, self.architecture.image_std)
-        self.log_mel = LogMel(audio_params, self.image_size)
-        self.logit_scale.requires_grad_(params.temperature == "learned")
+        self.log_mel = LogMel(audio_config, self.image_size)
+        self.logit_scale.requires_grad_(config.temperature == "learned")
 
-    def twin(self) -> "Clip4Vla":
-        """A model of the same shape, with weights as initialised."""
+    def with_initial_weights(self) -> "Clip4Vla":
+        """A model of the same shape with weights as initialised."""
         vocabulary = None if self.decoder is None else self.decoder.vocabulary
-        return Clip4Vla(self.params, self.audio_params, self.architecture, vocabulary, self.scorer is not None)
+        has_cross_encoder = self.cross_encoder is not None
+        return Clip4Vla(self.config, self.audio_config, self.architecture, vocabulary, has_cross_encoder)
 
     @property
     def image_size(self) -> int:
@@ -124,7 +130,7 @@ class Clip4Vla(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """The most tokens that a text may have."""
+        """Most tokens of a text."""
         return self.architecture.context_length
 
     @property
@@ -132,16 +138,35 @@ class Clip4Vla(nn.Module):
         """(1,), the logarithm of the learned scale."""
         return self.clip.logit_scale
 
+    def tokenizer(self, max_tokens: int) -> Tokenizer:
+        """The tokenizer of the text tower, for texts of at most `max_tokens`, or its context length if that is less."""
+        return Tokenizer(self.architecture.name, min(max_tokens, self.context_length))
+
+    def clip_transform(
+        self,
+        frames: int,
+        max_tokens: int,
+        captions_per_clip: int = 1,
+        circular_shift: bool = False,
+        min_words: int = 0,
+    ) -> "ClipTransform":
+        """How clips become batches of this model; see `TrainingConfig` for the arguments."""
+        from clip4vla.clips.transform import ClipTransform  # the model itself needs neither PyArrow nor PyAV
+
+        samples = max_samples(self.audio_config, self.image_size)
+        tokenizer = self.tokenizer(max_tokens)
+        return ClipTransform(frames, self.image_size, samples, tokenizer, captions_per_clip, circular_shift, min_words)
+
     def scale(self) -> Tensor:
-        """(1,) float32: what similarities are multiplied with, learned but at most 100, or fixed at 100."""
-        if self.params.temperature == "fixed":
+        """(1,) float32: the factor of similarities, learned but at most 100, or fixed at 100."""
+        if self.config.temperature == "fixed":
             return torch.full_like(self.logit_scale, MAX_SCALE, dtype=torch.float32)
         scale = self.logit_scale.float().exp()
         # CLIP's weights arrive at the bound: a plain clamp would have no gradient there and never come down again
         return scale - (scale - MAX_SCALE).clamp(min=0).detach()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the towers' activations in the backward pass instead of keeping them."""
+        """Recompute the activations of the towers in the backward pass instead of keeping them."""
         self.clip.set_grad_checkpointing(enable)
         self.audio.set_grad_checkpointing(enable)
         if self.fusion is not None:
@@ -150,14 +175,14 @@ class Clip4Vla(nn.Module):
             self.decoder.grad_checkpointing = enable
 
     def freeze_text(self) -> None:
-        """Train everything but the text tower and the logit scale, which captioning has no use for."""
+        """Train everything but the text tower and the logit scale, which captioning does not use."""
         self.clip.requires_grad_(False)
         self.clip.visual.requires_grad_(True)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Features (N, D) of `tokens` (N, L) at their end token, not normalised.
+        """Embeddings (N, D) of `tokens` (N, L) at their end token, not normalised.
 
-        A CPU reads them in groups of like length, so that little of its time goes into padding.
+        A CPU encodes them in groups of similar length, so that little of its time goes into padding.
         """
         if self.clip.text_pool_type == "eos":
             end = (tokens == self.clip.text_eos_id).int().argmax(dim=1)
@@ -165,20 +190,21 @@ class Clip4Vla(nn.Module):
             # CLIP's end token has the highest id
             end = tokens.argmax(dim=1)
         if tokens.device.type != "cpu" or len(tokens) <= TEXTS_AT_ONCE:
-            return encode_words(self.clip, tokens, end)
+            return encode_tokens(self.clip, tokens, end)
         order = end.argsort(stable=True)
-        words = embed_words(self.clip, tokens)  # all at once: each look-up has a gradient as large as the vocabulary
+        # all at once: each look-up has a gradient as large as the vocabulary
+        embedded = embed_tokens(self.clip, tokens)
         features = []
         for group in order.split(TEXTS_AT_ONCE):
             length = -(-int(end[group[-1]] + 1) // 8) * 8  # few shapes
-            features.append(read_words(self.clip, words[group, :length], end[group]))
+            features.append(encode_embedded(self.clip, embedded[group, :length], end[group]))
         return torch.cat(features)[order.argsort()]
 
     def encode_video(self, frames: Tensor) -> Tensor:
-        """Features (B, F, D) of `frames` (B, F, 3, R, R) uint8 RGB, not normalised.
+        """Embeddings (B, F, D) of `frames` (B, F, 3, R, R) uint8 RGB, not normalised.
 
         Raises:
-            ValueError: the frames aren't of the image tower's size.
+            ValueError: the frames do not have the size of the image tower.
         """
         size = (3, self.image_size, self.image_size)
         if tuple(frames.shape[2:]) != size:
@@ -187,127 +213,139 @@ class Clip4Vla(nn.Module):
         return self.clip.visual(pixels.to(self.clip.visual.conv1.weight.dtype)).unflatten(0, frames.shape[:2])
 
     def encode_audio(self, tiles: Tensor, audio_token: AudioToken, audio_types: Tensor | None = None) -> Tensor:
-        """Features (B, T, D) of `tiles` (B, T, 3, R, R), not normalised; audio_types (B,) for `sample`."""
+        """Embeddings (B, T, D) of `tiles` (B, T, 3, R, R), not normalised; audio_types (B,) for `sample`."""
         n_tiles = tiles.shape[1]
         types = None if audio_types is None else audio_types.repeat_interleave(n_tiles)
         return self.audio(tiles.flatten(0, 1), audio_token, types).unflatten(0, tiles.shape[:2])
 
+    def encode_media(self, batch: Batch, *, audio_token: AudioToken, modalities: Modality) -> MediaFeatures:
+        """Features of the frames and tiles of a batch; a modality that is not asked for has length 0."""
+        video = audio = self._no_features(len(batch))
+        if modalities != "audio":
+            video = (self.encode_video(batch.frames), batch.video_mask)
+        if modalities != "video":
+            audio, _ = self._encode_waveform(batch, audio_token, {"audio"}, None)
+        return MediaFeatures(*video, *audio)
+
     def fuse(self, frames: Tensor, video_mask: Tensor, tiles: Tensor, audio_mask: Tensor) -> Tensor:
-        """What is seen and heard as one (B, D), not of unit length, from features (B, F, D) and (B, T, D)."""
+        """One vector (B, D) per clip, not of unit length, from features of frames (B, F, D) and tiles (B, T, D)."""
         if self.fusion is not None:
             frames, tiles = self.fusion(frames, video_mask, tiles, audio_mask)
         video, audio = pool(frames, video_mask), pool(tiles, audio_mask)
         return mean_of_present(video, audio, video_mask.any(1), audio_mask.any(1))
-
-    def perceive(self, batch: Batch, *, audio_token: AudioToken, modalities: Modality) -> Percepts:
-        """What is seen and heard in a batch, for captions; a modality that isn't asked for has length 0."""
-        seen = heard = self._nothing(len(batch))
-        if modalities != "audio":
-            seen = (self.encode_video(batch.frames), batch.video_mask)
-        if modalities != "vision":
-            views: tuple[View, ...] = ("audio",)
-            heard, _ = self._hear(batch, audio_token, views, None)
-        return Percepts(*seen, *heard)
-
-    def caption_loss(self, tokens: Tensor, percepts: Percepts, label_smoothing: float) -> Tensor:
-        """Loss (B,) of each clip's captions `tokens` (B, K, L): see `CaptionDecoder.loss`."""
-        decoder = self._writing()
-        return decoder.loss(tokens, self._remember(decoder, percepts), label_smoothing)
-
-    def write(self, percepts: Percepts, *, beam: int, length: int, length_penalty: float) -> Tensor:
-        """Captions as tokens (B, up to `length`): see `CaptionDecoder.write`."""
-        decoder = self._writing()
-        memory = self._remember(decoder, percepts)
-        return decoder.write(memory, beam=beam, length=length, length_penalty=length_penalty)
-
-    def _writing(self) -> CaptionDecoder:
-        if self.decoder is None:
-            raise ValueError("this model writes no captions: fine-tune it for captioning first")
-        return self.decoder
-
-    def _remember(self, decoder: CaptionDecoder, percepts: Percepts) -> Memory:
-        """What the decoder attends to; with a fusion, frames and tiles have attended to each other first."""
-        if self.fusion is not None:
-            frames, tiles = self.fusion(percepts.frames, percepts.video_mask, percepts.tiles, percepts.audio_mask)
-            percepts = replace(percepts, frames=frames, tiles=tiles)
-        return decoder.remember(percepts)
 
     def forward(
         self,
         batch: Batch,
         *,
         audio_token: AudioToken,
-        views: Collection[View],
+        names: Collection[EmbeddingName],
         generator: torch.Generator | None = None,
-    ) -> Features:
-        """The wanted views of a batch as unit vectors.
+    ) -> Embeddings:
+        """The embeddings of a batch; see `embed`."""
+        return self.embed(batch, audio_token=audio_token, names=names, generator=generator)[0]
+
+    def embed(
+        self,
+        batch: Batch,
+        *,
+        audio_token: AudioToken,
+        names: Collection[EmbeddingName],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Embeddings, MediaFeatures]:
+        """The embeddings of a batch, and the features of frames and tiles that they were made of.
 
         Args:
             batch: B clips on the model's device.
-            audio_token: what the audio tower listens for; `sample` reads `batch.audio_types`.
-            views: what to compute; nothing else is.
-            generator: draws SpecAugment's masks of `audio_view`.
+            audio_token: type token of the audio tower; `sample` reads `batch.audio_types`.
+            names: which embeddings to compute; nothing else is computed.
+            generator: draws SpecAugment's masks of `augmented_audio`.
 
         Raises:
             ValueError: see `encode_text`, `encode_video` and `LogMel`.
         """
-        has_audio = batch.samples > 0
         vectors: dict[str, Tensor] = {}
-        if "text" in views or "cross" in views:
+        if "text" in names:
             text = self.encode_text(batch.tokens.flatten(0, 1))
             vectors["text"] = F.normalize(text.float(), dim=1).unflatten(0, batch.tokens.shape[:2])
-        nothing = self._nothing(len(batch))
-        seen = heard = nothing
-        joined = "both" in views or "cross" in views
-        if "video" in views or joined:
-            seen = (self.encode_video(batch.frames), batch.video_mask)
-        if "audio" in views or "audio_view" in views or joined:
-            heard, heard_again = self._hear(batch, audio_token, views, generator)
-        if "video" in views:
-            vectors["video"] = F.normalize(self.fuse(*seen, *nothing), dim=1)
-        if "audio" in views:
-            vectors["audio"] = F.normalize(self.fuse(*nothing, *heard), dim=1)
-        if "audio_view" in views:
-            vectors["audio_view"] = F.normalize(self.fuse(*nothing, *heard_again), dim=1)
-        if joined:
-            vectors["both"] = F.normalize(self.fuse(*seen, *heard), dim=1)
-        if "cross" in views:
-            scorer, fusion = self._scoring()
-            # one of the sentences of each, which are drawn anew for each step
-            sentences = vectors["text"][:, 0]
-            vectors["cross"] = scorer.loss(fusion, sentences, vectors["both"], Percepts(*seen, *heard))
-        asked = {name: found for name, found in vectors.items() if name in views}
-        return Features(has_video=batch.video_mask.any(1), has_audio=has_audio, **asked)
+        none = self._no_features(len(batch))
+        video = audio = none
+        if "video" in names or "both" in names:
+            video = (self.encode_video(batch.frames), batch.video_mask)
+        if {"audio", "augmented_audio", "both"} & set(names):
+            audio, augmented = self._encode_waveform(batch, audio_token, names, generator)
+        if "video" in names:
+            vectors["video"] = F.normalize(self.fuse(*video, *none), dim=1)
+        if "audio" in names:
+            vectors["audio"] = F.normalize(self.fuse(*none, *audio), dim=1)
+        if "augmented_audio" in names:
+            vectors["augmented_audio"] = F.normalize(self.fuse(*none, *augmented), dim=1)
+        if "both" in names:
+            vectors["both"] = F.normalize(self.fuse(*video, *audio), dim=1)
+        has_video, has_audio = batch.video_mask.any(1), batch.samples > 0
+        return Embeddings(has_video, has_audio, **vectors), MediaFeatures(*video, *audio)
 
-    def cross_scores(self, text: Tensor, percepts: Percepts) -> Tensor:
-        """How well each text and clip go together, read as one: (P,) of unit vectors (P, D) and P clips.
+    def caption_loss(self, tokens: Tensor, media: MediaFeatures, label_smoothing: float) -> Tensor:
+        """Loss (B,) of the captions `tokens` (B, K, L) of each clip: see `CaptionDecoder.loss`."""
+        decoder = self._require_decoder()
+        return decoder.loss(tokens, self._build_memory(decoder, media), label_smoothing)
+
+    def generate(self, media: MediaFeatures, *, beam: int, length: int, length_penalty: float) -> Tensor:
+        """Captions as tokens (B, up to `length`): see `CaptionDecoder.generate`."""
+        decoder = self._require_decoder()
+        memory = self._build_memory(decoder, media)
+        return decoder.generate(memory, beam=beam, length=length, length_penalty=length_penalty)
+
+    def cross_encoder_scores(self, text: Tensor, media: MediaFeatures) -> Tensor:
+        """Scores (P,) of pairs: unit text vectors (P, D), each with one of P clips.
 
         Raises:
-            ValueError: the model doesn't score pairs.
+            ValueError: the model has no cross encoder.
         """
-        scorer, fusion = self._scoring()
-        return scorer(fusion, *single(text), percepts)
+        cross_encoder, fusion = self._require_cross_encoder()
+        return cross_encoder(fusion, *as_sequences(text), media)
 
-    def _scoring(self) -> tuple[CrossScorer, SequenceFusion]:
-        if self.scorer is None or self.fusion is None:
-            raise ValueError("this model scores no pairs: fine-tune it with finetune.text_cross first")
-        return self.scorer, self.fusion
+    def cross_encoder_loss(self, text: Tensor, clips: Tensor, media: MediaFeatures) -> Tensor:
+        """Loss (B,) of each clip among its nearest in the batch: see `CrossEncoder.loss`.
 
-    def _nothing(self, number: int) -> tuple[Tensor, Tensor]:
-        """Features (B, 0, D) and mask (B, 0) of a modality that isn't looked at."""
+        Raises:
+            ValueError: the model has no cross encoder.
+        """
+        cross_encoder, fusion = self._require_cross_encoder()
+        return cross_encoder.loss(fusion, text, clips, media)
+
+    def _require_decoder(self) -> CaptionDecoder:
+        if self.decoder is None:
+            raise ValueError("this model has no caption decoder: fine-tune it for captioning first")
+        return self.decoder
+
+    def _require_cross_encoder(self) -> tuple[CrossEncoder, SequenceFusion]:
+        if self.cross_encoder is None or self.fusion is None:
+            raise ValueError("this model has no cross encoder: fine-tune it with retrieval.cross_encoder first")
+        return self.cross_encoder, self.fusion
+
+    def _build_memory(self, decoder: CaptionDecoder, media: MediaFeatures) -> Memory:
+        """The memory of the decoder; with a sequence fusion, frames and tiles have attended to each other first."""
+        if self.fusion is not None:
+            frames, tiles = self.fusion(media.frames, media.video_mask, media.tiles, media.audio_mask)
+            media = replace(media, frames=frames, tiles=tiles)
+        return decoder.build_memory(media)
+
+    def _no_features(self, number: int) -> tuple[Tensor, Tensor]:
+        """Features (B, 0, D) and mask (B, 0) of a modality that is not read."""
         empty = self.logit_scale.new_empty((number, 0, self.clip.text_projection.shape[1]))
         return empty, torch.empty((number, 0), dtype=torch.bool, device=empty.device)
 
-    def _hear(
-        self, batch: Batch, audio_token: AudioToken, views: Collection[View], generator: torch.Generator | None
+    def _encode_waveform(
+        self, batch: Batch, audio_token: AudioToken, names: Collection[str], generator: torch.Generator | None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(features, mask) of the tiles and of their augmented view, empty where not wanted."""
-        plain = augmented = self._nothing(len(batch))
-        if "audio_view" in views:
-            tiles, tiles_view, mask = self.log_mel.forward_views(batch.waveform, batch.samples, generator)
-            augmented = (self.encode_audio(tiles_view, audio_token, batch.audio_types), mask)
+        """(features, mask) of the tiles and of their augmented version, empty where not asked for."""
+        plain = augmented = self._no_features(len(batch))
+        if "augmented_audio" in names:
+            tiles, augmented_tiles, mask = self.log_mel.forward_views(batch.waveform, batch.samples, generator)
+            augmented = (self.encode_audio(augmented_tiles, audio_token, batch.audio_types), mask)
         else:
             tiles, mask = self.log_mel(batch.waveform, batch.samples)
-        if {"audio", "both", "cross"} & set(views):
+        if {"audio", "both"} & set(names):
             plain = (self.encode_audio(tiles, audio_token, batch.audio_types), mask)
         return plain, augmented

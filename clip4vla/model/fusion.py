@@ -49,7 +49,7 @@ class SequenceFusion(nn.Module):
     """A transformer over [frames, tiles] (or any sequence of features), initialised from CLIP's text tower.
 
     Args:
-        clip: its text tower lends the first `layers` blocks and the position embedding.
+        clip: the first `layers` blocks and the position embedding of its text tower are copied.
         layers: number of blocks.
 
     Raises:
@@ -60,9 +60,7 @@ class SequenceFusion(nn.Module):
         super().__init__()
         blocks, width = clip.transformer.resblocks, clip.text_projection.shape[1]
         if layers > len(blocks):
-            raise ValueError(
-                f"model.fusion_layers is {layers}, but the text tower has only {len(blocks)} blocks to lend"
-            )
+            raise ValueError(f"model.fusion_layers is {layers}, but the text tower has only {len(blocks)} blocks")
         if clip.transformer.width != width:
             raise ValueError(
                 f"model.fusion 'sequence' starts from the text tower, whose width is {clip.transformer.width} while "

@@ -1,4 +1,4 @@
-"""Frames as they are stored to frames as an image tower wants them.
+"""Stored frames to the input of an image tower.
 
 Shapes: ... any number of clips and frames, R pixels of a side.
 """

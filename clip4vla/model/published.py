@@ -1,16 +1,15 @@
-"""The authors' own checkpoints (`pytorch_model.bin*`), to and fro: the only place that knows their names.
+"""The authors' own checkpoints (`pytorch_model.bin*`), read and written: the only place with their names.
 
 In: a state dict as the code published with CLIP4VLA saves it. Out: a `Clip4Vla` of the shape that its tensors tell,
 what was left over and what was lacking; or the other way round the published names, shapes and number formats, so
 that a checkpoint read and written again is the same to the last bit.
 
-    python -m clip4vla.model.published pytorch_model.bin.pretrain.0 DIRECTORY
+    clip4vla import-checkpoint pytorch_model.bin.pretrain.0 DIRECTORY
 
 writes it as a model of ours. The published code stores three tokens beyond CLIP's vocabulary (mask, unknown and
 padding) and pads texts with the last of them, so that the end token isn't the highest id.
 """
 
-import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip4vla.model.checkpoints import save_model
+from clip4vla.config import AudioConfig, ModelConfig
 from clip4vla.model.clip4vla import Clip4Vla
+from clip4vla.model.pretrained import save_model
 from clip4vla.model.towers import Architecture, check_state
-from clip4vla.params import AudioParams, ModelParams
 
 HEAD_WIDTH = 64
-"""CLIP's heads, text and vision alike."""
+"""Width of CLIP's attention heads, in both towers."""
 TOKENS_AFTER_END = 3
 OPEN_CLIP_NAMES = {(768, 32): "ViT-B-32-quickgelu", (768, 16): "ViT-B-16-quickgelu"}
 """What open_clip calls the published image towers, by width and patch; its tokenizer goes by this name."""
@@ -37,20 +36,11 @@ MOVED = {
     "clip.": "clip.",
     "audio.visual.": "audio.",
     "cross.": "fusion.",
-    "similarity_dense.": "scorer.similarity.",
+    "similarity_dense.": "cross_encoder.similarity.",
 }
 HALF = re.compile(r"^(clip|audio)\.(.*\.)?(conv1\.weight|attn\..+|mlp\..+|proj|text_projection)$")
 """What the published scripts store as float16."""
-PUBLISHED_AUDIO = AudioParams(
-    sample_rate=16000,
-    n_fft=512,
-    hop=None,
-    tiles=6,
-    recipe="published",
-    freq_mask_fraction=0.05,
-    time_mask_fraction=0.15,
-    mask_width=9,
-)
+PUBLISHED_AUDIO = AudioConfig(recipe="published")
 
 
 @dataclass(frozen=True)
@@ -65,25 +55,25 @@ class Published:
     """Parameters of the model, under their published names, that keep their initialisation."""
 
 
-def from_published(state: dict[str, Tensor], audio_params: AudioParams, source: str) -> Published:
+def from_published(state: dict[str, Tensor], audio_config: AudioConfig, source: str) -> Published:
     """Build the model that `state` describes and fill it.
 
-    The cross encoder is taken only where `similarity_dense` says that it was trained: pretraining saves it untrained,
-    beside a caption head that we have no use for.
+    The cross encoder is taken only where `similarity_dense` shows that it was trained: pretraining saves it untrained,
+    beside a caption head that is not used here.
 
     Args:
         state: tensors under their published names.
-        audio_params: the front end to use with it.
+        audio_config: the front end to use with it.
         source: where `state` comes from, for messages.
 
     Raises:
-        ValueError: `state` isn't a published checkpoint of a vision transformer, or a tensor has another shape than
-            the rest of the checkpoint asks for.
+        ValueError: `state` isn't a published checkpoint with a ViT image tower, or a tensor has another shape than
+            the rest of the checkpoint needs.
     """
     architecture = _architecture(state, source)
     fused = "similarity_dense.weight" in state
-    params = _model_params(state, architecture, fused, source)
-    model = Clip4Vla(params, audio_params, architecture, scores_pairs=fused)
+    config = _model_config(state, architecture, fused, source)
+    model = Clip4Vla(config, audio_config, architecture, has_cross_encoder=fused)
     taken = {key: name for key in state if (name := _our_name(key, fused)) is not None}
     ours = {name: state[key].float() for key, name in taken.items()}
     missing = _complete(ours, model)
@@ -95,14 +85,14 @@ def from_published(state: dict[str, Tensor], audio_params: AudioParams, source: 
 def to_published(model: Clip4Vla) -> dict[str, Tensor]:
     """The tensors of `model` under their published names, shapes and number formats.
 
-    A model that knows no type token (`audio_token` none) is written without one.
+    A model without a type token (`audio_token` none) is written without one.
     """
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         key = published_name(name)
         state[key] = value.half() if HALF.match(key) else value
     state["clip.logit_scale"] = state["clip.logit_scale"].reshape(())
-    if model.params.audio_token == "none":
+    if model.config.audio_token == "none":
         del state["audio.visual.control_embedding"]
         state["audio.visual.positional_embedding"] = state["audio.visual.positional_embedding"][:-1]
     return state
@@ -139,8 +129,8 @@ def _complete(ours: dict[str, Tensor], model: Clip4Vla) -> tuple[str, ...]:
     return ("audio.visual.control_embedding", "audio.visual.positional_embedding[-1]")
 
 
-def _model_params(state: dict[str, Tensor], architecture: Architecture, fused: bool, source: str) -> ModelParams:
-    return ModelParams(
+def _model_config(state: dict[str, Tensor], architecture: Architecture, fused: bool, source: str) -> ModelConfig:
+    return ModelConfig(
         architecture=architecture.name,
         weights=source,
         fusion="sequence" if fused else "mean",
@@ -159,7 +149,7 @@ def _architecture(state: dict[str, Tensor], source: str) -> Architecture:
         vocabulary, context = len(state["clip.token_embedding.weight"]), len(state["clip.positional_embedding"])
     except KeyError as error:
         raise ValueError(f"{source} is not a checkpoint of the published code with a ViT: it lacks {error}") from None
-    vision: dict[str, Any] = {
+    image: dict[str, Any] = {
         "image_size": grid * patches[-1],
         "patch_size": patches[-1],
         "width": patches[0],
@@ -175,7 +165,7 @@ def _architecture(state: dict[str, Tensor], source: str) -> Architecture:
         "pool_type": "eos",
         "eos_id": vocabulary - TOKENS_AFTER_END - 1,
     }
-    config = {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    config = {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": image, "text_cfg": text}
     name = OPEN_CLIP_NAMES.get((patches[0], patches[-1]), f"ViT of width {patches[0]} and patch {patches[-1]}")
     return Architecture(name, config)
 
@@ -185,20 +175,18 @@ def _layers(state: dict[str, Tensor], prefix: str) -> int:
     return len({found.group(1) for key in state if (found := pattern.match(key))})
 
 
-def main() -> None:
-    """Convert one published checkpoint to a model directory."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("checkpoint", type=Path, help="pytorch_model.bin* of the published code")
-    parser.add_argument("directory", type=Path, help="where model.safetensors and config.json go")
-    parser.add_argument("--tiles", type=int, default=PUBLISHED_AUDIO.tiles, help="most log-mel tiles of a clip")
-    options = parser.parse_args()
-    state = torch.load(options.checkpoint, map_location="cpu", weights_only=True)
-    audio_params = PUBLISHED_AUDIO.model_copy(update={"tiles": options.tiles})
-    published = from_published(state, audio_params, str(options.checkpoint))
-    save_model(published.model, options.directory)
-    print(f"left out: {', '.join(published.unused) or 'nothing'}")
-    print(f"kept as initialised: {', '.join(published.missing) or 'nothing'}")
+def convert(checkpoint: Path, directory: Path, tiles: int) -> Published:
+    """Write a published checkpoint as a model directory.
 
+    Args:
+        checkpoint: `pytorch_model.bin*` of the published code.
+        directory: where model.safetensors and config.json go.
+        tiles: most log-mel tiles of a clip.
 
-if __name__ == "__main__":
-    main()
+    Raises:
+        ValueError: see `from_published`.
+    """
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    published = from_published(state, PUBLISHED_AUDIO.model_copy(update={"tiles": tiles}), str(checkpoint))
+    save_model(published.model, directory)
+    return published

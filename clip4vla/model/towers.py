@@ -1,10 +1,9 @@
-"""The three towers: text and vision from open_clip, audio as the vision tower's twin with type tokens.
+"""Text and image tower by open_clip: built by name, loaded, called.
 
-In: the name of an architecture and where its weights are. Out: an `open_clip.CLIP` and the `AudioTower` made from
-its image tower. This module alone knows how open_clip builds, loads and calls its towers.
+In: the name of an architecture and where its weights are. Out: an `open_clip.CLIP`. The only module that builds, loads
+and calls the towers of open_clip.
 
-Shapes: N tiles of any number of clips, R rows and bands of a tile, G patches of a tile, W width of the tower,
-L text tokens, D embedding width.
+Shapes: N texts, L text tokens, W width of the text tower, D embedding width.
 """
 
 import copy
@@ -17,10 +16,7 @@ import torch
 from open_clip.factory import load_state_dict
 from open_clip.pretrained import download_pretrained
 from open_clip.transformer import VisionTransformer
-from torch import Tensor, nn
-
-from clip4vla.batch import AUDIO_TYPE_INDEX
-from clip4vla.params import AudioToken
+from torch import Tensor
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 UNSUPPORTED_VISION = ("timm_model_name", "attentional_pool", "patch_dropout", "no_ln_pre")
@@ -50,7 +46,7 @@ class Architecture:
 
 
 def find_architecture(name: str, weights: str | None) -> Architecture:
-    """The architecture called `name`, as the pretrained tag `weights` wants it.
+    """The architecture called `name`, as the pretrained tag `weights` needs it.
 
     Raises:
         ValueError: there is none of that name, or its image tower isn't a plain VisionTransformer, which is what
@@ -60,7 +56,7 @@ def find_architecture(name: str, weights: str | None) -> Architecture:
     if config is None:
         raise ValueError(
             f"model.architecture is {name!r}, which is neither an open_clip model nor a file in {ARCHITECTURES}; "
-            f"it knows {', '.join(open_clip.list_models())}"
+            f"open_clip has {', '.join(open_clip.list_models())}"
         )
     _check_plain(name, config)
     tag = open_clip.get_pretrained_cfg(name, weights) if weights else {}
@@ -75,22 +71,22 @@ def find_architecture(name: str, weights: str | None) -> Architecture:
 
 
 def _check_plain(name: str, config: dict[str, Any]) -> None:
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    strange = [f"vision_cfg.{key}" for key in UNSUPPORTED_VISION if vision.get(key)]
-    strange += ["a ResNet image tower"] * isinstance(vision.get("layers"), list)
-    strange += ["vision_cfg.pool_type"] * (vision.get("pool_type", "tok") != "tok")
-    strange += ["vision_cfg.image_size"] * (not isinstance(vision.get("image_size", 224), int))
+    image, text = config["vision_cfg"], config["text_cfg"]
+    strange = [f"vision_cfg.{key}" for key in UNSUPPORTED_VISION if image.get(key)]
+    strange += ["a ResNet image tower"] * isinstance(image.get("layers"), list)
+    strange += ["vision_cfg.pool_type"] * (image.get("pool_type", "tok") != "tok")
+    strange += ["vision_cfg.image_size"] * (not isinstance(image.get("image_size", 224), int))
     strange += ["text_cfg.hf_model_name"] * ("hf_model_name" in text)
     strange += [key for key in ("custom_text", "multimodal_cfg", "init_logit_bias") if config.get(key)]
     if strange:
         raise ValueError(
             f"model.architecture {name!r} has {', '.join(strange)}: only CLIP models with a plain VisionTransformer, "
-            "pooled by its class token, can lend their image tower to hearing (ViT-B-32, ViT-B-16, ViT-L-14, ...)"
+            "pooled by its class token, can initialise an audio tower (ViT-B-32, ViT-B-16, ViT-L-14, ...)"
         )
 
 
 def build_clip(architecture: Architecture) -> open_clip.CLIP:
-    """Text and vision towers with open_clip's random initialisation.
+    """Text and image tower with open_clip's random initialisation.
 
     The logit scale has shape (1,), because DeepSpeed takes no parameter without dimensions.
     """
@@ -159,7 +155,7 @@ def check_state(expected: dict[str, Tensor], found: dict[str, Tensor], source: s
         raise ValueError(f"{source} doesn't fit this model: {'; '.join(faults + differing)}")
 
 
-def encode_words(clip: open_clip.CLIP, tokens: Tensor, places: Tensor | None = None) -> Tensor:
+def encode_tokens(clip: open_clip.CLIP, tokens: Tensor, places: Tensor | None = None) -> Tensor:
     """Features (N, L, D) of every position of `tokens` (N, L) int64; L may be shorter than the context.
 
     With `places` (N,) int64 only the features (N, D) at that position of each.
@@ -167,11 +163,11 @@ def encode_words(clip: open_clip.CLIP, tokens: Tensor, places: Tensor | None = N
     Raises:
         ValueError: L is more than the context length.
     """
-    return read_words(clip, embed_words(clip, tokens), places)
+    return encode_embedded(clip, embed_tokens(clip, tokens), places)
 
 
-def embed_words(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
-    """What the text tower's blocks read of `tokens` (N, L): vectors (N, L, W) of words and positions.
+def embed_tokens(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
+    """The input (N, L, W) of the text tower's blocks for `tokens` (N, L): token plus position embeddings.
 
     Raises:
         ValueError: L is more than the context length.
@@ -183,77 +179,10 @@ def embed_words(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
     return clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[:length].to(dtype)
 
 
-def read_words(clip: open_clip.CLIP, words: Tensor, places: Tensor | None = None) -> Tensor:
-    """Features (N, L, D) of `words` (N, L, W), which `embed_words` made, or (N, D) at `places` (N,) int64."""
-    length = words.shape[1]
-    hidden = clip.transformer(words, attn_mask=clip.attn_mask[:length, :length])
+def encode_embedded(clip: open_clip.CLIP, embedded: Tensor, places: Tensor | None = None) -> Tensor:
+    """Features (N, L, D) of `embedded` (N, L, W), made by `embed_tokens`, or (N, D) at `places` (N,) int64."""
+    length = embedded.shape[1]
+    hidden = clip.transformer(embedded, attn_mask=clip.attn_mask[:length, :length])
     if places is not None:
-        hidden = hidden[torch.arange(len(words), device=words.device), places]
+        hidden = hidden[torch.arange(len(embedded), device=embedded.device), places]
     return clip.ln_final(hidden) @ clip.text_projection
-
-
-class AudioTower(nn.Module):
-    """A CLIP image tower that reads log-mel tiles and is told what to listen for.
-
-    It starts from the image tower's weights. One or two *type tokens* stand at the end of the sequence and share
-    one new row of the position embedding. Row 0 of `type_embedding` asks for speech (verbal), row 1 for everything
-    else (nonverbal). Source: Ruan et al., arXiv 2303.06591.
-    """
-
-    def __init__(self, visual: VisionTransformer) -> None:
-        super().__init__()
-        width = visual.conv1.out_channels
-        self.conv1 = copy.deepcopy(visual.conv1)
-        self.class_embedding = nn.Parameter(visual.class_embedding.detach().clone())
-        self.type_embedding = nn.Parameter(torch.randn(2, width) * width**-0.5)
-        type_position = torch.randn(1, width) * width**-0.5
-        self.positional_embedding = nn.Parameter(torch.cat([visual.positional_embedding.detach(), type_position]))
-        self.ln_pre = copy.deepcopy(visual.ln_pre)
-        self.transformer = copy.deepcopy(visual.transformer)
-        self.ln_post = copy.deepcopy(visual.ln_post)
-        self.proj = nn.Parameter(visual.proj.detach().clone())
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        self.transformer.grad_checkpointing = enable
-
-    def forward(self, tiles: Tensor, audio_token: AudioToken, audio_types: Tensor | None = None) -> Tensor:
-        """Features (N, D) of `tiles` (N, 3, R, R), the class token's, not normalised.
-
-        Args:
-            tiles: normalised log-mel tiles.
-            audio_token: what to listen for.
-            audio_types: (N,) int64, read where `audio_token` is `sample`: 0 verbal, 1 nonverbal, -1 unknown,
-                which listens for both in equal parts (the mean of the two embeddings).
-
-        Raises:
-            ValueError: `sample` without audio_types.
-        """
-        hidden = self.hidden(tiles, audio_token, audio_types)
-        return self.ln_post(hidden[:, 0]) @ self.proj
-
-    def hidden(self, tiles: Tensor, audio_token: AudioToken, audio_types: Tensor | None = None) -> Tensor:
-        """The transformer's output (N, 1 + G + number of type tokens, W), before `ln_post`."""
-        patches = self.conv1(tiles.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-        first = self.class_embedding.to(patches.dtype).expand(len(tiles), 1, -1)
-        types = self._type_tokens(len(tiles), audio_token, audio_types).to(patches.dtype)
-        last = self.positional_embedding[-1:].expand(types.shape[1], -1)
-        positions = torch.cat([self.positional_embedding[:-1], last])
-        sequence = torch.cat([first, patches, types], dim=1) + positions.to(patches.dtype)
-        return self.transformer(self.ln_pre(sequence))
-
-    def _type_tokens(self, number: int, audio_token: AudioToken, audio_types: Tensor | None) -> Tensor:
-        """(N, 0, 1 or 2, W) embeddings that close the sequence, positions not yet added."""
-        if audio_token == "none":
-            return self.type_embedding[:0].expand(number, -1, -1)
-        if audio_token == "both":
-            return self.type_embedding.expand(number, -1, -1)
-        if audio_token == "sample":
-            if audio_types is None:
-                raise ValueError("audio_token 'sample' needs the audio type of each tile")
-            nonverbal = torch.where(audio_types < 0, 0.5, audio_types.to(self.type_embedding.dtype))
-        else:
-            share = AUDIO_TYPE_INDEX[audio_token] if isinstance(audio_token, str) else audio_token
-            nonverbal = torch.full((number,), float(share), device=self.type_embedding.device)
-        weights = torch.stack([1 - nonverbal, nonverbal], dim=1).to(self.type_embedding.dtype)
-        return (weights @ self.type_embedding).unsqueeze(1)

@@ -1,1 +1,1 @@
-"""Which model is used: the gate that judges a candidate, and the registry that keeps the champion."""
+"""Which model is used: the gate that decides about a candidate, and the registry that keeps the champion."""

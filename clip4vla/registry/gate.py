@@ -1,6 +1,6 @@
 """The gate: scores of a candidate and of the champion in, a `Decision` with its reasons out.
 
-A pure function, so that a promotion can be argued over with nothing but two sets of scores in hand. All
+A pure function, so that a promotion can be reviewed with nothing but two sets of scores. All
 conditions are checked and reported, not only the first that fails:
 
 - every *floor* is met (of a score that is better when lower, the floor is the greatest value allowed);
@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clip4vla.evaluation.retrieval import METRICS, FloatArray, Statistic, paired_difference, weighted_mean
+from clip4vla.config import GateConfig, GuardConfig
+from clip4vla.evaluation.retrieval_metrics import METRICS, FloatArray, Statistic, paired_difference, weighted_mean
 from clip4vla.evaluation.scores import Scores, lower_is_better
-from clip4vla.params import GateParams, GuardParams
 from clip4vla.records import Decision
+from clip4vla.utils.numbers import format_bound, format_difference, format_score
 
 ROUNDING = 1e-9
 """A score may miss its bound by this much: 0.7 - 0.1 is not exactly 0.6."""
@@ -29,8 +30,8 @@ ROUNDING = 1e-9
 Verdict = tuple[bool, str]
 
 
-def decide(candidate: Scores, champion: Scores | None, gate: GateParams, resamples: int, seed: int) -> Decision:
-    """Judge `candidate`.
+def decide(candidate: Scores, champion: Scores | None, gate: GateConfig, resamples: int, seed: int) -> Decision:
+    """Compare a candidate with the champion.
 
     Args:
         champion: scores of the model in use, or None where there is none yet.
@@ -41,7 +42,7 @@ def decide(candidate: Scores, champion: Scores | None, gate: GateParams, resampl
         ValueError: the gate names a score that candidate or champion lacks, the primary has no per-query results,
             or the two were measured on different test sets or queries, so that the champion must be evaluated again.
     """
-    _check_names(candidate, gate, "the candidate", "see gate in params.yaml")
+    _check_names(candidate, gate, "the candidate", "see gates in params.yaml")
     verdicts = list(_floors(candidate, gate))
     if champion is None:
         verdicts.append((True, "there is no champion yet, so the floors alone decide"))
@@ -54,7 +55,7 @@ def decide(candidate: Scores, champion: Scores | None, gate: GateParams, resampl
     return Decision(all(passed for passed, _ in verdicts), reasons)
 
 
-def _check_names(scores: Scores, gate: GateParams, whose: str, advice: str) -> None:
+def _check_names(scores: Scores, gate: GateConfig, whose: str, advice: str) -> None:
     named = [*gate.floors, gate.primary, *(guard.score for guard in gate.guards)]
     unknown = sorted({name for name in named if name not in scores.values})
     if unknown:
@@ -73,14 +74,15 @@ def _check_same_test(candidate: Scores, champion: Scores) -> None:
         )
 
 
-def _floors(candidate: Scores, gate: GateParams) -> Iterator[Verdict]:
+def _floors(candidate: Scores, gate: GateConfig) -> Iterator[Verdict]:
     for name, floor in gate.floors.items():
         value, sign = candidate.values[name], _sign(name)
-        bound = "at most" if lower_is_better(name) else "at least"
-        yield sign * (value - floor) >= -ROUNDING, f"{name} is {_figure(value)}, {bound} {_figure(floor)} is asked"
+        bound = "<=" if lower_is_better(name) else ">="
+        sentence = f"{name} is {format_bound(value)}, required: {bound} {format_bound(floor)}"
+        yield sign * (value - floor) >= -ROUNDING, sentence
 
 
-def _primary(candidate: Scores, champion: Scores, gate: GateParams, resamples: int, seed: int) -> Verdict:
+def _primary(candidate: Scores, champion: Scores, gate: GateConfig, resamples: int, seed: int) -> Verdict:
     ours, theirs, sign = _sample(candidate, gate.primary), _sample(champion, gate.primary), _sign(gate.primary)
     order = _same_queries(ours, theirs)
     difference, low, high = paired_difference(
@@ -90,14 +92,14 @@ def _primary(candidate: Scores, champion: Scores, gate: GateParams, resamples: i
         passed, rule = low > ROUNDING, "its lower end must be above 0"
     else:
         passed, rule = difference >= -ROUNDING, "the difference must not be below 0"
-    values = (
-        f"{_figure(candidate.values[gate.primary])} against the champion's {_figure(champion.values[gate.primary])}"
-    )
+    value, reference = candidate.values[gate.primary], champion.values[gate.primary]
     change = "equal"
     if abs(difference) > ROUNDING:
-        change = f"{'worse' if difference < 0 else 'better'} by {abs(difference):.2f}"
-    interval = f"{change} (95 % interval {low:+.2f} to {high:+.2f}) on {len(order)} paired {ours.of}"
-    return passed, f"{gate.primary} is {values}, {interval}; {rule}"
+        change = f"{'worse' if difference < 0 else 'better'} by {format_score('difference', abs(difference))}"
+    return passed, (
+        f"{gate.primary} is {format_bound(value)} against the champion's {format_bound(reference)}, {change} (95 % "
+        f"interval {format_difference(low)} to {format_difference(high)}) on {len(order)} paired {ours.of}; {rule}"
+    )
 
 
 @dataclass(frozen=True)
@@ -138,21 +140,18 @@ def _same_queries(ours: _Sample, theirs: _Sample) -> np.ndarray:
     return np.array([rows[query] for query in ours.ids])
 
 
-def _guard(candidate: Scores, champion: Scores, guard: GuardParams) -> Verdict:
+def _guard(candidate: Scores, champion: Scores, guard: GuardConfig) -> Verdict:
     value, reference = candidate.values[guard.score], champion.values[guard.score]
     loss = _sign(guard.score) * (reference - value)
-    change = f"worse by {_figure(loss)}" if loss > 0 else f"better by {_figure(-loss)}" if loss < 0 else "equal"
+    change = "equal"
+    if abs(loss) > ROUNDING:
+        change = f"{'worse' if loss > 0 else 'better'} by {format_bound(abs(loss))}"
     sentence = (
-        f"{guard.score} is {_figure(value)} against the champion's {_figure(reference)}, {change}; "
-        f"worse by {_figure(guard.tolerance)} at most is allowed"
+        f"{guard.score} is {format_bound(value)} against the champion's {format_bound(reference)}, {change}; "
+        f"worse by {format_bound(guard.tolerance)} at most is allowed"
     )
     return loss <= guard.tolerance + ROUNDING, sentence
 
 
 def _sign(name: str) -> float:
     return -1.0 if lower_is_better(name) else 1.0
-
-
-def _figure(value: float) -> str:
-    """At most four decimals, and none that say nothing."""
-    return f"{value:.4f}".rstrip("0").rstrip(".")

@@ -1,1 +1,1 @@
-"""Training: a job in, a run result out; objective, engine, loop and launch are one file each."""
+"""Training: a spec in, a model directory out; objectives, engine, trainer and launch are one file each."""

@@ -1,8 +1,8 @@
-"""A training's checkpoints as files: which one to resume from, which ones to keep, and one made ready for other ranks.
+"""The checkpoints of a training as files: which one to resume from, which ones to keep, conversion for other ranks.
 
-In: the directory of one training's checkpoints, `stepNNN/` each, in which DeepSpeed writes tensors. Out: `Notes` of
-the one to resume from. The notes are written last and at once, so that what a killed save left behind has none and is
-never resumed from. (DeepSpeed's own mark, the file `latest`, is left empty by a kill at the wrong moment.)
+In: the directory of the checkpoints of one training, `stepNNN/` each, in which DeepSpeed writes tensors. Out: the
+`CheckpointMetadata` of the one to resume from. The metadata are written last and atomically, so that a save that was
+killed has none and is never resumed from. (DeepSpeed's own file `latest` may be left empty by a kill.)
 """
 
 import json
@@ -12,13 +12,13 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clip4vla.atomic import write_json
+from clip4vla.utils.files import write_json
 
-NOTES_FILE = "notes.json"
+METADATA_FILE = "metadata.json"
 
 
 @dataclass(frozen=True)
-class Notes:
+class CheckpointMetadata:
     """What must be known of a checkpoint to resume from it."""
 
     step: int
@@ -38,7 +38,7 @@ class Notes:
         if (self.zero_stage == 0) != (zero_stage == 0):
             raise ValueError(
                 f"the checkpoint at step {self.step} was written with trainer.zero_stage {self.zero_stage} and can't "
-                f"be resumed with {zero_stage}: set it back, or remove the checkpoint to begin anew"
+                f"be resumed with {zero_stage}: set it back, or remove the checkpoint to start the training over"
             )
         return zero_stage == 0 or (self.world_size, self.zero_stage) == (world_size, zero_stage)
 
@@ -55,16 +55,16 @@ def begin_checkpoint(directory: Path, step: int) -> None:
     path.mkdir(parents=True)
 
 
-def finish_checkpoint(directory: Path, notes: Notes, keep: int) -> None:
+def finish_checkpoint(directory: Path, metadata: CheckpointMetadata, keep: int) -> None:
     """Declare a checkpoint whole, and drop all others but the last `keep - 1`."""
-    write_json(directory / checkpoint_name(notes.step) / NOTES_FILE, asdict(notes))
+    write_json(directory / checkpoint_name(metadata.step) / METADATA_FILE, asdict(metadata))
     kept = _whole(directory)[-keep:]
     for path in directory.glob("step*"):
         if path not in kept:
             shutil.rmtree(path)
 
 
-def newest_checkpoint(directory: Path) -> Notes | None:
+def newest_checkpoint(directory: Path) -> CheckpointMetadata | None:
     """The newest whole checkpoint, None where there is none.
 
     Raises:
@@ -74,14 +74,14 @@ def newest_checkpoint(directory: Path) -> Notes | None:
     if not whole:
         return None
     try:
-        return Notes(**json.loads((whole[-1] / NOTES_FILE).read_text(encoding="utf-8")))
+        return CheckpointMetadata(**json.loads((whole[-1] / METADATA_FILE).read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"the checkpoint {whole[-1]} can't be read ({error}): remove it to go on without") from error
 
 
 def _whole(directory: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(path.parent for path in directory.glob(f"step*/{NOTES_FILE}"))
+    return sorted(path.parent for path in directory.glob(f"step*/{METADATA_FILE}"))
 
 
 def make_universal(checkpoint: Path, out: Path) -> None:

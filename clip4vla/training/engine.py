@@ -14,7 +14,6 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from clip4vla.batch import Batch
-from clip4vla.model.clip4vla import VIEWS, Clip4Vla, Features
-from clip4vla.params import OptimizerParams, TrainerParams
+from clip4vla.clips.batch import Batch
+from clip4vla.config import OptimizerConfig, TrainerConfig
+from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.training.checkpoints import (
-    Notes,
+    CheckpointMetadata,
     begin_checkpoint,
     checkpoint_name,
     finish_checkpoint,
@@ -37,7 +36,7 @@ from clip4vla.training.checkpoints import (
     newest_checkpoint,
 )
 from clip4vla.training.flops import Precision
-from clip4vla.training.objective import Criterion, Objective
+from clip4vla.training.objectives import Objective, total_loss
 from clip4vla.training.optimizer import parameter_groups
 
 log = logging.getLogger(__name__)
@@ -62,22 +61,20 @@ def join_ranks(on_gpu: bool | None = None) -> tuple[int, int, torch.device]:
     return dist.get_rank(), dist.get_world_size(), device
 
 
-class _Answers(nn.Module):
-    """The model as the engine calls it: the criterion's outputs for a micro-batch by name, and the logit scale.
+class _ModelWithObjective(nn.Module):
+    """The model as the engine calls it: the outputs of the objective for a micro-batch, and the logit scale.
 
     ZeRO 3 brings parameters back for the backward pass of a module when it finds tensors in what the module returned,
     in tuples and dicts. Some of the model's are read outside the module that owns them; they count as this module's.
     """
 
-    def __init__(self, model: Clip4Vla, criterion: Criterion[Any]) -> None:
+    def __init__(self, model: Clip4Vla, objective: Objective) -> None:
         super().__init__()
         self.model = model
-        self.criterion = criterion
+        self.objective = objective
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        outputs = self.criterion.outputs(self.model, batch)
-        found = {f.name: getattr(outputs, f.name) for f in fields(outputs)}
-        return {name: value for name, value in found.items() if value is not None}, self.model.scale()
+        return self.objective.outputs(self.model, batch), self.model.scale()
 
 
 class Engine:
@@ -95,14 +92,14 @@ class Engine:
     def __init__(
         self,
         model: Clip4Vla,
-        criterion: Criterion[Any],
-        optimizer: OptimizerParams,
-        trainer: TrainerParams,
+        objective: Objective,
+        optimizer: OptimizerConfig,
+        trainer: TrainerConfig,
         micro_batches: int,
         device: torch.device,
         checkpoints: Path,
     ) -> None:
-        self.criterion = criterion
+        self.objective = objective
         self.device = device
         self.micro_batches = micro_batches
         half = trainer.precision == "bf16" or (trainer.precision == "auto" and device.type == "cuda")
@@ -119,12 +116,12 @@ class Engine:
         self._group_settings = [{key: group[key] for key in ("lr_ratio", "weight_decay")} for group in groups]
         self._adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps, fused=True)
         self._engine, *_ = deepspeed.initialize(
-            model=_Answers(model.to(device), criterion),
+            model=_ModelWithObjective(model.to(device), objective),
             optimizer=self._adamw,
             config=self._config(optimizer),
         )
 
-    def _config(self, optimizer: OptimizerParams) -> dict[str, Any]:
+    def _config(self, optimizer: OptimizerConfig) -> dict[str, Any]:
         return {
             "train_micro_batch_size_per_gpu": 1,  # only its product with the micro-batches is checked, nothing is cut
             "gradient_accumulation_steps": self.micro_batches,
@@ -138,7 +135,7 @@ class Engine:
 
     @property
     def compiled(self) -> bool:
-        """Whether the towers run compiled: it was asked for, and none has fallen back."""
+        """Whether the towers run compiled: it is configured, and none has fallen back."""
         return bool(self._compiled) and all(tower.runs_compiled for tower in self._compiled)
 
     @property
@@ -162,9 +159,9 @@ class Engine:
             group["lr"] = lr * group["lr_ratio"]
         batch = batch.to(self.device)
         shares = _shares(len(batch), self.micro_batches)
-        cached = self.criterion.needs_all_clips and len(shares) > 1
+        cached = self.objective.needs_all_clips and len(shares) > 1
         losses = self._step_cached(batch, shares, seed) if cached else self._step_plain(batch, shares, seed)
-        return _over_ranks(losses | {"loss": Objective.total(losses)})
+        return _over_ranks(losses | {"loss": total_loss(losses)})
 
     def _step_plain(self, batch: Batch, shares: list[slice], seed: tuple[int, ...]) -> dict[str, Tensor]:
         """One pass a micro-batch; where there are several, losses are means over clips."""
@@ -172,32 +169,32 @@ class Engine:
         for index, rows in enumerate(shares):
             outputs, scale = self._forward(batch[rows], (*seed, index))
             share = (rows.stop - rows.start) / len(batch)
-            losses = {name: share * loss for name, loss in self.criterion.losses(outputs, scale).items()}
-            self._backward(Objective.total(losses) * dist.get_world_size())
+            losses = {name: share * loss for name, loss in self.objective.losses(outputs, scale).items()}
+            self._backward(total_loss(losses) * dist.get_world_size())
             parts.append({name: loss.detach() for name, loss in losses.items()})
         return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
 
     def _step_cached(self, batch: Batch, shares: list[slice], seed: tuple[int, ...]) -> dict[str, Tensor]:
         with torch.no_grad():
             passes = [self._forward(batch[rows], (*seed, index)) for index, rows in enumerate(shares)]
-        features = _as_leaves(Features.concatenate([part for part, _ in passes]))
+        cached = _as_leaves(_concatenate([outputs for outputs, _ in passes]))
         scale = passes[0][1].detach().requires_grad_()
-        losses = self.criterion.losses(features, scale)
-        (Objective.total(losses) * dist.get_world_size()).backward()
+        losses = self.objective.losses(cached, scale)
+        (total_loss(losses) * dist.get_world_size()).backward()
         assert scale.grad is not None
         for index, rows in enumerate(shares):
             again, scale_again = self._forward(batch[rows], (*seed, index))
-            surrogate = _inner_product(again, features, rows)
+            surrogate = _inner_product(again, cached, rows)
             if index == 0 and scale_again.requires_grad:
                 surrogate = surrogate + (scale_again * scale.grad).sum()
             self._backward(surrogate)
         return losses
 
-    def _forward(self, batch: Batch, seed: tuple[int, ...]) -> tuple[Any, Tensor]:
-        """The criterion's outputs for a micro-batch and the logit scale; the same `seed` draws the same at random."""
+    def _forward(self, batch: Batch, seed: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
+        """The objective's outputs for a micro-batch and the logit scale; the same `seed` draws the same at random."""
         torch.manual_seed(hash(seed) & 0x7FFF_FFFF_FFFF_FFFF)
-        outputs, scale = self._engine(batch)
-        return self.criterion.kind(**outputs), scale
+        outputs: tuple[dict[str, Tensor], Tensor] = self._engine(batch)
+        return outputs
 
     def _backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`; DeepSpeed steps when it has seen all micro-batches."""
@@ -218,7 +215,7 @@ class Engine:
         self._engine.save_checkpoint(str(self._checkpoints), tag=checkpoint_name(step), save_latest=False)
         dist.barrier()
         if dist.get_rank() == 0:
-            finish_checkpoint(self._checkpoints, Notes(step, dist.get_world_size(), self.zero_stage), keep)
+            finish_checkpoint(self._checkpoints, CheckpointMetadata(step, dist.get_world_size(), self.zero_stage), keep)
 
     def resume(self) -> int:
         """Load the newest whole checkpoint; the number of steps that it has behind it, 0 where there is none.
@@ -240,7 +237,7 @@ class Engine:
             name = universal.name
         path, _ = self._engine.load_checkpoint(str(self._checkpoints), tag=name)
         if path is None:
-            raise ValueError(f"{self._checkpoints / name} can't be loaded; remove it to begin anew")
+            raise ValueError(f"{self._checkpoints / name} can't be loaded; remove it to start the training over")
         self._set_optimizer_right()
         dist.barrier()
         if dist.get_rank() == 0:
@@ -316,16 +313,20 @@ def _shares(clips: int, pieces: int) -> list[slice]:
     return [slice(low, high) for low, high in pairwise(bounds)]
 
 
-def _as_leaves(features: Features) -> Features:
-    """The same features, each view a leaf that collects its gradient."""
-    values = {f.name: getattr(features, f.name) for f in fields(features)}
-    return Features(**{n: v.requires_grad_() if n in VIEWS and v is not None else v for n, v in values.items()})
+def _concatenate(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The outputs of several micro-batches as those of one batch."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _inner_product(again: Features, cached: Features, rows: slice) -> Tensor:
-    """What has, in the towers' weights, the gradient that `cached` collected for its `rows`."""
-    views = [(getattr(again, name), getattr(cached, name)) for name in VIEWS]
-    terms = [(new * old.grad[rows]).sum() for new, old in views if new is not None]
+def _as_leaves(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same outputs, each of real numbers a leaf that collects its gradient."""
+    return {name: value.requires_grad_() if value.is_floating_point() else value for name, value in outputs.items()}
+
+
+def _inner_product(again: Mapping[str, Tensor], cached: Mapping[str, Tensor], rows: slice) -> Tensor:
+    """A scalar whose gradient in the weights is that which `cached` collected for its `rows`."""
+    gradients = {name: value.grad for name, value in cached.items()}
+    terms = [(again[name] * gradient[rows]).sum() for name, gradient in gradients.items() if gradient is not None]
     return torch.stack(terms).sum()
 
 

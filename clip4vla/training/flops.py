@@ -1,6 +1,6 @@
 """How much of what a device can compute a training uses: its useful FLOPs, counted, and its peak, looked up.
 
-In: a model, what a criterion asks of it, the shapes of a batch. Out: FLOPs of a step, from which follow
+In: a model, what a objective asks of it, the shapes of a batch. Out: FLOPs of a step, from which follow
 
     FLOP/s = useful FLOPs of a rank's share of the step / seconds of the step
     MFU    = FLOP/s / peak FLOP/s of the rank's device
@@ -9,12 +9,11 @@ Useful is what the gradient needs: one forward and one backward pass of the mode
 counting as two. Counted are matrix products, convolutions and attention, of a batch as it is shaped, padding
 included; the rest (norms, softmax, log-mel, losses, AdamW) is left out, as everywhere. Also left out is work that
 saves memory but isn't needed: the first forward pass of cached gradients and recomputed activations. Training with
-either keeps the chip busier than the MFU says. Seconds are those of the clock, waiting for data included.
+either keeps the chip busier than the MFU shows. Seconds are those of the clock, waiting for data included.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from clip4vla.audio.frontend import LogMel
-from clip4vla.batch import Batch
+from clip4vla.clips.batch import Batch
 from clip4vla.model.clip4vla import Clip4Vla
-from clip4vla.training.objective import Criterion
+from clip4vla.training.objectives import Objective
 
 Precision = Literal["fp32", "bf16"]
 
@@ -71,13 +70,13 @@ class StepFlops:
     device): exact for any architecture, without memory, and a matter of a second.
     """
 
-    def __init__(self, model: Clip4Vla, criterion: Criterion[Any]) -> None:
+    def __init__(self, model: Clip4Vla, objective: Objective) -> None:
         with torch.device("meta"):
-            self._model = model.twin().train()
-            self._model.log_mel = _Tiles(model.audio_params, model.image_size)
-        for twin, own in zip(self._model.parameters(), model.parameters(), strict=True):
-            twin.requires_grad_(own.requires_grad)
-        self._criterion = criterion
+            self._model = model.with_initial_weights().train()
+            self._model.log_mel = _Tiles(model.audio_config, model.image_size)
+        for copy, own in zip(self._model.parameters(), model.parameters(), strict=True):
+            copy.requires_grad_(own.requires_grad)
+        self._objective = objective
         self._per_clip: dict[tuple[int, ...], int] = {}
 
     def __call__(self, batch: Batch) -> int:
@@ -90,18 +89,17 @@ class StepFlops:
     def _count(self, clip: Batch) -> int:
         # a fused attention would count what it recomputes
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            outputs = self._criterion.outputs(self._model, clip)
-            found = [getattr(outputs, f.name) for f in fields(outputs)]
-            torch.stack([part.sum() for part in found if part is not None and part.requires_grad]).sum().backward()
+            outputs = self._objective.outputs(self._model, clip)
+            torch.stack([part.sum() for part in outputs.values() if part.requires_grad]).sum().backward()
         return int(counter.get_total_flops())
 
 
 class _Tiles(LogMel):
-    """Stands for the front end, whose work isn't counted and which looks at numbers: tiles that are but shapes."""
+    """In place of the front end, which needs numbers and whose work is not counted: tiles that have shapes only."""
 
     def forward(self, waveform: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        tiles = waveform.new_empty((len(samples), self.params.tiles, 3, self.rows, self.rows))
-        return tiles, samples.unsqueeze(1) > samples.new_empty(self.params.tiles)
+        tiles = waveform.new_empty((len(samples), self.config.tiles, 3, self.rows, self.rows))
+        return tiles, samples.unsqueeze(1) > samples.new_empty(self.config.tiles)
 
     def forward_views(
         self,

@@ -1,4 +1,4 @@
-"""A job in, its run result out: torchrun's agent starts the ranks of this node and ends them when one fails.
+"""A spec in, its model directory out: torchrun's agent starts the ranks of this node and ends them when one fails.
 
 The agent works in this process, not in one of its own: a signal to it reaches the ranks, which then leave a
 checkpoint, and the ranks notice when it is killed. Where the environment names several nodes, `multinode` says what
@@ -23,71 +23,71 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from clip4vla.params import TrainerParams
+from clip4vla.config import TrainerConfig
 from clip4vla.training.checkpoints import newest_checkpoint
-from clip4vla.training.job import Job
 from clip4vla.training.multinode import RANK_MODULE, several_nodes
+from clip4vla.training.spec import TrainSpec
 
 AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """What the agent passes on to the ranks, which have its 30 s to write a checkpoint."""
 
 
-def ranks_here(trainer: TrainerParams) -> int:
+def ranks_here(trainer: TrainerConfig) -> int:
     """Processes of a training on this node."""
     return trainer.ranks or max(1, torch.cuda.device_count())
 
 
-def launch(job: Job) -> None:
-    """Train `job` in processes of its own and wait for them. Rank 0 prints here.
+def launch(spec: TrainSpec) -> None:
+    """Train `spec` in processes of its own and wait for them. Rank 0 prints here.
 
     Raises:
         RuntimeError: the training failed, or another process is at it; the message names the rank that failed first
-            and its last words. A checkpoint may be there, from which the same job goes on.
+            and its last words. A checkpoint may be there, from which the same spec goes on.
         SystemExit: this process was asked to stop; a checkpoint is there if training had begun.
     """
-    job.checkpoints.mkdir(parents=True, exist_ok=True)
-    job_file = job.checkpoints / "job.json"
-    with _alone(job.checkpoints / "lock"), _own_signals():
-        job.write(job_file)
-        ranks = ranks_here(job.trainer)
-        command = several_nodes(job_file, ranks, os.environ)
+    spec.checkpoints.mkdir(parents=True, exist_ok=True)
+    spec_file = spec.checkpoints / "spec.json"
+    with _alone(spec.checkpoints / "lock"), _own_signals():
+        spec.write(spec_file)
+        ranks = ranks_here(spec.trainer)
+        command = several_nodes(spec_file, ranks, os.environ)
         if command is None:
-            _run_here(job_file, ranks)
+            _run_here(spec_file, ranks)
         else:
             _run_there(command)
 
 
-def launch_through(job: Job) -> None:
-    """Train `job` to its end: where it fails, go on from its last checkpoint, if the failed attempt has left a new one.
+def launch_with_retries(spec: TrainSpec) -> None:
+    """Train `spec`; after a failure, resume from its last checkpoint if the failed attempt has left a new one.
 
-    A failure that comes again at the same place, or before there is a checkpoint, isn't cured by that.
+    A failure that repeats at the same place, or before there is a checkpoint, is raised.
 
     Raises:
         RuntimeError, SystemExit: see `launch`.
     """
     while True:
-        before = _steps_kept(job)
+        before = _steps_kept(spec)
         try:
-            launch(job)
+            launch(spec)
             return
         except RuntimeError as error:
-            kept = _steps_kept(job)
+            kept = _steps_kept(spec)
             if kept <= before:
                 raise
             print(f"{error}\ngoing on from the checkpoint of step {kept}", flush=True)
 
 
-def _steps_kept(job: Job) -> int:
-    """Steps behind the newest checkpoint of the job."""
-    notes = newest_checkpoint(job.checkpoints / job.fingerprint())
+def _steps_kept(spec: TrainSpec) -> int:
+    """Steps behind the newest checkpoint of the spec."""
+    notes = newest_checkpoint(spec.checkpoints / spec.fingerprint())
     return notes.step if notes else 0
 
 
-def _run_here(job_file: Path, ranks: int) -> None:
+def _run_here(spec_file: Path, ranks: int) -> None:
     with tempfile.TemporaryDirectory() as logs:
         try:
             agent = elastic_launch(_agent_config(ranks, logs), sys.executable)
-            agent("-m", RANK_MODULE, str(job_file))
+            agent("-m", RANK_MODULE, str(spec_file))
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"

@@ -1,17 +1,17 @@
-"""AdamW's parameter groups and the learning rate of a step: pure functions of params and model."""
+"""AdamW's parameter groups and the learning rate of a step: pure functions of config and model."""
 
 import math
 from typing import Any
 
 from torch import nn
 
-from clip4vla.params import OptimizerParams
+from clip4vla.config import OptimizerConfig
 
 NEW_IN_DECODER = ("cross", "memory")
 """In the names of those parameters of the caption decoder that don't come from the text tower."""
 
 
-def parameter_groups(model: nn.Module, params: OptimizerParams) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups by rate (text tower, image tower, the rest) and decay (matrices or not), each with its `lr_ratio`.
 
     Norms, biases, embeddings, class tokens and the logit scale have no decay. The logit scale goes with the texts, and
@@ -20,33 +20,33 @@ def parameter_groups(model: nn.Module, params: OptimizerParams) -> list[dict[str
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            ratio = _ratio(name, params)
-            decay = params.weight_decay if _decays(name, parameter) else 0.0
+            ratio = _ratio(name, config)
+            decay = config.weight_decay if _decays(name, parameter) else 0.0
             groups.setdefault((ratio, decay), []).append(parameter)
     return [
-        {"params": parameters, "lr": params.lr * ratio, "lr_ratio": ratio, "weight_decay": decay}
+        {"params": parameters, "lr": config.lr * ratio, "lr_ratio": ratio, "weight_decay": decay}
         for (ratio, decay), parameters in groups.items()
     ]
 
 
-def _ratio(name: str, params: OptimizerParams) -> float:
+def _ratio(name: str, config: OptimizerConfig) -> float:
     if name.startswith("clip.visual."):
-        return params.vision_lr_ratio
-    lent = name.startswith("decoder.") and not any(part in name for part in NEW_IN_DECODER)
-    return params.text_lr_ratio if lent or name.startswith("clip.") else 1.0
+        return config.video_lr_ratio
+    is_copied = name.startswith("decoder.") and not any(part in name for part in NEW_IN_DECODER)
+    return config.text_lr_ratio if is_copied or name.startswith("clip.") else 1.0
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and "embedding" not in name and "memory_type" not in name
 
 
-def learning_rate(step: int, steps: int, params: OptimizerParams) -> float:
-    """Rate of step `step` (from 0) of `steps`: linear warm-up to `params.lr`, then half a cosine to 0.
+def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Rate of step `step` (from 0) of `steps`: linear warm-up to `config.lr`, then half a cosine to 0.
 
     Without warm-up it is the published schedule (BertAdam's `warmup_cosine`). With it, the published cosine begins at
     step 0, so that the rate steps back when the warm-up ends, and its first step has a rate of 0; ours does neither.
     """
-    warmup = params.warmup * steps
+    warmup = config.warmup * steps
     if step < warmup:
-        return params.lr * (step + 1) / (warmup + 1)
-    return params.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
+        return config.lr * (step + 1) / (warmup + 1)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))

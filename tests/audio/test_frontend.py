@@ -1,4 +1,4 @@
-"""The front end against the published numbers, and what its own recipe promises."""
+"""The front end against the published numbers, and the properties of its own recipe."""
 
 import json
 from pathlib import Path
@@ -10,20 +10,11 @@ from torch import Tensor
 
 from clip4vla.audio.augment import SpecMasks, draw_masks
 from clip4vla.audio.frontend import LogMel, hop_samples, max_samples, select_tiles, tile_samples
-from clip4vla.params import AudioParams
+from clip4vla.config import AudioConfig
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 CLIPS = ("mono_0p5", "stereo_0p5", "stereo_3", "mono_exact224", "stereo_silentR_2")
-PARAMS = AudioParams(
-    sample_rate=16000,
-    n_fft=512,
-    hop=None,
-    tiles=3,
-    recipe="masked",
-    freq_mask_fraction=0.05,
-    time_mask_fraction=0.15,
-    mask_width=9,
-)
+CONFIG = AudioConfig(tiles=3)
 SIZE = 32
 
 
@@ -39,7 +30,7 @@ def facts() -> dict:
 
 
 def front_end(recipe: str = "masked", size: int = SIZE, **changes: object) -> LogMel:
-    return LogMel(PARAMS.model_copy(update={"recipe": recipe, **changes}), size)
+    return LogMel(CONFIG.model_copy(update={"recipe": recipe, **changes}), size)
 
 
 def clip(arrays: dict[str, Tensor], name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -103,9 +94,9 @@ def test_published_spec_augment(
         frequency=arrays[f"specaug/{name}/freq_masks"].unsqueeze(0).long(),
     )
     monkeypatch.setattr("clip4vla.audio.frontend.draw_masks", lambda *_: masks)
-    view, audio_mask = front_end("published", 224).forward_augmented(*clip(arrays, name, dtype))
+    augmented, audio_mask = front_end("published", 224).forward_augmented(*clip(arrays, name, dtype))
     expected = arrays[f"specaug/{name}/frames_s4"]
-    got = view[0, : int(audio_mask.sum()), :, ::4, ::4]
+    got = augmented[0, : int(audio_mask.sum()), :, ::4, ::4]
     torch.testing.assert_close(got.double(), expected.double(), rtol=0, atol=tolerance)
 
 
@@ -118,7 +109,7 @@ def test_published_selections(facts: dict) -> None:
 
 
 def test_a_long_sound_keeps_the_middle_tiles_of_the_published_selection() -> None:
-    wave, samples = batch(noise(7 * tile_samples(PARAMS, SIZE) - 1))
+    wave, samples = batch(noise(7 * tile_samples(CONFIG, SIZE) - 1))
     every, _ = front_end(tiles=7)(wave, samples)
     kept, _ = front_end(tiles=3)(wave, samples)
     torch.testing.assert_close(kept, every[:, select_tiles(7, 3, "middle")])
@@ -129,23 +120,23 @@ def test_a_long_sound_keeps_the_middle_tiles_of_the_published_selection() -> Non
 
 @pytest.mark.parametrize(("size", "hop"), [(224, 128), (64, 448), (32, 896)])
 def test_a_tile_lasts_as_long_as_the_published_one(size: int, hop: int) -> None:
-    assert hop_samples(PARAMS, size) == hop
-    assert tile_samples(PARAMS, size) == 28672
+    assert hop_samples(CONFIG, size) == hop
+    assert tile_samples(CONFIG, size) == 28672
 
 
 def test_max_samples_fill_the_tiles_and_one_more_spills() -> None:
-    most = max_samples(PARAMS, SIZE)
+    most = max_samples(CONFIG, SIZE)
     rows = [int(front_end().log_mel(*batch(noise(n)))[1]) for n in (most, most + 1)]
-    assert rows == [PARAMS.tiles * SIZE, PARAMS.tiles * SIZE + 1]
+    assert rows == [CONFIG.tiles * SIZE, CONFIG.tiles * SIZE + 1]
 
 
 # the masked recipe
 
 
 def test_padding_stays_out_of_the_statistics() -> None:
-    wave, samples = batch(noise(tile_samples(PARAMS, SIZE) // 2))
+    wave, samples = batch(noise(tile_samples(CONFIG, SIZE) // 2))
     tiles, _ = front_end()(wave, samples)
-    rows = int(samples) // hop_samples(PARAMS, SIZE) + 1
+    rows = int(samples) // hop_samples(CONFIG, SIZE) + 1
     inside, beyond = tiles[0, 0, :, :rows], tiles[0, 0, :, rows:]
     torch.testing.assert_close(inside.mean(dim=(1, 2)), torch.zeros(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(inside.std(dim=(1, 2), correction=0), torch.ones(3), rtol=1e-5, atol=0)
@@ -154,7 +145,7 @@ def test_padding_stays_out_of_the_statistics() -> None:
 
 @pytest.mark.parametrize(("recipe", "tiles"), [("masked", 1), ("published", 2)])
 def test_an_exact_multiple_gets_an_empty_tile_only_as_published(recipe: str, tiles: int) -> None:
-    samples = (SIZE - 1) * hop_samples(PARAMS, SIZE)
+    samples = (SIZE - 1) * hop_samples(CONFIG, SIZE)
     features, audio_mask = front_end(recipe)(*batch(noise(samples)))
     assert int(audio_mask.sum()) == tiles
     assert (features[0, 1] == 0).all()
@@ -172,7 +163,7 @@ def test_a_batch_is_the_same_as_one_clip_at_a_time(recipe: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("recipe", ["masked", "published"])
-def test_pieces_of_a_batch_or_of_a_clip_are_the_same_as_the_whole(
+def test_a_batch_computed_in_pieces_is_the_same_as_at_once(
     monkeypatch: pytest.MonkeyPatch, recipe: str, channels: int
 ) -> None:
     wave, samples = batch(*(noise(n, channels, seed=n) for n in (500, 60000, 120000)))
@@ -181,11 +172,11 @@ def test_pieces_of_a_batch_or_of_a_clip_are_the_same_as_the_whole(
         monkeypatch.setattr("clip4vla.audio.frontend.CACHE_BYTES", cache)
         found[cache] = front_end(recipe).forward_views(wave, samples, torch.Generator().manual_seed(0))
     for cache in (1, 200_000):
-        for part, whole in zip(found[cache], found[1 << 30], strict=True):
-            torch.testing.assert_close(part, whole, rtol=0, atol=1e-5)
+        for part, expected in zip(found[cache], found[1 << 30], strict=True):
+            torch.testing.assert_close(part, expected, rtol=0, atol=1e-5)
 
 
-def test_what_lies_beyond_a_clips_samples_is_never_heard() -> None:
+def test_samples_beyond_the_end_of_a_clip_change_nothing() -> None:
     wave, samples = batch(noise(30000), noise(50000))
     clean = front_end()(wave, samples)[0]
     wave[0, :, 30000:] = 0.9
@@ -232,11 +223,13 @@ def test_half_precision_around_it_changes_nothing() -> None:
 # SpecAugment
 
 
-def test_the_augmented_view_blanks_whole_rows_and_bands_and_leaves_the_rest() -> None:
-    wave, samples = batch(noise(3 * tile_samples(PARAMS, SIZE) - 1))
-    tiles, view, _ = front_end(freq_mask_fraction=0.1).forward_views(wave, samples, torch.Generator().manual_seed(1))
-    hidden = (view == 0) & (tiles != 0)
-    assert view[~hidden].equal(tiles[~hidden])
+def test_spec_augment_blanks_full_rows_and_bands_and_leaves_the_rest() -> None:
+    wave, samples = batch(noise(3 * tile_samples(CONFIG, SIZE) - 1))
+    tiles, augmented, _ = front_end(freq_mask_fraction=0.1).forward_views(
+        wave, samples, torch.Generator().manual_seed(1)
+    )
+    hidden = (augmented == 0) & (tiles != 0)
+    assert augmented[~hidden].equal(tiles[~hidden])
     by_row, by_band = hidden[0, :, 0].all(2), hidden[0, :, 0].flatten(0, 1).all(0)
     assert by_row.any()
     assert by_band.any()
@@ -245,18 +238,20 @@ def test_the_augmented_view_blanks_whole_rows_and_bands_and_leaves_the_rest() ->
 
 def test_masks_follow_the_published_numbers() -> None:
     rows, generator = torch.tensor([1251, 63]), torch.Generator().manual_seed(0)
-    masks = draw_masks(PARAMS, rows, 224, generator)
+    masks = draw_masks(CONFIG, rows, 224, generator)
     assert masks.time.shape == (2, 187, 2)
     assert masks.frequency.shape == (2, 11, 2)
     assert (masks.time[1, 9:, 1] == 0).all()
     assert masks.time[0, :, 1].unique().tolist() == list(range(10))
     assert (masks.time.sum(2) <= rows.unsqueeze(1)).all()
-    covered = torch.stack([draw_masks(PARAMS, rows[:1], 224, generator).covered(1251, 224) for _ in range(20)])
+    covered = torch.stack([draw_masks(CONFIG, rows[:1], 224, generator).covered(1251, 224) for _ in range(20)])
     assert abs(covered.float().mean().item() - 0.59) < 0.03
 
 
-def test_the_view_is_a_function_of_the_generator() -> None:
+def test_the_masks_are_a_function_of_the_generator() -> None:
     wave, samples = batch(noise(60000), noise(20000))
-    views = [front_end().forward_augmented(wave, samples, torch.Generator().manual_seed(seed))[0] for seed in (3, 3, 4)]
-    assert views[0].equal(views[1])
-    assert not views[0].equal(views[2])
+    augmented = [
+        front_end().forward_augmented(wave, samples, torch.Generator().manual_seed(seed))[0] for seed in (3, 3, 4)
+    ]
+    assert augmented[0].equal(augmented[1])
+    assert not augmented[0].equal(augmented[2])

@@ -14,7 +14,7 @@ def test_filters_have_unit_area_and_rise_in_frequency() -> None:
 
 
 @pytest.mark.parametrize(("bands", "n_fft"), [(224, 512), (96, 512), (32, 1024), (33, 512), (1, 64), (224, 64)])
-def test_bands_are_those_of_the_whole_product(bands: int, n_fft: int) -> None:
+def test_bands_are_those_of_the_full_product(bands: int, n_fft: int) -> None:
     filters = mel_filters(bands, n_fft, 16000)
     power = torch.rand(7, n_fft // 2 + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = torch.full((7, bands), torch.nan, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Each benchmark at a tiny size: one JSON line, with figures that fit together. How fast it is, is no test."""
+"""Each benchmark at a tiny size: one JSON line, with figures that fit together. Speed itself is not tested."""
 
 import builtins
 import json
@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import audio_frontend, contrastive, ingest, loader, retrieval
+from benchmarks import audio_frontend, contrastive, ingest, loader, retrieval, search
 from benchmarks.clips import write_clips
 from tests.project import REPOSITORY
 
 TRAIN_STEP = """
 import sys
-sys.modules |= dict.fromkeys(("lance", "av", "mlflow", "prefect"))  # whoever imports them is told that there are none
+sys.modules |= dict.fromkeys(("lance", "av", "mlflow", "prefect"))  # an import of them fails
 from benchmarks.train_step import main
 main(sys.argv[1:])
 """
@@ -132,7 +132,15 @@ def test_ingest(run: Callable[..., dict[str, Any]]) -> None:
     assert results["bytes_per_clip"] > 32_000  # a second of sound
 
 
-def test_without_lance_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search(run: Callable[..., dict[str, Any]]) -> None:
+    results = run(search.main, "--clips", 300, "--width", 16, "--queries", 5, "--top", 3)
+    assert results["scan_is_exact"]
+    assert results["recall"] == 1.0  # too few clips for a vector index: both searches are scans
+    for times in (results["scan"], results["index"]):
+        assert 0 < times["median_ms"] <= times["p95_ms"]
+
+
+def test_without_lance_the_error_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = builtins.__import__
 
     def without_lance(name: str, *rest: Any) -> Any:
@@ -147,8 +155,8 @@ def test_without_lance_it_is_said_what_to_install(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_train_step(precision: str) -> None:
-    """In a process of its own, since it joins a process group; it needs what is on any GPU machine and no more."""
-    sizes = "--architecture stamp-small --batch 2 --large-batches 4 --frames 1 --tiles 1 --words 8 --device cpu"
+    """In a process of its own, since it joins a process group; packages that a GPU machine may lack are hidden."""
+    sizes = "--architecture stamp-small --batch 2 --large-batches 4 --frames 1 --tiles 1 --max-tokens 8 --device cpu"
     length = f"--variants eager checkpointed cached --warmup 1 --steps 1 --precision {precision} --peak-tflops 0.5"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", TRAIN_STEP, *sizes.split(), *length.split()]

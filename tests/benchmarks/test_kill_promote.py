@@ -1,4 +1,4 @@
-"""The benchmark that kills promotions: that it sees what is wrong, and that nothing is."""
+"""The benchmark that kills promotions: it reports what is wrong, and nothing is."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.kill_promote import _mistakes, make_scores
-from clip4vla.params import load_params
+from clip4vla.config import load_config
 from clip4vla.registry.gate import decide
 from tests.project import REPOSITORY
 
@@ -27,10 +27,10 @@ def test_the_champion_stays_or_is_the_newest_version() -> None:
 
 
 def test_every_candidate_passes_the_gate_against_the_one_before() -> None:
-    params = load_params(REPOSITORY / "params.yaml")
+    config = load_config(REPOSITORY / "params.yaml")
     for number in range(1, 80):
         before, after = (make_scores(each) for each in (number - 1, number))
-        assert decide(after, before, params.gate, 100, 0).promote
+        assert decide(after, before, config.gates.retrieval, 100, 0).promote
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The benchmark that kills trainings: that it sees a difference, and that there is none."""
+"""The benchmark that kills trainings: it reports a difference, and there is none."""
 
 import json
 import os
@@ -12,37 +12,39 @@ from safetensors.torch import save_file
 
 from benchmarks import kill_resume
 from benchmarks.kill_resume import compare
-from clip4vla.training.job import Job
+from clip4vla.training.spec import TrainSpec
 from tests.project import REPOSITORY
-from tests.training.jobs import make_job
+from tests.training.specs import make_spec
 
 STEPS = 2
 CURVES = {"loss": {1: {0.5}, 2: {0.25}}, "lr": {1: {0.1}, 2: {0.0}}}
 
 
 @pytest.fixture
-def jobs(tmp_path: Path) -> tuple[Job, Job]:
+def specs(tmp_path: Path) -> tuple[TrainSpec, TrainSpec]:
     """Two trainings that left the same weights."""
-    made = make_job(tmp_path, "through"), make_job(tmp_path, "killed")
-    for job in made:
-        job.out.mkdir(parents=True)
-        save_file({"a": torch.ones(2), "b": torch.zeros(1)}, job.out / "model.safetensors")
+    made = make_spec(tmp_path, "through"), make_spec(tmp_path, "killed")
+    for spec in made:
+        spec.out.mkdir(parents=True)
+        save_file({"a": torch.ones(2), "b": torch.zeros(1)}, spec.out / "model.safetensors")
     return made
 
 
 def with_curves(monkeypatch: pytest.MonkeyPatch, killed: kill_resume.Curves) -> None:
-    monkeypatch.setattr(kill_resume, "curves", lambda job: CURVES if job.out.name == "through" else killed)
+    monkeypatch.setattr(kill_resume, "curves", lambda spec: CURVES if spec.out.name == "through" else killed)
 
 
-def test_the_same_curves_and_weights_are_equal(jobs: tuple[Job, Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_curves_and_weights_are_equal(
+    specs: tuple[TrainSpec, TrainSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_curves(monkeypatch, CURVES)
-    assert compare(*jobs, STEPS) == {
+    assert compare(*specs, STEPS) == {
         "metrics": ["loss", "lr"],
         "differing_steps": [],
         "differing_weights": [],
         "equal": True,
     }
-    assert not compare(*jobs, steps=3)["equal"]
+    assert not compare(*specs, steps=3)["equal"]
 
 
 @pytest.mark.parametrize(
@@ -55,19 +57,21 @@ def test_the_same_curves_and_weights_are_equal(jobs: tuple[Job, Job], monkeypatc
     ],
 )
 def test_a_step_that_is_missing_or_was_once_different_is_found(
-    jobs: tuple[Job, Job], killed: kill_resume.Curves, monkeypatch: pytest.MonkeyPatch
+    specs: tuple[TrainSpec, TrainSpec], killed: kill_resume.Curves, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_curves(monkeypatch, killed)
-    found = compare(*jobs, STEPS)
+    found = compare(*specs, STEPS)
     assert found["differing_steps"] == [2]
     assert not found["equal"]
 
 
-def test_weights_that_differ_by_a_bit_are_found(jobs: tuple[Job, Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_differ_by_a_bit_are_found(
+    specs: tuple[TrainSpec, TrainSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_curves(monkeypatch, CURVES)
     almost = torch.nextafter(torch.ones(2), torch.zeros(2))
-    save_file({"a": almost, "c": torch.zeros(1)}, jobs[1].out / "model.safetensors")
-    found = compare(*jobs, STEPS)
+    save_file({"a": almost, "c": torch.zeros(1)}, specs[1].out / "model.safetensors")
+    found = compare(*specs, STEPS)
     assert found["differing_weights"] == ["a", "b", "c"]
     assert not found["equal"]
 

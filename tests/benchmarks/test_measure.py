@@ -1,4 +1,4 @@
-"""What benchmarks measure with, on things whose size and order are known."""
+"""Times, memory and the report, of calls whose duration and size are known."""
 
 import json
 from argparse import Namespace
@@ -40,10 +40,10 @@ def test_the_peak_is_what_is_held_at_once_beyond_what_was_held_before() -> None:
 
 def test_only_the_report_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     with silence():
-        print("a library greets")
+        print("printed by a library")
     report("nothing", CPU, Namespace(repeats=3, device=CPU), {"s": 0.5}, packages=("numpy", "no-such-package"))
     printed = capsys.readouterr()
-    assert printed.err == "a library greets\n"
+    assert printed.err == "printed by a library\n"
     [line] = printed.out.splitlines()
     facts = json.loads(line)
     assert facts.keys() == {

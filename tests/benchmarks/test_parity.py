@@ -1,4 +1,4 @@
-"""The comparison with published numbers: it holds on the tests' own, and notices what doesn't."""
+"""The comparison with published numbers: it holds on the tests' own, and reports a number that is changed."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from benchmarks.parity.deviation import EXACT, Tolerance, deviation
 from benchmarks.parity.reference import CHECKPOINT, FILES
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
-SAID = {
+NARRATED = {
     "case": "two segments",
     "corpus": "howto100m",
     "data": {
@@ -30,7 +30,7 @@ SAID = {
     "end": 6.0,
     "input_ids": [49406, 706, 721, 649, 631, 1245, 531, 1078, 5066, 1172, 518, 18592, 49407, 49410, 49410, 49410],
 }
-HEARD = {
+LABELLED = {
     "case": "labels",
     "corpus": "audioset",
     "data": {"text": ["Speech,Dog,Inside, small room"], "start": [30], "end": [40]},
@@ -40,7 +40,7 @@ HEARD = {
     "input_ids": [49406, 518, 3608, 539, 4902, 267, 1929, 267, 2912, 267, 2442, 1530, 49407, 49410, 49410, 49410],
 }
 SMALL = ("in/", "enc/text", "enc/audio_ctrl3", "retr/feat_avg/t_", "pre/grad_names", "pre/nce_ss/")
-"""Beginnings of the arrays of model.npz that are enough to notice something wrong in each group."""
+"""Beginnings of the arrays of model.npz that are enough to find something wrong in each group."""
 
 
 @dataclass
@@ -72,22 +72,22 @@ class Layout:
 
 @dataclass
 class Outcome:
-    """What the command left: its line, where there is one, its exit status and its last words."""
+    """What the command printed: its line, where there is one, its exit status and its last message."""
 
     line: dict[str, Any] | None
     status: int
-    words: str
+    message: str
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, pretrained_state: dict[str, Tensor]) -> Layout:
+def complete(tmp_path_factory: pytest.TempPathFactory, pretrained_state: dict[str, Tensor]) -> Layout:
     """Everything in the tests' own data."""
     layout = Layout(tmp_path_factory.mktemp("reference") / "published")
     layout.directory.mkdir()
     for name in ("model.npz", "metrics.npz", "optim.npz", "visual_preproc.npz", "text.json"):
         shutil.copy(DATA / name, layout.directory)
     shutil.copy(DATA / "vitb32_state_dict_index.json", layout.directory)
-    layout.change("text.json", lambda text: text.update(pretrain_text=[SAID, HEARD]))
+    layout.change("text.json", lambda text: text.update(pretrain_text=[NARRATED, LABELLED]))
     torch.save(pretrained_state, layout.directory / CHECKPOINT)
     with np.load(DATA / "audio_frontend.npz") as stored:
         audio = {key: stored[key] for key in stored.files}
@@ -103,10 +103,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, pretrained_state: dict[str, 
 
 
 @pytest.fixture(scope="module")
-def pattern(tmp_path_factory: pytest.TempPathFactory, whole: Layout) -> Layout:
-    """As little as shows every group at work."""
+def pattern(tmp_path_factory: pytest.TempPathFactory, complete: Layout) -> Layout:
+    """The fewest arrays that have something of every group."""
     layout = Layout(tmp_path_factory.mktemp("small") / "published")
-    shutil.copytree(whole.directory, layout.directory)
+    shutil.copytree(complete.directory, layout.directory)
     layout.change("audio_frontend.npz", keep("mono_0p5/", "specaug/mono_0p5/"))
     layout.change("model.npz", keep(*SMALL))
     layout.change("metrics.npz", keep("square50", "multi10_70x7"))
@@ -125,14 +125,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run_one(directory: Path) -> Outcome:
         monkeypatch.setattr("sys.argv", ["parity", str(directory)])
-        words: object = ""
+        message: object = ""
         try:
             main()
         except SystemExit as ended:
-            words = ended.code
+            message = ended.code
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) <= 1
-        return Outcome(json.loads(lines[0]) if lines else None, 1 if words else 0, str(words))
+        return Outcome(json.loads(lines[0]) if lines else None, 1 if message else 0, str(message))
 
     return run_one
 
@@ -201,9 +201,9 @@ BEYOND = [
 ]
 
 
-def test_our_code_holds_on_all_that_is_kept_here(run: Callable[[Path], Outcome], whole: Layout) -> None:
-    outcome = run(whole.directory)
-    assert (outcome.status, outcome.words) == (0, "")
+def test_our_code_holds_on_all_published_numbers_here(run: Callable[[Path], Outcome], complete: Layout) -> None:
+    outcome = run(complete.directory)
+    assert (outcome.status, outcome.message) == (0, "")
     assert outcome.line is not None
     assert outcome.line["holds"] is True
     assert outcome.line["groups"].keys() == set(GROUPS)
@@ -214,11 +214,11 @@ def test_our_code_holds_on_all_that_is_kept_here(run: Callable[[Path], Outcome],
         assert group["at"]
 
 
-def test_arrays_that_are_not_there_are_not_missed(run: Callable[[Path], Outcome], small: Layout) -> None:
+def test_arrays_that_are_not_there_are_not_compared(run: Callable[[Path], Outcome], small: Layout) -> None:
     small.change("metrics.npz", keep("nothing"))
     small.change("model.npz", keep("in/", "enc/text"))
     outcome = run(small.directory)
-    assert (outcome.status, outcome.words) == (0, "")
+    assert (outcome.status, outcome.message) == (0, "")
     assert outcome.line is not None
     nothing = {"compared": 0, "deviation": None, "tolerance": None, "at": None, "holds": None}
     groups = outcome.line["groups"]
@@ -238,12 +238,12 @@ def test_what_is_beyond_its_tolerance_is_named(
     assert outcome.line is not None
     assert outcome.line["holds"] is False
     beyond = [name for name, of_group in outcome.line["groups"].items() if not of_group["holds"]]
-    assert outcome.words == f"python -m benchmarks.parity: beyond the tolerance: {', '.join(beyond)}"
+    assert outcome.message == f"python -m benchmarks.parity: beyond the tolerance: {', '.join(beyond)}"
     assert group in beyond
     assert {name.split("_")[0] for name in beyond} == {group.split("_")[0]}
 
 
-def test_what_is_no_number_is_beyond_every_tolerance(run: Callable[[Path], Outcome], small: Layout) -> None:
+def test_a_number_that_is_not_finite_is_beyond_every_tolerance(run: Callable[[Path], Outcome], small: Layout) -> None:
     small.change("model.npz", add("enc/text", float("nan")))
     outcome = run(small.directory)
     assert outcome.line is not None
@@ -252,7 +252,7 @@ def test_what_is_no_number_is_beyond_every_tolerance(run: Callable[[Path], Outco
     assert outcome.status == 1
 
 
-def test_another_shape_is_said(run: Callable[[Path], Outcome], small: Layout) -> None:
+def test_another_shape_is_reported(run: Callable[[Path], Outcome], small: Layout) -> None:
     small.change("model.npz", lambda arrays: arrays.update({"enc/text": arrays["enc/text"][:, :-1]}))
     outcome = run(small.directory)
     assert outcome.line is not None
@@ -267,7 +267,7 @@ def test_a_missing_file_is_named_and_the_rest_compared(
 ) -> None:
     (small.directory / name).unlink()
     outcome = run(small.directory)
-    assert (outcome.status, outcome.words) == (0, "")
+    assert (outcome.status, outcome.message) == (0, "")
     assert outcome.line is not None
     assert outcome.line["missing"] == [name]
     expected = {
@@ -290,12 +290,12 @@ def test_numbers_without_the_checkpoint_that_made_them_are_refused(
     (small.directory / CHECKPOINT).unlink()
     outcome = run(small.directory)
     assert (outcome.status, outcome.line) == (1, None)
-    assert outcome.words.endswith(f"lacks {CHECKPOINT}, which made the numbers in model.npz")
+    assert outcome.message.endswith(f"lacks {CHECKPOINT}, which made the numbers in model.npz")
     (small.directory / "model.npz").unlink()
     assert run(small.directory).status == 0
     for file in small.directory.iterdir():
         file.unlink()
-    assert "has none of audio_frontend.npz, " in run(small.directory).words
+    assert "has none of audio_frontend.npz, " in run(small.directory).message
 
 
 def test_waveforms_of_any_name_and_number_are_compared(run: Callable[[Path], Outcome], small: Layout) -> None:
@@ -308,11 +308,11 @@ def test_waveforms_of_any_name_and_number_are_compared(run: Callable[[Path], Out
     assert outcome.line is not None
     assert (outcome.status, outcome.line["groups"]["audio"]["compared"]) == (0, 3)
     small.change("audio_frontend.npz", lambda arrays: arrays.pop("a/wave"))
-    assert "audio_frontend.npz lacks a/wave," in run(small.directory).words
+    assert "audio_frontend.npz lacks a/wave," in run(small.directory).message
 
 
 def test_a_directory_that_is_not_there_is_named(run: Callable[[Path], Outcome], tmp_path: Path) -> None:
-    assert run(tmp_path / "nowhere").words.endswith(f"there is no directory {tmp_path / 'nowhere'}")
+    assert run(tmp_path / "nowhere").message.endswith(f"there is no directory {tmp_path / 'nowhere'}")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -320,12 +320,12 @@ def test_a_file_that_is_something_else_is_named(run: Callable[[Path], Outcome], 
     (small.directory / name).write_text("something else")
     outcome = run(small.directory)
     assert (outcome.status, outcome.line) == (1, None)
-    assert f"{small.directory / name} can't be read" in outcome.words
+    assert f"{small.directory / name} can't be read" in outcome.message
 
 
 def test_pickled_objects_are_not_unpacked(run: Callable[[Path], Outcome], small: Layout) -> None:
     small.change("metrics.npz", lambda arrays: arrays.update(square50=np.array([{}], dtype=object)))
-    assert "metrics.npz can't be read" in run(small.directory).words
+    assert "metrics.npz can't be read" in run(small.directory).message
 
 
 @pytest.mark.parametrize("name", ["in/video", "in/token_types", "in/masked_audio"])
@@ -333,7 +333,7 @@ def test_an_input_that_is_needed_is_named(run: Callable[[Path], Outcome], small:
     small.change("model.npz", lambda arrays: arrays.pop(name))
     outcome = run(small.directory)
     assert (outcome.status, outcome.line) == (1, None)
-    assert f"model.npz lacks {name}," in outcome.words
+    assert f"model.npz lacks {name}," in outcome.message
 
 
 def test_a_directory_without_anything_to_compare_is_refused(run: Callable[[Path], Outcome], small: Layout) -> None:
@@ -343,7 +343,7 @@ def test_a_directory_without_anything_to_compare_is_refused(run: Callable[[Path]
         small.change(name, dict.clear)
     outcome = run(small.directory)
     assert (outcome.status, outcome.line) == (1, None)
-    assert "holds no published number" in outcome.words
+    assert "holds no published number" in outcome.message
 
 
 def test_the_element_that_uses_most_of_its_tolerance_counts() -> None:

@@ -1,4 +1,4 @@
-"""The comparison of presets: a line for each run and a mean for each preset, and nothing is done twice."""
+"""The comparison of presets: a line for each run and a mean for each preset; no run is repeated."""
 
 import json
 import shutil
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from benchmarks import presets
-from clip4vla.evaluation.retrieval import QueryRanks
+from clip4vla.config import Config
+from clip4vla.evaluation.retrieval_metrics import QueryRanks
 from clip4vla.evaluation.scores import QueryTable, Scores, summarise
-from clip4vla.params import Params
 from clip4vla.records import MODALITIES
-from clip4vla.training.job import Job
+from clip4vla.training.spec import TrainSpec
 from tests.project import REPOSITORY
 
 CLIPS = tuple(f"clip{index}" for index in range(20))
@@ -29,30 +29,33 @@ def scores(hits: int) -> Scores:
 
 
 class Trainings:
-    """What was trained and judged; training `stop_at` is killed."""
+    """What was trained and scored; training `stop_at` is killed."""
 
     def __init__(self) -> None:
         self.trained: list[str] = []
-        self.judged: list[str] = []
+        self.scored: list[str] = []
         self.stop_at: int | None = None
 
-    def launch(self, job: Job) -> None:
+    def launch(self, spec: TrainSpec) -> None:
         if len(self.trained) == self.stop_at:
             raise KeyboardInterrupt
-        self.trained.append(f"{job.out.parent.parent.name} {job.seed} {job.task}")
-        job.out.mkdir(parents=True)
-        (job.out / "model.safetensors").touch()
+        start_from = {"pretraining": None, "retrieval": spec.out.parent / "pretraining"}
+        assert (spec.out.name, spec.start_from) == (spec.task, start_from[spec.task])
+        self.trained.append(f"{spec.out.parent.parent.name} {spec.seed} {spec.task}")
+        spec.out.mkdir(parents=True)
+        (spec.out / "model.safetensors").touch()
 
-    def judge(self, params: Params, out: Path, *_: Any) -> tuple[None, Scores]:
-        self.judged.append(f"{out.parent.parent.name} {params.seed} {out.name}")
-        return None, scores(10 + params.seed if out.name == "finetune" else 5)
+    def score(self, config: Config, directory: Path, split: str) -> tuple[None, Scores]:
+        assert split == "test"
+        self.scored.append(f"{directory.parent.parent.name} {config.seed} {directory.name}")
+        return None, scores(10 + config.seed if directory.name == "retrieval" else 5)
 
 
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
     found = Trainings()
-    monkeypatch.setattr(presets, "launch_through", found.launch)
-    monkeypatch.setattr(presets, "judge", found.judge)
+    monkeypatch.setattr(presets, "launch_with_retries", found.launch)
+    monkeypatch.setattr(presets, "score_retrieval", found.score)
     return found
 
 
@@ -61,12 +64,12 @@ def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., list[Any]]:
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
-    for role, corpus in (("pretrain", "stampscenes-pretrain"), ("finetune", "stampscenes-captions")):
+    for role, corpus in (("pretraining", "stampscenes-pretraining"), ("finetuning", "stampscenes-captions")):
         (tmp_path / "data" / "clips" / role / corpus / "train.lance").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
 
     def of(*arguments: str, epochs: str = "1") -> list[Any]:
-        capsys.readouterr()  # what a run that was killed has printed
+        capsys.readouterr()  # drop what a killed run has printed
         lengths = ["--pretrain-epochs", epochs, "--finetune-epochs", "1"]
         presets.main([*arguments, *lengths, "--out", "runs/presets"])
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -86,23 +89,23 @@ def test_every_run_has_a_line_and_every_preset_a_mean(run: Callable[..., list[An
         low, high = line["both"]["ci95"]
         assert low < line["both"]["R@1"] < high
         assert line[presets.PROBES[0]] == 25
-    assert trainings.trained == trainings.judged
+    assert trainings.trained == trainings.scored
     assert len(trainings.trained) == 8
 
 
-def test_what_is_there_is_not_done_again(run: Callable[..., list[Any]], trainings: Trainings) -> None:
+def test_finished_runs_are_not_repeated(run: Callable[..., list[Any]], trainings: Trainings) -> None:
     trainings.stop_at = 3
     with pytest.raises(KeyboardInterrupt):
         run("default", "--seeds", "0", "1")
     trainings.stop_at = None
     lines = run("default", "--seeds", "0", "1")
     assert len(lines) == 3
-    assert trainings.trained == [f"default {seed} {task}" for seed in (0, 1) for task in ("pretrain", "finetune")]
+    assert trainings.trained == [f"default {seed} {task}" for seed in (0, 1) for task in ("pretraining", "retrieval")]
     assert run("default", "--seeds", "0", "1") == lines
-    (Path("runs/presets/default/1/finetune") / "scores.json").unlink()  # killed between training and judging
+    (Path("runs/presets/default/1/retrieval") / "scores.json").unlink()  # killed between training and scoring
     assert run("default", "--seeds", "0", "1") == lines
     assert len(trainings.trained) == 4
-    assert trainings.judged[-1] == "default 1 finetune"
+    assert trainings.scored[-1] == "default 1 retrieval"
 
 
 def test_runs_with_other_settings_are_not_mixed(run: Callable[..., list[Any]], trainings: Trainings) -> None:

@@ -1,32 +1,44 @@
-"""A miniature of a corpus: eleven training clips and a few more, of every kind that there is."""
+"""A miniature corpus: eleven training clips and a few more, of every kind."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import Tensor
 
+from clip4vla.clips.dataset import ClipDataset
+from clip4vla.clips.format import Clip
 from clip4vla.clips.ingest import ingest
+from clip4vla.clips.transform import ClipTransform
+from clip4vla.config import AudioConfig, ClipsConfig
 from clip4vla.corpora.manifest import write_manifest
-from clip4vla.params import AudioParams, ClipsParams
 from clip4vla.records import SourceRecord, Split, Text
-from tests.media.sample import tone, write_media
+from tests.media.sample import grey, tone, write_media
 
 RATE = 8000
-CLIPS = ClipsParams(
-    frames=3, size=32, jpeg_quality=90, max_seconds=1.5,
-    verbal_above=None, workers=1, dask=None, max_reject_fraction=0.5,
-)  # fmt: skip
-AUDIO = AudioParams(
-    sample_rate=RATE, n_fft=256, hop=128, tiles=1, recipe="masked",
-    freq_mask_fraction=0, time_mask_fraction=0, mask_width=0,
-)  # fmt: skip
+CLIPS = ClipsConfig(frames=3, size=32, max_seconds=1.5, workers=1, max_reject_fraction=0.5)
+AUDIO = AudioConfig(
+    sample_rate=RATE, n_fft=256, hop=128, tiles=1, freq_mask_fraction=0, time_mask_fraction=0, mask_width=0
+)
 KINDS = ("mono", "stereo", "silent", "sound")
+
+
+def tokenize(sentences: Sequence[str]) -> Tensor:
+    """Two numbers that differ between any two sentences of the tests."""
+    return torch.tensor([[len(sentence), sum(sentence.encode())] for sentence in sentences])
+
+
+TRANSFORM = ClipTransform(frames=2, image_size=32, max_samples=RATE // 2, tokenize=tokenize)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where it lies."""
+    """Its files."""
 
     manifest: Path
     media: Path
@@ -66,6 +78,19 @@ def write_corpus(directory: Path, counts: dict[Split, int], broken: int = 0) -> 
     return Corpus(directory / "manifest" / "manifest.parquet", media)
 
 
+def jpeg(index: int, size: tuple[int, int] = (64, 48)) -> bytes:
+    """A picture that `index_of` identifies."""
+    buffer = BytesIO()
+    Image.new("RGB", size, (grey(index),) * 3).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def make_clip(rate: int, seconds: float = 2.0, channels: int = 1) -> Clip:
+    """Four grey frames, and a tone that begins at one second."""
+    wave = (tone(rate, seconds) * 32767).astype(np.int16)
+    return Clip("clip", tuple(map(jpeg, range(4))), np.stack([wave] * channels), (Text("a text"),))
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return write_corpus(tmp_path_factory.mktemp("corpus"), {"train": 11, "val": 2, "test": 4}, broken=1)
@@ -79,3 +104,9 @@ def clips(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = write_corpus(directory / "source", {"train": 5})
     ingest(small.manifest, small.media, directory / "two", CLIPS, AUDIO)
     return directory
+
+
+@pytest.fixture
+def dataset(clips: Path) -> ClipDataset:
+    """The training clips of both corpora."""
+    return ClipDataset(sorted(clips.glob("*/train.lance")))

@@ -1,7 +1,5 @@
-"""From a manifest to clips: all of them, the same whether a run was killed or not, and the reasons of the others."""
+"""From a manifest to clips: every record is a row or a reject, and a killed run continues to the same result."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from distributed import LocalCluster
 
 from clip4vla.clips import ingest as stage
+from clip4vla.clips.dataset import COLUMNS
 from clip4vla.clips.format import decode_frame, decode_row
 from clip4vla.clips.ingest import ingest
-from clip4vla.clips.loader import COLUMNS
 from clip4vla.media.decode import decode
+from clip4vla.utils.supervise import kill_process_tree
 from tests.clips.conftest import AUDIO, CLIPS, RATE, Corpus, write_corpus
 from tests.media.sample import write_media
 from tests.project import REPOSITORY
@@ -85,13 +83,13 @@ def test_a_run_that_is_killed_continues_and_gives_the_same(
     out = tmp_path / "clips" / "killed"
     arguments = [str(heavy.manifest), str(heavy.media), str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-c", HEAVY, *arguments], cwd=REPOSITORY, start_new_session=True, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", HEAVY, *arguments], cwd=REPOSITORY, process_group=0, stderr=subprocess.DEVNULL
     )
     notes = out.with_name(".killed.partial") / "chunks"
     deadline = time.monotonic() + 240
     while len(list(notes.glob("*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    kill_process_tree(process.pid)
     process.wait()
     assert not out.exists()
     done = len(list(notes.glob("*.json")))
@@ -126,7 +124,9 @@ def test_a_dask_cluster_that_is_not_there_is_an_error(
         ingest(corpus.manifest, corpus.media, tmp_path / "out", nowhere, AUDIO)
 
 
-def test_other_settings_begin_anew(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_start_from_the_beginning(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     strict = CLIPS.model_copy(update={"max_reject_fraction": 0.0})
     out = tmp_path / "clips"
     with pytest.raises(ValueError, match=r"17 accepted, 1 rejected \(corrupt 1\)"):
@@ -148,7 +148,7 @@ def test_after_too_many_rejects_only_they_are_decoded_again(
     with pytest.raises(ValueError, match="1 rejected"):
         ingest(corpus.manifest, corpus.media, out, strict, AUDIO)
     assert [path.name for path in out.iterdir()] == ["before"]
-    (corpus.media / "broken.mp4").write_bytes((corpus.media / "silent.mp4").read_bytes())  # mended
+    (corpus.media / "broken.mp4").write_bytes((corpus.media / "silent.mp4").read_bytes())  # repaired
     result = ingest(corpus.manifest, corpus.media, out, strict, AUDIO)
     assert (result.accepted, result.rejected.total()) == (11, 0)
     assert "continuing: 10 of 11 clips" in capsys.readouterr().err
@@ -162,19 +162,3 @@ def test_nothing_accepted_is_an_error(tmp_path: Path) -> None:
             corpus.manifest, corpus.media, tmp_path / "out", CLIPS.model_copy(update={"max_reject_fraction": 1}), AUDIO
         )
     assert not (tmp_path / "out").exists()
-
-
-def test_the_command_reads_the_parameters(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-    tree["corpora"]["mine"] = {"adapter": "folder", "role": "finetune", "annotations": "x", "media": str(corpus.media)}
-    tree["clips"] |= {"frames": 1, "size": 40, "workers": 1, "max_reject_fraction": 0.5}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["ingest", "mine", "--manifest", str(corpus.manifest), "--out", "out"])
-    stage.main()
-    counts, reject = capsys.readouterr().out.splitlines()
-    assert counts == "mine: 17 accepted, 1 rejected (corrupt 1)"
-    assert reject.startswith("  broken.mp4: corrupt, ")
-    assert set(content(tmp_path / "out")) == {"train", "val", "test"}

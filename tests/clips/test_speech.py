@@ -1,4 +1,4 @@
-"""Which sounds are speech, and what follows for texts that don't say what they are about."""
+"""Which sounds are speech, and the audio type that follows for texts without one."""
 
 from pathlib import Path
 
@@ -83,6 +83,6 @@ def test_the_share_is_a_column_of_the_clips_and_decides_the_types(
     for row in rows:
         expected = {0: None, 1: pytest.approx(0.1), 2: pytest.approx(0.8)}[row["channels"]]
         assert row["speech"] == expected
-        untold = [text["audio_type"] for text in row["texts"][2:]]
-        assert set(untold) <= {{0: None, 1: "nonverbal", 2: "verbal"}[row["channels"]]}
+        untyped = [text["audio_type"] for text in row["texts"][2:]]
+        assert set(untyped) <= {{0: None, 1: "nonverbal", 2: "verbal"}[row["channels"]]}
     assert {row["channels"] for row in rows if len(row["texts"]) == 3} == {0, 1, 2}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clip4vla.params import StampScenesParams
-from tests.project import REPOSITORY, TINY_PARAMS
+from clip4vla.config import StampScenesConfig
+from tests.project import REPOSITORY, TINY_CONFIG
 from tests.stamp_package import write_stamp_package
 
 SAMPLES = Path(__file__).parents[1] / "data" / "corpora"
@@ -18,6 +18,6 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stamp_params() -> StampScenesParams:
+def stampscenes_config() -> StampScenesConfig:
     tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["stampscenes"]
-    return StampScenesParams.model_validate(tree | TINY_PARAMS["stampscenes"])
+    return StampScenesConfig.model_validate(tree | TINY_CONFIG["stampscenes"])

@@ -1,4 +1,4 @@
-"""The published formats, on small samples: what each says, its splits, and what it says of broken files."""
+"""The published formats, on small samples: records, splits, and what becomes of broken files."""
 
 import json
 import shutil

@@ -38,7 +38,7 @@ def test_members_and_version_are_read(package: Path) -> None:
 def test_a_member_that_has_no_business_there_is_refused(tmp_path: Path, unsafe, complaint: str) -> None:
     deb = write_stamp_package(tmp_path / "bad.deb", extra=(unsafe,))
     with pytest.raises(ValueError, match=complaint):
-        read_members(deb, lambda _: False)  # even if nobody wants it
+        read_members(deb, lambda _: False)  # even if it is not selected
 
 
 def test_a_directory_is_no_harm(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clip4vla.config import StampScenesConfig
 from clip4vla.corpora.base import find_adapter
-from clip4vla.corpora.stampscenes.compose import choose_things, compose
+from clip4vla.corpora.stampscenes.compose import choose_stamps, compose
 from clip4vla.corpora.stampscenes.fetch import fetch
 from clip4vla.media.decode import decode
-from clip4vla.params import StampScenesParams
 from clip4vla.records import SourceRecord
 
 
@@ -21,21 +21,23 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def corpus(package: Path, stamp_params: StampScenesParams, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(package: Path, stampscenes_config: StampScenesConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     destination = tmp_path_factory.mktemp("corpus") / "stampscenes"
-    compose(package, stamp_params, destination)
+    compose(package, stampscenes_config, destination)
     return destination
 
 
-def test_both_parts_are_read_by_their_adapters(corpus: Path, stamp_params: StampScenesParams) -> None:
-    for part, adapter in (("pretrain", "stampscenes"), ("captions", "msrvtt")):
+def test_both_parts_are_read_by_their_adapters(corpus: Path, stampscenes_config: StampScenesConfig) -> None:
+    for part, adapter in (("pretraining", "stampscenes"), ("captions", "msrvtt")):
         records = list(find_adapter(adapter)(corpus / part / "annotations"))
         assert all(isinstance(record, SourceRecord) for record in records)
         videos = {path.name for path in (corpus / part / "videos").iterdir()}
         assert videos == {f"{record.clip_id}.mp4" for record in records}
     splits = [record.split for record in records]
-    pairs = stamp_params.caption_pairs
-    assert {s: splits.count(s) for s in pairs} == {s: n * stamp_params.pictures_per_pair[s] for s, n in pairs.items()}
+    pairs = stampscenes_config.caption_pairs
+    assert {s: splits.count(s) for s in pairs} == {
+        s: n * stampscenes_config.pictures_per_pair[s] for s, n in pairs.items()
+    }
     labels = json.loads((corpus / "labels.json").read_text(encoding="utf-8"))
     assert set(labels["clips"]) == {record.clip_id for record in records}
     for record in records:
@@ -45,21 +47,21 @@ def test_both_parts_are_read_by_their_adapters(corpus: Path, stamp_params: Stamp
         assert all(label["seen"] in text.text and label["speech"] in text.text for text in record.texts[:3])
 
 
-def test_a_clip_can_be_seen_and_heard(corpus: Path, stamp_params: StampScenesParams) -> None:
+def test_a_clip_can_be_seen_and_heard(corpus: Path, stampscenes_config: StampScenesConfig) -> None:
     video = next((corpus / "captions" / "videos").iterdir())
-    span = decode(video, 0.0, None, frames=2, short_side=stamp_params.size, sample_rate=16000)
-    assert span.frames[0].size == (stamp_params.size, stamp_params.size)
+    span = decode(video, 0.0, None, frames=2, short_side=stampscenes_config.size, sample_rate=16000)
+    assert span.frames[0].size == (stampscenes_config.size, stampscenes_config.size)
     assert span.audio is not None
     assert span.audio.shape[0] == 1
-    assert span.audio.shape[1] / 16000 == pytest.approx(stamp_params.seconds, abs=1 / stamp_params.fps)
+    assert span.audio.shape[1] / 16000 == pytest.approx(stampscenes_config.seconds, abs=1 / stampscenes_config.fps)
     assert span.audio.std() > 300
 
 
 def test_composing_again_gives_the_same_corpus(
-    corpus: Path, package: Path, stamp_params: StampScenesParams, tmp_path: Path
+    corpus: Path, package: Path, stampscenes_config: StampScenesConfig, tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
-    compose(package, stamp_params, again)
+    compose(package, stampscenes_config, again)
     first, second = digests(corpus), digests(again)
     assert first.keys() == second.keys()
     assert all(first[name] == second[name] for name in first if name.endswith(".json"))
@@ -72,9 +74,9 @@ def test_composing_again_gives_the_same_corpus(
         assert np.abs(one.audio.astype(float) - other.audio).mean() < 0.05 * np.abs(one.audio.astype(float)).mean()
 
 
-def test_too_few_things_are_refused(package: Path, stamp_params: StampScenesParams) -> None:
-    with pytest.raises(ValueError, match="things is 50, but the package has 10"):
-        choose_things(package, stamp_params.model_copy(update={"things": 50}))
+def test_too_few_stamps_are_refused(package: Path, stampscenes_config: StampScenesConfig) -> None:
+    with pytest.raises(ValueError, match="stamps is 50, but the package has 10"):
+        choose_stamps(package, stampscenes_config.model_copy(update={"stamps": 50}))
 
 
 def test_fetching_records_what_the_package_is(package: Path, tmp_path: Path) -> None:

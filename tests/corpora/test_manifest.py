@@ -87,7 +87,7 @@ def test_a_fraction_of_rejects_can_be_too_much(tmp_path: Path) -> None:
         write_manifest([], media, tmp_path / "out").check(1.0)
 
 
-def test_the_first_rejects_are_told_with_their_reasons(tmp_path: Path) -> None:
+def test_the_first_rejects_are_listed_with_their_reasons(tmp_path: Path) -> None:
     media = touch(tmp_path / "media", "a.mp4")
     entries = [record("a", "text"), *(record(f"gone{index}", "text") for index in range(7))]
     result = write_manifest(entries, media, tmp_path / "out")
@@ -96,7 +96,7 @@ def test_the_first_rejects_are_told_with_their_reasons(tmp_path: Path) -> None:
         *(f"  gone{index}: missing, no media file gone{index}[.*]" for index in range(5)),
         "  and 2 more, in rejects.parquet",
     ]
-    with pytest.raises(ValueError, match=r"gone0: missing(.|\n)*mend these or(.|\n)*clips\.max_reject_fraction"):
+    with pytest.raises(ValueError, match=r"gone0: missing(.|\n)*repair these or(.|\n)*clips\.max_reject_fraction"):
         result.check(0.5)
 
 
@@ -114,7 +114,7 @@ def test_the_first_rejects_are_told_with_their_reasons(tmp_path: Path) -> None:
         ("V", ["V.MP4"]),
         ("notes", []),  # notes beside the media are none
         ("notes.json", ["notes.json"]),  # unless they are asked for
-        ("odd", ["x/odd.media"]),  # a suffix that nobody knows
+        ("odd", ["x/odd.media"]),  # an unknown suffix
         ("bare", ["x/bare"]),
         ("v2", []),  # `v2.5` is no `v2` with a suffix
         ("v2.5", ["x/v2.5"]),
@@ -141,7 +141,7 @@ def test_media_are_found_by_name(tmp_path: Path, name: str, expected: list[str])
     assert MediaIndex(tmp_path).find(name) == expected
 
 
-def test_media_that_cannot_be_told_apart_are_rejected(tmp_path: Path) -> None:
+def test_media_with_ambiguous_names_are_rejected(tmp_path: Path) -> None:
     media = touch(tmp_path / "media", "x/a.mp4", "y/a.mp4")
     result = write_manifest([record("a", "text")], media, tmp_path / "out")
     assert result.rejected == {"ambiguous": 1}
@@ -156,7 +156,7 @@ def test_no_directory_of_media_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "span"),
     [
-        ("Ab3-_56780.mp4", (30.0, 40.0)),  # the whole recording
+        ("Ab3-_56780.mp4", (30.0, 40.0)),  # the entire recording
         ("Ab3-_56780_30.wav", (0.0, None)),
         ("YAb3-_56780.wav", (0.0, None)),
         ("train/YAb3-_56780_30.000_40.000.flac", (0.0, None)),
@@ -207,7 +207,7 @@ def test_the_command_writes_a_manifest(tmp_path: Path, monkeypatch: pytest.Monke
     assert capsys.readouterr().out.startswith("msrvtt: 0 accepted, 6 rejected (missing 6)\n")
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_mistake_ends_the_command_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     common = ("--annotations", tmp_path, "--media", tmp_path, "--out", tmp_path / "out")
     with pytest.raises(SystemExit, match=r"msrvtt: .* has neither MSRVTT_data\.json"):
         run(monkeypatch, "msrvtt", *common)

@@ -5,6 +5,7 @@ from itertools import combinations
 
 import pytest
 
+from clip4vla.config import StampScenesConfig
 from clip4vla.corpora.stampscenes.scenes import (
     CAPTION_TEMPLATES,
     PARTIAL_TEMPLATES,
@@ -15,30 +16,29 @@ from clip4vla.corpora.stampscenes.scenes import (
     pretraining_text,
     sound_text,
 )
-from clip4vla.params import StampScenesParams
 
-THINGS, SOUNDING = 30, 12
-LABELS = [f"a thing{index}" for index in range(THINGS)]
-SPOKEN = [f"una cosa{index}" for index in range(THINGS)]
+STAMPS_USED, SOUNDING = 30, 12
+LABELS = [f"a stamp{index}" for index in range(STAMPS_USED)]
+SPOKEN = [f"una cosa{index}" for index in range(STAMPS_USED)]
 
 
-def params(stamp_params: StampScenesParams, seed: int) -> StampScenesParams:
+def config(stampscenes_config: StampScenesConfig, seed: int) -> StampScenesConfig:
     pairs = {"train": 150, "val": 30, "test": 60}
     changes = {
         "seed": seed,
-        "pretrain_clips": 100,
+        "pretraining_clips": 100,
         "caption_pairs": pairs,
         "pictures_per_pair": dict.fromkeys(pairs, 3),
     }
-    return stamp_params.model_copy(update=changes)
+    return stampscenes_config.model_copy(update=changes)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_pair_of_sound_and_word_is_in_two_splits(stamp_params: StampScenesParams, seed: int) -> None:
-    scenes = caption_scenes(params(stamp_params, seed), THINGS, SOUNDING)
+def test_no_pair_of_sound_and_word_is_in_two_splits(stampscenes_config: StampScenesConfig, seed: int) -> None:
+    scenes = caption_scenes(config(stampscenes_config, seed), STAMPS_USED, SOUNDING)
     pairs = {
         split: {(s.heard, s.said) for s in scenes if s.split == split}
-        for split in params(stamp_params, 0).caption_pairs
+        for split in config(stampscenes_config, 0).caption_pairs
     }
     assert {split: len(found) for split, found in pairs.items()} == {"train": 150, "val": 30, "test": 60}
     for one, other in combinations(pairs.values(), 2):
@@ -46,18 +46,18 @@ def test_no_pair_of_sound_and_word_is_in_two_splits(stamp_params: StampScenesPar
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_three_things_of_a_caption_clip_differ(stamp_params: StampScenesParams, seed: int) -> None:
-    scenes = caption_scenes(params(stamp_params, seed), THINGS, SOUNDING)
+def test_the_three_stamps_of_a_caption_clip_differ(stampscenes_config: StampScenesConfig, seed: int) -> None:
+    scenes = caption_scenes(config(stampscenes_config, seed), STAMPS_USED, SOUNDING)
     assert len(scenes) == 3 * 240
     assert all(len({s.seen, s.heard, s.said}) == 3 for s in scenes)
-    assert all(s.heard < SOUNDING and max(s.seen, s.said) < THINGS for s in scenes)
+    assert all(s.heard < SOUNDING and max(s.seen, s.said) < STAMPS_USED for s in scenes)
     assert len({(s.seen, s.heard, s.said) for s in scenes}) == len(scenes)
     assert [s.clip_id for s in scenes] == [f"video{index}" for index in range(len(scenes))]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_half_of_pretraining_is_narrated_half_is_sounding(stamp_params: StampScenesParams, seed: int) -> None:
-    scenes = pretraining_scenes(params(stamp_params, seed), THINGS, SOUNDING)
+def test_half_of_pretraining_is_narrated_half_is_sounding(stampscenes_config: StampScenesConfig, seed: int) -> None:
+    scenes = pretraining_scenes(config(stampscenes_config, seed), STAMPS_USED, SOUNDING)
     assert Counter(s.leading for s in scenes) == {"verbal": 50, "nonverbal": 50}
     assert len({s.clip_id for s in scenes}) == 100
     for scene in scenes:
@@ -68,17 +68,19 @@ def test_half_of_pretraining_is_narrated_half_is_sounding(stamp_params: StampSce
         assert (SPOKEN if scene.leading == "verbal" else LABELS)[scene.seen] in text.text
 
 
-def test_scenes_and_captions_are_a_function_of_the_seed(stamp_params: StampScenesParams) -> None:
-    one, same, other = (params(stamp_params, seed) for seed in (1, 1, 2))
+def test_scenes_and_captions_are_a_function_of_the_seed(stampscenes_config: StampScenesConfig) -> None:
+    one, same, other = (config(stampscenes_config, seed) for seed in (1, 1, 2))
     for scenes in (caption_scenes, pretraining_scenes):
-        assert scenes(one, THINGS, SOUNDING) == scenes(same, THINGS, SOUNDING)
-        assert scenes(one, THINGS, SOUNDING) != scenes(other, THINGS, SOUNDING)
-    scene = caption_scenes(one, THINGS, SOUNDING)[0]
+        assert scenes(one, STAMPS_USED, SOUNDING) == scenes(same, STAMPS_USED, SOUNDING)
+        assert scenes(one, STAMPS_USED, SOUNDING) != scenes(other, STAMPS_USED, SOUNDING)
+    scene = caption_scenes(one, STAMPS_USED, SOUNDING)[0]
     assert captions(scene, LABELS, SPOKEN, 1) == captions(scene, LABELS, SPOKEN, 1)
 
 
-def test_captions_say_what_is_seen_heard_and_said_and_in_training_parts_of_it(stamp_params: StampScenesParams) -> None:
-    scenes = caption_scenes(params(stamp_params, 1), THINGS, SOUNDING)
+def test_captions_say_what_is_seen_heard_and_said_and_in_training_parts_of_it(
+    stampscenes_config: StampScenesConfig,
+) -> None:
+    scenes = caption_scenes(config(stampscenes_config, 1), STAMPS_USED, SOUNDING)
     for scene in [s for split in ("train", "val", "test") for s in scenes if s.split == split][:50] + scenes[-10:]:
         sentences = captions(scene, LABELS, SPOKEN, 1)
         assert len(set(sentences)) == len(sentences) == (5 if scene.split == "train" else 3)
@@ -89,9 +91,9 @@ def test_captions_say_what_is_seen_heard_and_said_and_in_training_parts_of_it(st
             assert (seen in sentence) != all(word in sentence for word in rest)
 
 
-def test_too_many_pairs_are_refused(stamp_params: StampScenesParams) -> None:
-    with pytest.raises(ValueError, match=r"asks for 240 pairs, but 8 things give"):
-        caption_scenes(params(stamp_params, 1), 8, 4)
+def test_too_many_pairs_are_refused(stampscenes_config: StampScenesConfig) -> None:
+    with pytest.raises(ValueError, match=r"asks for 240 pairs, but 8 stamps give"):
+        caption_scenes(config(stampscenes_config, 1), 8, 4)
 
 
 SLOTS = {"seen": "a T-shirt", "sound": sound_text("an owl (barn)"), "speech": "un cucú"}
@@ -124,8 +126,8 @@ def test_a_caption_in_other_words_names_nothing(caption: str) -> None:
     assert caption_slots(caption, SLOTS) == dict.fromkeys(SLOTS, False)
 
 
-def test_the_corpus_own_captions_are_right(stamp_params: StampScenesParams) -> None:
-    for scene in caption_scenes(params(stamp_params, 1), THINGS, SOUNDING):
+def test_the_corpus_own_captions_are_right(stampscenes_config: StampScenesConfig) -> None:
+    for scene in caption_scenes(config(stampscenes_config, 1), STAMPS_USED, SOUNDING):
         right = {"seen": LABELS[scene.seen], "sound": sound_text(LABELS[scene.heard]), "speech": SPOKEN[scene.said]}
         for caption in captions(scene, LABELS, SPOKEN, 1)[:3]:
             assert all(caption_slots(caption, right).values()), caption

@@ -1,4 +1,4 @@
-"""The metrics against published values of the standard code, and what becomes of them without Java."""
+"""The metrics against published values of the standard code, with Java and without."""
 
 import shutil
 
@@ -80,9 +80,9 @@ def test_with_java_the_standard_tokenizer_is_used_and_a_missing_spice_says_what_
     assert "get_stanford_models" in metrics.notes.get("SPICE", "get_stanford_models")
 
 
-def test_what_is_not_asked_for_is_said_not_to_be() -> None:
+def test_java_that_is_turned_off_is_noted() -> None:
     metrics = CaptionMetrics(NLG_EVAL[0], java=False)
-    assert metrics.notes == dict.fromkeys(("METEOR", "SPICE"), "left out: it was not asked for")
+    assert metrics.notes == dict.fromkeys(("METEOR", "SPICE"), "left out: Java is turned off")
 
 
 @needs_java

@@ -1,12 +1,9 @@
-"""What each type token hears: the nearest text of a kind, among clips that have labels."""
-
-import json
-from pathlib import Path
+"""The type-token probe: the nearest text of a kind to the audio of a clip, over clips that have labels."""
 
 import numpy as np
-import pytest
 
-from clip4vla.evaluation.probe import Labels, probe_scores
+from clip4vla.evaluation.labels import Labels
+from clip4vla.evaluation.probe import probe_scores
 
 LABELS = Labels(
     {"sound": ("moo", "bell"), "speech": ("uno", "dos", "tres")},
@@ -33,13 +30,3 @@ def test_clips_without_labels_do_not_count() -> None:
         "none", AUDIO[:2], ["a", "b"], TEXTS, LABELS
     )
     assert probe_scores("none", AUDIO[2:], ["other"], TEXTS, LABELS) == {}
-
-
-def test_labels_are_read_or_it_is_said_who_asked_for_them(tmp_path: Path) -> None:
-    path = tmp_path / "labels.json"
-    path.write_text(json.dumps({**LABELS.choices, "clips": LABELS.clips}))
-    assert Labels.read(path) == LABELS
-    path.write_text("{}")
-    for wrong in (path, tmp_path / "missing.json"):
-        with pytest.raises(ValueError, match=r"json holds no probe labels, which evaluate\.labels asks for"):
-            Labels.read(wrong)

@@ -1,4 +1,4 @@
-"""Re-ranking moves the nearest few by their second score, and nothing else."""
+"""Re-ranking reorders the nearest items by their second score, and nothing else."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clip4vla.evaluation.rerank import nearest, rerank
-from clip4vla.evaluation.retrieval import ranks
+from clip4vla.evaluation.retrieval_metrics import ranks
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference" / "metrics.npz"
 SIMILARITY = np.array([[0.9, 0.8, 0.7, 0.1], [0.1, 0.2, 0.3, 0.4]])

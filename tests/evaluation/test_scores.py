@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip4vla.evaluation.retrieval import QueryRanks, correspondence, ranks, retrieval_scores
+from clip4vla.evaluation.retrieval_metrics import QueryRanks, correspondence, ranks, retrieval_scores
 from clip4vla.evaluation.scores import (
     RANKS_FILE,
     SAMPLES_FILE,
@@ -35,7 +35,7 @@ def table(queries: int = 12, seed: int = 0) -> QueryTable:
 
 @pytest.fixture
 def scores() -> Scores:
-    queries = {"text_to_clip/both": table(), "clip_to_text/vision": table(seed=1)}
+    queries = {"text_to_clip/both": table(), "clip_to_text/video": table(seed=1)}
     return summarise(
         "abc", queries, 100, 0, {"probe/nonverbal/sound/R@1": 66.0}, {"probe/nonverbal/sound/R@1": (60.0, 70.0)}
     )
@@ -155,13 +155,13 @@ def parquet(table: pa.Table) -> bytes:
 
 def test_malformed_ranks_are_named(scores: Scores, tmp_path: Path) -> None:
     scores.write(tmp_path)
-    whole = pq.read_table(tmp_path / RANKS_FILE)
-    low = whole.set_column(whole.column_names.index("rank"), "rank", pa.array(np.zeros(len(whole))))
-    holes = whole.set_column(0, "direction", pa.array([None] * len(whole), pa.string()))
-    twice = pa.concat_tables([whole, whole])
+    complete = pq.read_table(tmp_path / RANKS_FILE)
+    low = complete.set_column(complete.column_names.index("rank"), "rank", pa.array(np.zeros(len(complete))))
+    holes = complete.set_column(0, "direction", pa.array([None] * len(complete), pa.string()))
+    twice = pa.concat_tables([complete, complete])
     for content, message in [
         (b"no parquet", "not a table of ranks"),
-        (parquet(whole.drop_columns(["rank"])), "its columns are"),
+        (parquet(complete.drop_columns(["rank"])), "its columns are"),
         (parquet(low), "rank is not"),
         (parquet(holes), "empty cells"),
         (parquet(twice), "occurs twice"),
@@ -197,7 +197,7 @@ def test_fingerprint_knows_clips_captions_and_content_but_no_order() -> None:
 
 def test_only_ranks_are_better_when_lower() -> None:
     assert lower_is_better("text_to_clip/both/MdR")
-    assert lower_is_better("clip_to_text/vision/MnR")
+    assert lower_is_better("clip_to_text/video/MnR")
     assert not lower_is_better("text_to_clip/both/R@10")
     assert not lower_is_better("probe/nonverbal/sound/R@1")
 

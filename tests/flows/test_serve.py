@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clip4vla.utils.supervise import processes_in, wait_until_none_in
 from flows.serve import POOL, serve
-from tests.project import REPOSITORY, environment, make_project, processes_in, read_params, run, write_params
+from tests.project import REPOSITORY, environment, make_project, read_config, run, write_config
 from tests.servers import free_port
 
 PATIENCE_S = 240.0
@@ -28,7 +29,7 @@ class Served:
 
     def __init__(self, project: Path) -> None:
         self.project, self.port = project, free_port()
-        outside = {k: v for k, v in environment().items() if k != "CLIP4VLA_INSIDE_FLOW"}
+        outside = environment()
         self.environment = outside | {
             "COLUMNS": "200",  # tables are cut to fit
             "PREFECT_HOME": str(project / ".prefect"),
@@ -89,17 +90,17 @@ def served(project: Path) -> Iterator[Served]:
     yield served
     if served.process.poll() is None:
         served.end()
-    assert processes_in(project) == []
+    assert processes_in(project) == {}
 
 
 def lengthen(project: Path, epochs: int = EPOCHS) -> None:
-    params = read_params(project)
-    params["pretrain"]["epochs"] = epochs
-    write_params(project, params)
+    config = read_config(project)
+    config["pretraining"]["epochs"] = epochs
+    write_config(project, config)
 
 
 def steps_done(project: Path) -> int:
-    path = project / "checkpoints/pretrain/progress.json"
+    path = project / "checkpoints/pretraining/progress.json"
     return int(json.loads(path.read_text())["step"]) if path.is_file() else 0
 
 
@@ -117,8 +118,8 @@ def test_every_deployment_waits_for_the_pool_that_is_served() -> None:
     deployments = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
     assert {deployment["work_pool"]["name"] for deployment in deployments} == {POOL}
     nightly = next(deployment for deployment in deployments if deployment["name"] == "nightly")
-    assert nightly["entrypoint"] == "flows/pretrain.py:pretrain"
-    assert nightly["parameters"] == {"through_dvc": True, "force": False, "onwards": True}
+    assert nightly["entrypoint"] == "flows/pipeline.py:pretrain"
+    assert nightly["parameters"] == {"downstream": True, "force": False, "retries": 0}
 
 
 @pytest.mark.slow
@@ -127,9 +128,9 @@ def test_a_nightly_run_ends_with_a_judged_candidate_and_a_true_lock(served: Serv
     said = served.prefect("deployment", "run", "pretrain/nightly", "--watch", "--watch-timeout", "300")
     assert "Completed" in said, said + (served.project / ".prefect/worker.log").read_text()
     assert "up to date" in run(served.project, "-m", "dvc", "status").stdout
-    assert json.loads((served.project / "metrics/promotion.json").read_text())["version"] == "2"
+    assert json.loads((served.project / "metrics/promotion-retrieval.json").read_text())["version"] == "2"
     kept = served.prefect("artifact", "ls", "--limit", "50")
-    for key in ("pretrain", "finetune-retrieval", "finetune-captioning", "ablate", "evaluate-retrieval"):
+    for key in ("summary", "pretrain", "finetune-retrieval", "ablate", "evaluate-retrieval"):
         assert f" {key} " in kept
 
 
@@ -144,7 +145,7 @@ def test_two_at_once_exclude_each_other_and_a_cancelled_run_leaves_a_checkpoint_
     served.prefect("flow-run", "cancel", flow_run)
     served.wait_for(lambda: served.state(flow_run) == "CANCELLED")
     served.wait_for(lambda: not training(served.project))
-    assert list((served.project / "checkpoints/pretrain").glob("*/step*"))
+    assert list((served.project / "checkpoints/pretraining").glob("*/step*"))
 
 
 @pytest.mark.slow
@@ -152,13 +153,12 @@ def test_a_worker_that_is_killed_takes_its_run_along(served: Served) -> None:
     served.start("pretrain/nightly")
     before = steps_done(served.project)
     served.wait_for(lambda: steps_done(served.project) > before + 2)
-    [worker] = [
-        pid for pid, words in processes_in(served.project) if words[1:5] == ["-m", "prefect", "worker", "start"]
-    ]
+    found = processes_in(served.project).items()
+    [worker] = [pid for pid, words in found if words[1:5] == ["-m", "prefect", "worker", "start"]]
     os.kill(worker, signal.SIGKILL)
     served.wait_for(lambda: served.process.poll() is not None)
-    served.wait_for(lambda: processes_in(served.project) == [])
-    assert list((served.project / "checkpoints/pretrain").glob("*/step*"))
+    wait_until_none_in(served.project, PATIENCE_S)
+    assert list((served.project / "checkpoints/pretraining").glob("*/step*"))
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_ctrl_c_ends_everything_with_a_checkpoint_and_the_next_run_goes_on(proje
     served.wait_for(lambda: steps_done(project) > before)
     served.end()
     assert "everything has ended" in served.log.read_text()
-    assert processes_in(project) == []
+    assert processes_in(project) == {}
     done = steps_done(project)
     served = Served(project)
     assert served.state(flow_run) == "CANCELLED"
@@ -178,7 +178,7 @@ def test_ctrl_c_ends_everything_with_a_checkpoint_and_the_next_run_goes_on(proje
     first = re.findall(r"step +(\d+)/120 ", (project / ".prefect/worker.log").read_text())
     assert first.count("1") == 1, "the training went on from its checkpoint"
     served.process.kill()  # nothing outlives it
-    served.wait_for(lambda: processes_in(project) == [])
+    wait_until_none_in(project, PATIENCE_S)
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_ctrl_c_cancels_a_run_that_has_hardly_begun(project: Path) -> None:
     served.wait_for(lambda: served.state(flow_run) in ("PENDING", "RUNNING"))
     served.end()
     assert "everything has ended" in served.log.read_text()
-    assert processes_in(project) == []
+    assert processes_in(project) == {}
     served = Served(project)
     state = served.state(flow_run)
     served.end()
@@ -196,4 +196,6 @@ def test_ctrl_c_cancels_a_run_that_has_hardly_begun(project: Path) -> None:
 
 
 def training(project: Path) -> list[int]:
-    return [pid for pid, words in processes_in(project) if "clip4vla.training.run" in words or "dvc" in words]
+    return [
+        pid for pid, words in processes_in(project).items() if "clip4vla.training.worker" in words or "dvc" in words
+    ]

@@ -26,9 +26,9 @@ def naive_info_nce(a: Tensor, b: Tensor, scale: Tensor, valid: Tensor) -> Tensor
 
 
 def naive_nt_xent(a: Tensor, b: Tensor, scale: Tensor, valid: Tensor) -> Tensor:
-    views = torch.cat([a[valid], b[valid]])
-    logits = (scale * views @ views.T).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(views)).roll(len(views) // 2))
+    vectors = torch.cat([a[valid], b[valid]])
+    logits = (scale * vectors @ vectors.T).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(vectors)).roll(len(vectors) // 2))
 
 
 LOSSES = [pytest.param(info_nce, naive_info_nce, id="info_nce"), pytest.param(nt_xent, naive_nt_xent, id="nt_xent")]
@@ -64,7 +64,7 @@ def test_no_valid_row_is_zero_with_a_graph(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("loss", [info_nce, nt_xent])
-def test_invalid_rows_have_no_say(loss: Loss) -> None:
+def test_invalid_rows_change_nothing(loss: Loss) -> None:
     a, b, scale = leaves()
     valid = torch.tensor(MASKS["some"], dtype=torch.bool)
     changed = torch.where(valid.unsqueeze(1), a, -a)

@@ -1,4 +1,4 @@
-"""Media files whose frames and moments can be told: frame i is a grey of its own, sound begins at one second."""
+"""Media files whose frames and moments can be identified: frame i has its own grey, sound begins at one second."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -105,7 +105,7 @@ def encode_sound(stream, wave: NDArray[np.float32], rate: int, layout: str, star
 
 
 def rotate_metadata(path: Path, quarter_turns: int) -> Path:
-    """Make an .mp4 say that it is to be shown turned clockwise: the matrix in the track header of its video."""
+    """Mark an .mp4 as turned clockwise: the matrix in the track header of its video."""
     a, b = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns % 4]
     matrix = np.array([a, b, 0, -b, a, 0, 0, 0, 0x4000], ">i4") * np.array([0x10000] * 8 + [0x10000], ">i4")
     data = path.read_bytes()

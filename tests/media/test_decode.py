@@ -64,15 +64,15 @@ def test_picture_and_sound_agree_after_a_seek(tmp_path, suffix, video, audio, ra
     times = [i / 10 for i in range(60)]
     wave = tone(rate, seconds=6.0, onset_s=4.5)
     path = write_media(tmp_path / f"long.{suffix}", video, audio, rate=rate, layout=layout, times=times, wave=wave)
-    whole = read(path, frames=60)
+    complete = read(path, frames=60)
     span = read(path, 4.0, 5.0, frames=2)  # in the middle of a group of pictures
     assert span.audio is not None
-    assert whole.audio is not None
+    assert complete.audio is not None
     assert span.audio.shape[1] == RATE
     assert onset(span.audio, RATE) == pytest.approx(0.5, abs=0.04)
-    assert onset(whole.audio, RATE) == pytest.approx(4.5, abs=0.04)
+    assert onset(complete.audio, RATE) == pytest.approx(4.5, abs=0.04)
     assert [index_of(frame) for frame in span.frames] == pytest.approx([42 % GREYS, 47 % GREYS], abs=1)
-    assert [index_of(whole.frames[i]) for i in (10, 40)] == pytest.approx([10, 40 % GREYS], abs=1)
+    assert [index_of(complete.frames[i]) for i in (10, 40)] == pytest.approx([10, 40 % GREYS], abs=1)
 
 
 def test_frames_come_from_their_own_moment(tmp_path: Path) -> None:
@@ -354,15 +354,19 @@ def test_nothing_at_all_in_a_container(tmp_path: Path) -> None:
 
 
 def test_a_little_junk_in_a_sound_is_skipped_and_much_is_not(tmp_path: Path) -> None:
-    whole = write_media(tmp_path / "whole.mp3", None, "libmp3lame", rate=44100).read_bytes()
+    complete = write_media(tmp_path / "complete.mp3", None, "libmp3lame", rate=44100).read_bytes()
     junk = np.random.default_rng(0).bytes(700)
-    for name, data in [("middle", whole[:9000] + junk + whole[9000:]), ("end", whole + junk), ("tag", whole + b"TAG")]:
+    for name, data in [
+        ("middle", complete[:9000] + junk + complete[9000:]),
+        ("end", complete + junk),
+        ("tag", complete + b"TAG"),
+    ]:
         path = tmp_path / f"{name}.mp3"
         path.write_bytes(data)
         span = read(path)
         assert span.audio is not None
         assert onset(span.audio, RATE) == pytest.approx(1.0, abs=0.06)
-    pieces = [whole[start : start + 1000] + junk for start in range(0, len(whole), 1000)]
+    pieces = [complete[start : start + 1000] + junk for start in range(0, len(complete), 1000)]
     (tmp_path / "much.mp3").write_bytes(b"".join(pieces))
     assert reason(tmp_path / "much.mp3") in {"corrupt", "truncated"}
 
@@ -381,8 +385,8 @@ def test_what_is_no_media_says_why(tmp_path: Path) -> None:
     empty, text, half = tmp_path / "empty.mp4", tmp_path / "text.mp4", tmp_path / "half.mp4"
     empty.touch()
     text.write_text("this is not a video\n" * 1000)
-    whole = write_media(tmp_path / "whole.mp4")
-    half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])  # its index is at the end: nothing to find
+    complete = write_media(tmp_path / "complete.mp4")
+    half.write_bytes(complete.read_bytes()[: complete.stat().st_size // 2])  # its index is at the end: nothing to find
     assert reason(empty) == "corrupt"
     assert reason(text) == "corrupt"
     assert reason(half) == "corrupt"
@@ -393,9 +397,9 @@ def test_what_is_no_media_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("suffix", "options"), [("mp4", {"movflags": "faststart"}), ("mkv", {})])
 def test_a_file_that_breaks_off_is_never_padded(tmp_path: Path, suffix: str, options: dict[str, str]) -> None:
     times = [i / 10 for i in range(60)]
-    whole = write_media(tmp_path / f"whole.{suffix}", times=times, wave=tone(RATE, 6.0, 1.0), options=options)
+    complete = write_media(tmp_path / f"complete.{suffix}", times=times, wave=tone(RATE, 6.0, 1.0), options=options)
     broken = tmp_path / f"broken.{suffix}"
-    broken.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.6)])
+    broken.write_bytes(complete.read_bytes()[: int(complete.stat().st_size * 0.6)])
     assert reason(broken) in {"truncated", "corrupt"}
     span = read(broken, 0.0, 1.5)
     assert [index_of(frame) for frame in span.frames] == [1, 5, 9, 13]

@@ -9,23 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip4vla.batch import Batch
+from clip4vla.clips.batch import Batch
+from clip4vla.config import AudioConfig, ModelConfig
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.published import PUBLISHED_AUDIO, Published, from_published
 from clip4vla.model.towers import Architecture
-from clip4vla.params import AudioParams, ModelParams
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
-AUDIO = AudioParams(
-    sample_rate=16000,
-    n_fft=512,
-    hop=None,
-    tiles=2,
-    recipe="masked",
-    freq_mask_fraction=0.1,
-    time_mask_fraction=0.15,
-    mask_width=9,
-)
+AUDIO = AudioConfig(tiles=2, freq_mask_fraction=0.1)
 TINY = Architecture(
     "tiny",
     {
@@ -34,26 +25,24 @@ TINY = Architecture(
         "text_cfg": {"context_length": 12, "vocab_size": 64, "width": 16, "heads": 2, "layers": 3},
     },
 )
-MODEL = ModelParams(
-    architecture="tiny", weights=None, fusion="mean", fusion_layers=2, audio_token="both", temperature="learned"
-)
+MODEL = ModelConfig(architecture="tiny")
 END = 63
 
 
 @pytest.fixture
 def build() -> Callable[..., Clip4Vla]:
-    """Build a tiny model, always with the same weights, with changes to its params."""
+    """Build a tiny model, always with the same weights, with changes to its config."""
 
-    def build_one(audio: AudioParams = AUDIO, scores_pairs: bool = False, **changes: object) -> Clip4Vla:
+    def build_one(audio: AudioConfig = AUDIO, has_cross_encoder: bool = False, **changes: object) -> Clip4Vla:
         torch.manual_seed(0)
-        return Clip4Vla(MODEL.model_copy(update=changes), audio, TINY, scores_pairs=scores_pairs)
+        return Clip4Vla(MODEL.model_copy(update=changes), audio, TINY, has_cross_encoder=has_cross_encoder)
 
     return build_one
 
 
 @pytest.fixture
 def batch() -> Batch:
-    """Four clips: whole; one frame and mono-long sound; without sound; without frames."""
+    """Four clips: complete; one frame and a shorter sound; without sound; without frames."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(1, END, (4, 9), generator=generator)
     for row, end in enumerate((8, 5, 3, 6)):

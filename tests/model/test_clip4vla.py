@@ -1,21 +1,20 @@
-"""What the model promises of its features, whatever its weights."""
+"""Properties of the model's embeddings, whatever its weights."""
 
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clip4vla.batch import Batch
+from clip4vla.clips.batch import Batch
 from clip4vla.losses.contrastive import info_nce, nt_xent
-from clip4vla.model.clip4vla import TEXTS_AT_ONCE, Clip4Vla, Features, View
+from clip4vla.model.clip4vla import EMBEDDING_NAMES, TEXTS_AT_ONCE, Clip4Vla, EmbeddingName, Embeddings
+from tests.model.conftest import END
 
-VIEWS: tuple[View, ...] = ("text", "video", "audio", "audio_view", "both")
-END = 63
 FUSIONS = ["mean", "sequence"]
 Build = Callable[..., Clip4Vla]
 
@@ -24,8 +23,8 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(2)
 
 
-def everything(model: Clip4Vla, batch: Batch) -> Features:
-    return model(batch, audio_token="sample", views=VIEWS, generator=generator())
+def everything(model: Clip4Vla, batch: Batch) -> Embeddings:
+    return model(batch, audio_token="sample", names=EMBEDDING_NAMES, generator=generator())
 
 
 def lengths(vectors: Tensor | None) -> list[float]:
@@ -34,42 +33,52 @@ def lengths(vectors: Tensor | None) -> list[float]:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_features_are_unit_vectors_or_zeros(build: Build, batch: Batch, fusion: str) -> None:
-    features = everything(build(fusion=fusion), batch)
-    assert features.has_video.tolist() == [True, True, True, False]
-    assert features.has_audio.tolist() == [True, True, False, True]
-    assert lengths(features.text) == pytest.approx([1, 1, 1, 1])
-    assert lengths(features.video) == pytest.approx([1, 1, 1, 0])
-    assert lengths(features.audio) == pytest.approx([1, 1, 0, 1])
-    assert lengths(features.audio_view) == pytest.approx([1, 1, 0, 1])
-    assert lengths(features.both) == pytest.approx([1, 1, 1, 1])
+def test_embeddings_are_unit_vectors_or_zeros(build: Build, batch: Batch, fusion: str) -> None:
+    embeddings = everything(build(fusion=fusion), batch)
+    assert embeddings.has_video.tolist() == [True, True, True, False]
+    assert embeddings.has_audio.tolist() == [True, True, False, True]
+    assert lengths(embeddings.text) == pytest.approx([1, 1, 1, 1])
+    assert lengths(embeddings.video) == pytest.approx([1, 1, 1, 0])
+    assert lengths(embeddings.audio) == pytest.approx([1, 1, 0, 1])
+    assert lengths(embeddings.augmented_audio) == pytest.approx([1, 1, 0, 1])
+    assert lengths(embeddings.both) == pytest.approx([1, 1, 1, 1])
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_only_what_is_asked_for_is_computed(build: Build, batch: Batch, view: View) -> None:
+@pytest.mark.parametrize("name", EMBEDDING_NAMES)
+def test_only_the_named_embedding_is_computed(build: Build, batch: Batch, name: EmbeddingName) -> None:
     model = build()
-    features = model(batch, audio_token="sample", views=(view,), generator=generator())
-    assert [name for name in VIEWS if getattr(features, name) is not None] == [view]
-    torch.testing.assert_close(getattr(features, view), getattr(everything(model, batch), view))
+    found = model(batch, audio_token="sample", names=(name,), generator=generator()).tensors()
+    assert found.keys() == {"has_video", "has_audio", name}
+    torch.testing.assert_close(found[name], getattr(everything(model, batch), name))
+
+
+def test_embeddings_come_with_the_features_of_frames_and_tiles(build: Build, batch: Batch) -> None:
+    model = build(fusion="sequence")
+    embeddings, media = model.embed(batch, audio_token="both", names=("both",))
+    expected = model.encode_media(batch, audio_token="both", modalities="both")
+    for field in fields(expected):
+        torch.testing.assert_close(getattr(media, field.name), getattr(expected, field.name))
+    fused = model.fuse(media.frames, media.video_mask, media.tiles, media.audio_mask)
+    torch.testing.assert_close(embeddings.both, F.normalize(fused, dim=1))
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_missing_modality_leaves_the_other_alone(build: Build, batch: Batch, fusion: str) -> None:
-    features = everything(build(fusion=fusion), batch)
-    assert features.both is not None
-    assert features.video is not None
-    assert features.audio is not None
-    torch.testing.assert_close(features.both[2], features.video[2])
+    embeddings = everything(build(fusion=fusion), batch)
+    assert embeddings.both is not None
+    assert embeddings.video is not None
+    assert embeddings.audio is not None
+    torch.testing.assert_close(embeddings.both[2], embeddings.video[2])
     if fusion == "mean":
-        torch.testing.assert_close(features.both[3], features.audio[3])
+        torch.testing.assert_close(embeddings.both[3], embeddings.audio[3])
 
 
 def test_mean_fusion_is_the_direction_of_the_sum(build: Build, batch: Batch) -> None:
-    features = everything(build(), batch)
-    assert features.both is not None
-    assert features.video is not None
-    assert features.audio is not None
-    torch.testing.assert_close(features.both, F.normalize(features.video + features.audio, dim=1))
+    embeddings = everything(build(), batch)
+    assert embeddings.both is not None
+    assert embeddings.video is not None
+    assert embeddings.audio is not None
+    torch.testing.assert_close(embeddings.both, F.normalize(embeddings.video + embeddings.audio, dim=1))
 
 
 def test_sequence_fusion_lets_frames_attend_to_sound(build: Build, batch: Batch) -> None:
@@ -83,38 +92,38 @@ def test_sequence_fusion_lets_frames_attend_to_sound(build: Build, batch: Batch)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_what_is_masked_has_no_say(build: Build, batch: Batch, fusion: str) -> None:
+def test_masked_frames_and_samples_change_nothing(build: Build, batch: Batch, fusion: str) -> None:
     model = build(fusion=fusion)
     frames = torch.where(batch.video_mask[:, :, None, None, None], batch.frames, 255 - batch.frames)
     waveform = batch.waveform.clone()
     waveform[2] = 0.5
     one, other = everything(model, batch), everything(model, replace(batch, frames=frames, waveform=waveform))
-    for view in ("video", "audio", "both"):
-        torch.testing.assert_close(getattr(one, view), getattr(other, view))
+    for name in ("video", "audio", "both"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name))
 
 
 def test_micro_batches_add_up_to_the_batch(build: Build, batch: Batch) -> None:
     model = build(fusion="sequence")
-    views: tuple[View, ...] = ("text", "video", "audio", "both")
-    whole = model(batch, audio_token="sample", views=views)
-    parts = [model(batch[rows], audio_token="sample", views=views) for rows in (slice(0, 1), slice(1, 4))]
-    joined = Features.concatenate(parts)
-    assert joined.audio_view is None
-    for name in ("has_video", "has_audio", *views):
-        torch.testing.assert_close(getattr(joined, name), getattr(whole, name), rtol=0, atol=1e-5)
+    names: tuple[EmbeddingName, ...] = ("text", "video", "audio", "both")
+    expected = model(batch, audio_token="sample", names=names).tensors()
+    parts = [model(batch[rows], audio_token="sample", names=names) for rows in (slice(0, 1), slice(1, 4))]
+    joined = Embeddings.concatenate(parts).tensors()
+    assert joined.keys() == {"has_video", "has_audio", *names}
+    for name, value in expected.items():
+        torch.testing.assert_close(joined[name], value, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_every_parameter_gets_a_gradient(build: Build, batch: Batch, fusion: str) -> None:
     model = build(fusion=fusion)
     f = everything(model, batch)
-    for vectors in (f.text, f.video, f.audio, f.audio_view, f.both):
+    for vectors in (f.text, f.video, f.audio, f.augmented_audio, f.both):
         assert vectors is not None
     loss = info_nce(f.text[:, 0], f.audio, model.scale(), valid=f.has_audio)
     loss = loss + info_nce(f.video, f.audio, model.scale(), valid=f.has_audio & f.has_video)
     loss = (
         loss
-        + nt_xent(f.audio, f.audio_view, model.scale(), valid=f.has_audio)
+        + nt_xent(f.audio, f.augmented_audio, model.scale(), valid=f.has_audio)
         + info_nce(f.text[:, 0], f.both, model.scale())
     )
     loss.backward()
@@ -130,10 +139,10 @@ def test_checkpointing_activations_changes_nothing(build: Build, batch: Batch, f
     for enable in (False, True):
         model = build(fusion=fusion)
         model.set_grad_checkpointing(enable)
-        features = everything(model, batch)
-        assert features.both is not None
-        assert features.text is not None
-        (features.both * features.text[:, 0]).sum().backward()
+        embeddings = everything(model, batch)
+        assert embeddings.both is not None
+        assert embeddings.text is not None
+        (embeddings.both * embeddings.text[:, 0]).sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(gradients[0], gradients[1])
 
@@ -163,15 +172,17 @@ def test_every_tensor_is_made_on_the_models_device(
     """PyTorch's meta device refuses, like a GPU, to mix with the CPU."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     device = torch.device("meta")
-    features = build(fusion=fusion).to(device)(batch.to(device), audio_token="sample", views=("text", "audio", "both"))
-    assert features.both is not None
-    assert features.both.device == device
+    embeddings = build(fusion=fusion).to(device)(
+        batch.to(device), audio_token="sample", names=("text", "audio", "both")
+    )
+    assert embeddings.both is not None
+    assert embeddings.both.device == device
 
 
 def test_frames_of_another_size_are_refused(build: Build, batch: Batch) -> None:
     frames = torch.zeros(4, 2, 3, 48, 32, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"\(3, 48, 32\).* tiny reads \(3, 32, 32\)"):
-        build()(replace(batch, frames=frames), audio_token="both", views=("video",))
+        build()(replace(batch, frames=frames), audio_token="both", names=("video",))
 
 
 def test_texts_longer_than_the_context_are_refused(build: Build) -> None:
@@ -179,13 +190,13 @@ def test_texts_longer_than_the_context_are_refused(build: Build) -> None:
         build().encode_text(torch.ones(1, 13, dtype=torch.int64))
 
 
-def test_padding_after_the_end_of_a_text_has_no_say(build: Build, batch: Batch) -> None:
+def test_padding_after_the_end_of_a_text_changes_nothing(build: Build, batch: Batch) -> None:
     model, tokens = build(), batch.tokens[:, 0]
     longer = F.pad(tokens, (0, 3))
     torch.testing.assert_close(model.encode_text(tokens), model.encode_text(longer))
 
 
-def test_texts_in_groups_of_like_length_are_read_as_one_by_one(build: Build) -> None:
+def test_texts_in_groups_of_similar_length_are_encoded_as_one_by_one(build: Build) -> None:
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randint(1, END, (TEXTS_AT_ONCE * 2 + 5, 12), generator=generator)
     for row, end in enumerate(torch.randint(1, 12, (len(tokens),), generator=generator).tolist()):
@@ -195,9 +206,9 @@ def test_texts_in_groups_of_like_length_are_read_as_one_by_one(build: Build) -> 
     torch.testing.assert_close(model.encode_text(tokens), one_by_one)
 
 
-def test_a_model_in_half_precision_gives_features_in_single(build: Build, batch: Batch) -> None:
+def test_a_model_in_half_precision_has_embeddings_in_single(build: Build, batch: Batch) -> None:
     exact = everything(build(fusion="sequence"), batch)
     rough = everything(build(fusion="sequence").bfloat16(), batch)
-    for view in VIEWS:
-        assert getattr(rough, view).dtype == torch.float32
-        torch.testing.assert_close(getattr(rough, view), getattr(exact, view), rtol=0, atol=0.1)
+    for name in EMBEDDING_NAMES:
+        assert getattr(rough, name).dtype == torch.float32
+        torch.testing.assert_close(getattr(rough, name), getattr(exact, name), rtol=0, atol=0.1)

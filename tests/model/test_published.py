@@ -1,6 +1,6 @@
-"""The published model: its checkpoints to the bit, its numbers within what float32 allows.
+"""The published model: its checkpoints to the bit, its numbers within the rounding of float32.
 
-Shapes: four clips of three frames and three tiles, sixteen words, embedding width 128.
+Shapes: four clips of three frames and three tiles, sixteen tokens, embedding width 128.
 """
 
 import json
@@ -15,10 +15,10 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks.parity.losses import TERMS, TOTALS, gradients_of
 from benchmarks.parity.model import Models
 from benchmarks.parity.reference import Arrays
-from clip4vla.model.checkpoints import load_model
 from clip4vla.model.fusion import pool
-from clip4vla.model.published import PUBLISHED_AUDIO, Published, from_published, main, to_published
-from clip4vla.training.objective import Objective
+from clip4vla.model.pretrained import load_model
+from clip4vla.model.published import PUBLISHED_AUDIO, Published, convert, from_published, to_published
+from clip4vla.training.objectives import ContrastiveObjective, total_loss
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 FEATURES = {"rtol": 1e-4, "atol": 2e-5}
@@ -51,7 +51,7 @@ def test_a_pretraining_checkpoint_leaves_its_untrained_parts(pretrained: Publish
     taken = {key: value for key, value in pretrained_state.items() if not key.startswith(("cross.", "cls."))}
     assert set(pretrained.unused) == pretrained_state.keys() - taken.keys()
     assert pretrained.missing == ()
-    assert pretrained.model.scorer is None
+    assert pretrained.model.cross_encoder is None
     assert_same(to_published(pretrained.model), taken)
 
 
@@ -96,13 +96,14 @@ def test_every_key_at_full_size(kind: str) -> None:
     assert got == {key: index[key] for key in exported}
 
 
-def test_the_command_writes_a_model_of_ours(
-    pretrained_state: State, pretrained: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_is_converted_to_a_model_directory(
+    pretrained_state: State, pretrained: Published, tmp_path: Path
 ) -> None:
     torch.save(pretrained_state, tmp_path / "pytorch_model.bin.0")
-    monkeypatch.setattr("sys.argv", ["published", str(tmp_path / "pytorch_model.bin.0"), str(tmp_path / "out")])
-    main()
+    converted = convert(tmp_path / "pytorch_model.bin.0", tmp_path / "out", tiles=4)
+    assert (converted.unused, converted.missing) == (pretrained.unused, pretrained.missing)
     loaded = load_model(tmp_path / "out")
+    assert loaded.audio_config == PUBLISHED_AUDIO.model_copy(update={"tiles": 4})
     assert_same(dict(loaded.state_dict()), dict(pretrained.model.state_dict()))
 
 
@@ -110,12 +111,12 @@ def test_the_command_writes_a_model_of_ours(
 
 
 @torch.no_grad()
-def test_text_and_vision(models: Models, arrays: State) -> None:
+def test_text_and_video(models: Models, arrays: State) -> None:
     one = models.encoded("feat_avg", "0.5")
-    torch.testing.assert_close(one.words, arrays["enc/text"], **FEATURES)
+    torch.testing.assert_close(one.tokens, arrays["enc/text"], **FEATURES)
     torch.testing.assert_close(one.sentences, arrays["pre/pooled_text"], **FEATURES)
     torch.testing.assert_close(one.frames, arrays["enc/visual"], **FEATURES)
-    torch.testing.assert_close(pool(*one.seen), arrays["pre/pooled_visual"], **FEATURES)
+    torch.testing.assert_close(pool(*one.video), arrays["pre/pooled_visual"], **FEATURES)
 
 
 @torch.no_grad()
@@ -144,7 +145,7 @@ def test_similarities(models: Models, arrays: State, variant: str) -> None:
 
 
 @torch.no_grad()
-def test_what_the_sequence_fusion_makes_of_frames_and_tiles(models: Models, arrays: State) -> None:
+def test_frames_and_tiles_after_the_sequence_fusion(models: Models, arrays: State) -> None:
     attended = models.encoded("loose_seq", "0.5").attended
     torch.testing.assert_close(torch.cat(attended, dim=1), arrays["retr/loose_seq/cross_out"], **FEATURES)
 
@@ -152,7 +153,7 @@ def test_what_the_sequence_fusion_makes_of_frames_and_tiles(models: Models, arra
 @torch.no_grad()
 @pytest.mark.parametrize("mode", ["feat_avg", "loose_seq"])
 def test_a_clip_without_sound(models: Models, arrays: State, mode: str) -> None:
-    """The published code averages with zeros and so halves that clip's similarities; here vision stands alone."""
+    """The published code averages with zeros and so halves that clip's similarities; here the video stands alone."""
     expected = arrays[f"retr/{mode}_missing_audio1/t_va"].clone()
     expected[:, 1] *= 2
     got = models.encoded(mode, "0.5", missing=True).similarity("t_va")
@@ -163,7 +164,7 @@ def test_a_clip_without_sound(models: Models, arrays: State, mode: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("mode", ["tight_seq", "cross_align"])
 @pytest.mark.parametrize("name", ["t_va", "single_t_v", "single_t_a"])
-def test_cross_attending_scores(models: Models, arrays: State, mode: str, name: str) -> None:
+def test_scores_of_the_cross_encoder(models: Models, arrays: State, mode: str, name: str) -> None:
     scores = models.encoded(mode, "0.5").similarity(name)
     torch.testing.assert_close(scores, arrays[f"retr/{mode}/{name}"], **SIMILARITIES)
 
@@ -177,14 +178,13 @@ def test_pretraining_losses_and_gradients(models: Models, arrays: State, preset:
     """There a clip without sound stays in every term, as a zero vector."""
     case = f"pre/{preset}{'_missing_audio1' if missing else ''}"
     one = models.encoded("feat_avg", "2", missing)
-    features = one.features(with_view=True)
-    terms = Objective(dict.fromkeys(TERMS.values(), 1.0), "sample").losses(features, SCALE)
+    outputs = one.embeddings(augmented=True).tensors()
+    terms = ContrastiveObjective(dict.fromkeys(TERMS.values(), 1.0), "sample").losses(outputs, SCALE)
     found = {name: terms[term] for name, term in TERMS.items() if f"{case}/{name}_nce" in arrays}
     assert found.keys() >= {"ta", "va", "tv"}
     for name, value in found.items():
         torch.testing.assert_close(value, arrays[f"{case}/{name}_nce"], rtol=1e-4, atol=1e-5)
-    objective = Objective(TOTALS[preset], "sample")
-    total = objective.total(objective.losses(features, SCALE))
+    total = total_loss(ContrastiveObjective(TOTALS[preset], "sample").losses(outputs, SCALE))
     torch.testing.assert_close(total, arrays[f"{case}/total"], rtol=1e-4, atol=0)
     if f"{case}/grad_norms" in arrays:
         assert_gradients(one.published, total, arrays, f"{case}/", "pre/grad_names")
@@ -192,7 +192,7 @@ def test_pretraining_losses_and_gradients(models: Models, arrays: State, preset:
 
 @pytest.mark.parametrize("mode", ["feat_avg", "loose_seq"])
 def test_finetuning_loss_and_gradients(models: Models, arrays: State, mode: str) -> None:
-    """The published fine-tuning loss looks from texts to clips only."""
+    """The published fine-tuning loss goes from texts to clips only."""
     one = models.encoded(mode, "0.5")
     loss = F.cross_entropy(one.similarity("t_va"), torch.arange(4))
     torch.testing.assert_close(loss, arrays[f"ft/{mode}_nce"], rtol=1e-4, atol=0)
@@ -201,7 +201,7 @@ def test_finetuning_loss_and_gradients(models: Models, arrays: State, mode: str)
 
 
 def assert_gradients(published: Published, total: Tensor, arrays: State, case: str, names_key: str) -> None:
-    """The norm of every gradient, and where they are kept whole ones."""
+    """The norm of every gradient, and the gradients that are kept in full."""
     gradients = gradients_of(published, total)
     with np.load(REFERENCE / "model.npz") as stored:
         names = stored[names_key].tolist()
@@ -211,8 +211,8 @@ def assert_gradients(published: Published, total: Tensor, arrays: State, case: s
     for key, norm in norms.items():
         torch.testing.assert_close(gradients[key].norm(), norm, rtol=1e-3, atol=1e-6, msg=key)
     prefix = f"{case}grad/"
-    whole = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-    for key, gradient in whole.items():
+    full = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+    for key, gradient in full.items():
         torch.testing.assert_close(
             gradients[key], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=key
         )

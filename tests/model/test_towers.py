@@ -1,4 +1,4 @@
-"""Building towers by name, filling them with weights, and the audio tower's type tokens."""
+"""Building towers by name, and loading their weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +11,9 @@ from torch import Tensor
 
 from clip4vla.model import towers
 from clip4vla.model.clip4vla import Clip4Vla
-from clip4vla.model.towers import ARCHITECTURES, AudioTower, build_clip, find_architecture, load_clip_weights
-from clip4vla.params import AudioToken
+from clip4vla.model.towers import ARCHITECTURES, build_clip, find_architecture, load_clip_weights
 
 Build = Callable[..., Clip4Vla]
-
-
-def tiles() -> Tensor:
-    return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 # architectures
@@ -49,12 +44,12 @@ def test_an_unknown_architecture_is_named() -> None:
         ("xlm-roberta-base-ViT-B-32", "hf_model_name"),
     ],
 )
-def test_an_image_tower_that_cannot_learn_to_hear_is_refused(name: str, reason: str) -> None:
+def test_an_image_tower_that_cannot_initialise_an_audio_tower_is_refused(name: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"{name}.*{reason}.*plain VisionTransformer"):
         find_architecture(name, None)
 
 
-def test_a_tag_decides_about_quick_gelu() -> None:
+def test_a_pretrained_tag_decides_whether_quick_gelu_is_used() -> None:
     assert find_architecture("ViT-B-32", "openai").config["quick_gelu"] is True
     assert "quick_gelu" not in find_architecture("ViT-B-32", "laion2b_s34b_b79k").config
 
@@ -115,8 +110,8 @@ def test_the_audio_tower_starts_from_the_weights_given(
     source = random_clip(build)
     torch.save(source.state_dict(), tmp_path / "clip.pt")
     monkeypatch.setattr("clip4vla.model.clip4vla.find_architecture", lambda *_: build().architecture)
-    params = build(weights=str(tmp_path / "clip.pt")).params
-    model = Clip4Vla(params, build().audio_params)
+    config = build(weights=str(tmp_path / "clip.pt")).config
+    model = Clip4Vla(config, build().audio_config)
     torch.testing.assert_close(model.audio.conv1.weight, source.visual.conv1.weight)
     torch.testing.assert_close(model.audio.proj, source.visual.proj)
 
@@ -134,7 +129,7 @@ def test_neither_a_file_nor_a_tag(build: Build) -> None:
         load_clip_weights(build().clip, build().architecture, "nowhere.pt")
 
 
-def test_weights_that_cannot_be_downloaded_say_what_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_failed_download_names_the_file_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(_: object) -> str:
         raise OSError("no route to host")
 
@@ -144,54 +139,3 @@ def test_weights_that_cannot_be_downloaded_say_what_to_bring(monkeypatch: pytest
         clip = build_clip(architecture)
     with pytest.raises(ValueError, match=r"no route to host.*Bring the checkpoint from http\S+.*model.weights"):
         load_clip_weights(clip, architecture, "openai")
-
-
-# the audio tower
-
-
-def test_the_audio_tower_is_the_image_towers_twin(build: Build) -> None:
-    model = build()
-    torch.testing.assert_close(model.audio(tiles(), "none"), model.clip.visual(tiles()))
-    copied = [p.data_ptr() for p in model.audio.parameters()]
-    assert not set(copied) & {p.data_ptr() for p in model.clip.parameters()}
-
-
-@pytest.mark.parametrize(
-    ("token", "same"), [("verbal", 0.0), ("nonverbal", 1.0)], ids=["verbal is 0", "nonverbal is 1"]
-)
-def test_kinds_are_the_ends_of_the_mixture(build: Build, token: AudioToken, same: float) -> None:
-    tower = build().audio
-    torch.testing.assert_close(tower(tiles(), token), tower(tiles(), same))
-    assert not torch.allclose(tower(tiles(), same), tower(tiles(), 1 - same), atol=1e-4)
-
-
-def test_a_sample_listens_for_its_own_kind_and_for_both_where_unknown(build: Build) -> None:
-    tower = build().audio
-    got = tower(tiles(), "sample", torch.tensor([0, 1, -1, -1, 1, 0]))
-    kinds: list[AudioToken] = ["verbal", "nonverbal", 0.5, 0.5, "nonverbal", "verbal"]
-    for row, kind in enumerate(kinds):
-        torch.testing.assert_close(got[row], tower(tiles()[row : row + 1], kind)[0], rtol=1e-4, atol=1e-5)
-
-
-def test_type_tokens_stand_at_the_end_and_share_the_last_position(build: Build) -> None:
-    tower = build().audio
-    assert tower.positional_embedding.shape == (1 + 4 + 1, 16)
-    lengths = {token: tower.hidden(tiles(), token).shape[1] for token in ("none", "verbal", "both")}
-    assert lengths == {"none": 5, "verbal": 6, "both": 7}
-    with torch.no_grad():
-        tower.type_embedding[1] = tower.type_embedding[0]
-    first, second = tower.hidden(tiles(), "both")[:, -2:].unbind(1)
-    torch.testing.assert_close(first, second)
-
-
-def test_sample_without_types_is_refused(build: Build) -> None:
-    with pytest.raises(ValueError, match="'sample' needs"):
-        build().audio(tiles(), "sample")
-
-
-def test_new_rows_are_as_large_as_clips_own() -> None:
-    torch.manual_seed(0)
-    tower = AudioTower(build_clip(find_architecture("stamp-small", None)).visual)
-    width = tower.type_embedding.shape[1]
-    assert tower.type_embedding.std().item() == pytest.approx(width**-0.5, rel=0.1)
-    assert tower.positional_embedding[-1].std().item() == pytest.approx(width**-0.5, rel=0.2)

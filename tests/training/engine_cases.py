@@ -1,4 +1,4 @@
-"""What `test_engine` looks at, in processes of its own: `python -m tests.training.engine_cases OUT`.
+"""The trainings that `test_engine` checks, in processes of their own: `python -m tests.training.engine_cases OUT`.
 
 Groups of 1, 2 and 3 gloo ranks run through their cases, with engine after engine in the same processes; importing
 DeepSpeed takes seconds, so they are forked from one process that has. Out: OUT/CASE.pt.
@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from clip4vla.params import TrainerParams
+from clip4vla.config import TrainerConfig
 from clip4vla.training.engine import Engine, join_ranks
-from clip4vla.training.objective import Captioning, Criterion, Objective
-from tests.training.tiny import EVERYTHING, OPTIMIZER, build, build_writer, make_batch
+from clip4vla.training.objectives import CaptioningObjective, ContrastiveObjective, Objective
+from tests.training.tiny import EVERYTHING, OPTIMIZER, build, build_captioner, make_batch
 
 CLIPS = 12
 SEED = 5
@@ -40,32 +40,26 @@ class Case:
     steps: int = 3
     leave_out: tuple[str, ...] = ()
     captions: bool = False
-    scores_pairs: bool = False
-
-    @property
-    def criterion(self) -> Criterion[Any]:
-        """The contrastive terms, or captioning; which modality is hidden is drawn anew for other ranks, so none is."""
-        return Captioning("both", "both", 0.1, modality_dropout=0.0) if self.captions else self.objective
+    cross_encoder: bool = False
 
     @property
     def objective(self) -> Objective:
-        """Every term but those that the case leaves out."""
-        everything = dict(EVERYTHING.weights) | ({"text_cross": 0.8} if self.scores_pairs else {})
-        weights = {name: weight for name, weight in everything.items() if name not in self.leave_out}
-        return Objective(weights, EVERYTHING.audio_token)
+        """The contrastive terms, or captioning; other ranks would draw other modalities to drop, so none is dropped."""
+        return CaptioningObjective("both", "both", 0.1, modality_dropout=0.0) if self.captions else self.contrastive
 
-    def trainer(self) -> TrainerParams:
-        return TrainerParams(
-            ranks=self.world_size,
+    @property
+    def contrastive(self) -> ContrastiveObjective:
+        """Every term but those that the case leaves out."""
+        everything = dict(EVERYTHING.weights) | ({"cross_encoder": 0.8} if self.cross_encoder else {})
+        weights = {name: weight for name, weight in everything.items() if name not in self.leave_out}
+        return ContrastiveObjective(weights, EVERYTHING.audio_token)
+
+    def trainer(self) -> TrainerConfig:
+        return TrainerConfig(
             precision=self.precision,
             zero_stage=self.zero_stage,
             activation_checkpointing=self.activation_checkpointing,
             compile=self.compile,
-            peak_tflops=None,
-            loader_workers=0,
-            checkpoint_every=1,
-            keep_checkpoints=1,
-            log_every=1,
         )
 
     def rows(self, rank: int) -> slice:
@@ -75,10 +69,10 @@ class Case:
 
 
 EXACT = {
-    "whole": Case(1, 1, dropout=0.2),
+    "one_pass": Case(1, 1, dropout=0.2),
     "one_step": Case(1, 2, dropout=0.2, steps=1),
     "sequence": Case(1, 2, fusion="sequence"),
-    "pairs": Case(1, 3, fusion="sequence", scores_pairs=True),
+    "cross_encoder": Case(1, 3, fusion="sequence", cross_encoder=True),
     "fixed": Case(1, 3, temperature="fixed"),
     "uneven": Case(1, 5, dropout=0.2, clip_norm=0.05),
     "recomputed": Case(1, 2, dropout=0.2, activation_checkpointing=True),
@@ -86,7 +80,7 @@ EXACT = {
     "ranks_fixed": Case(2, 2, zero_stage=1, temperature="fixed"),
     "ranks_zero2": Case(2, 4, zero_stage=2, dropout=0.2, clip_norm=0.05),
     "ranks_zero3": Case(2, 2, zero_stage=3, dropout=0.2),
-    "ranks_pairs_zero3": Case(2, 2, zero_stage=3, fusion="sequence", scores_pairs=True),
+    "ranks_cross_encoder_zero3": Case(2, 2, zero_stage=3, fusion="sequence", cross_encoder=True),
     "three_zero1": Case(3, 3, zero_stage=1, dropout=0.2),
 }
 """Must equal the naive training."""
@@ -100,15 +94,15 @@ CAPTIONS = {
 }
 """Must equal one pass over the whole batch."""
 HALF = {"half": Case(2, 2, zero_stage=1, precision="bf16", leave_out=("text_text", "video_video"))}
-"""Must come near it. Terms of features with themselves are differences of what half precision rounds to the same."""
+"""Must come near it. Terms of embeddings with themselves are differences of numbers that bf16 rounds to the same."""
 RESUMED = {f"zero{stage}": Case(2, 2, zero_stage=stage, leave_out=("audio_audio",)) for stage in (0, 1, 3)}
-"""Saved at step 2 by two ranks, resumed by two and by one, for which the augmented view would be drawn anew."""
+"""Saved at step 2 by two ranks, resumed by two and by one, which would draw other masks for SpecAugment."""
 OTHER_STAGE = {"zero0": 0, "zero1": 2, "zero3": 3}
 """ZeRO stage that each is resumed with on one rank."""
 
 
 class Partitioned(Engine):
-    """ZeRO 3 would leave parameters as small as these whole."""
+    """ZeRO 3 would not partition parameters as small as these."""
 
     def _config(self, *arguments: Any) -> dict[str, Any]:
         config = super()._config(*arguments)
@@ -118,11 +112,11 @@ class Partitioned(Engine):
 
 def start(case: Case, device: torch.device, checkpoints: Path) -> Engine:
     if case.captions:
-        model = build_writer(case.fusion)
+        model = build_captioner(case.fusion)
     else:
-        model = build(case.temperature, case.fusion, case.dropout, case.scores_pairs)
+        model = build(case.temperature, case.fusion, case.dropout, case.cross_encoder)
     optimizer = OPTIMIZER.model_copy(update={"clip_norm": case.clip_norm})
-    return Partitioned(model, case.criterion, optimizer, case.trainer(), case.micro_batches, device, checkpoints)
+    return Partitioned(model, case.objective, optimizer, case.trainer(), case.micro_batches, device, checkpoints)
 
 
 def go_on(engine: Engine, case: Case, rank: int, steps: range) -> list[dict[str, float]]:
@@ -131,7 +125,7 @@ def go_on(engine: Engine, case: Case, rank: int, steps: range) -> list[dict[str,
 
 
 def keep(out: Path, name: str, rank: int, losses: list[dict[str, float]], engine: Engine) -> None:
-    """Leave the losses that this rank saw and, on rank 0, the weights."""
+    """Save the losses that this rank got and, on rank 0, the weights."""
     weights = engine.collect_weights()
     torch.save({"losses": losses, "weights": weights}, out / f"{name}.{rank}.pt")
 

@@ -1,4 +1,4 @@
-"""Compiled towers: the same training as eager ones, and eager ones where nothing can be compiled."""
+"""Compiled towers: the same training as with eager ones, and eager ones where nothing can be compiled."""
 
 import logging
 import os
@@ -13,26 +13,26 @@ from typing import Any
 import pytest
 import torch
 
-from clip4vla.batch import Batch
+from clip4vla.clips.batch import Batch
 from clip4vla.training.engine import _compile_towers, join_ranks
 from tests.training.engine_cases import CLIPS, SEED, Case, start
 from tests.training.test_engine import CLOSE, micro_batches
 from tests.training.tiny import EVERYTHING, OPTIMIZER, NaiveTraining, build, make_batch
 
 COMPILED = Case(1, 2, dropout=0.2, compile=True)
-WORDS = (9, 5, 7)
+LENGTHS = (9, 5, 7)
 """Tokens of each step's texts: after the second kind of shape, any length."""
 
 
 def batch_of(step: int) -> Batch:
     batch = make_batch(CLIPS, step)
-    return replace(batch, tokens=torch.cat([batch.tokens[..., : WORDS[step] - 1], batch.tokens[..., -1:]], dim=2))
+    return replace(batch, tokens=torch.cat([batch.tokens[..., : LENGTHS[step] - 1], batch.tokens[..., -1:]], dim=2))
 
 
-def features(model: torch.nn.Module) -> list[torch.Tensor]:
+def embeddings(model: torch.nn.Module) -> list[torch.Tensor]:
     torch.manual_seed(SEED)
-    found = model(make_batch(4, 0), audio_token="sample", views=EVERYTHING.views)
-    return [getattr(found, view) for view in EVERYTHING.views]
+    found = model(make_batch(4, 0), audio_token="sample", names=EVERYTHING.names)
+    return [getattr(found, name) for name in EVERYTHING.names]
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise torch._dynamo.exc.InternalTorchDynamoError("lost on the way\nand more")
+        raise torch._dynamo.exc.InternalTorchDynamoError("the trace failed\nand more")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
 
@@ -53,11 +53,11 @@ def test_towers_that_cannot_be_compiled_run_eagerly_with_a_warning_each(
     broken(monkeypatch)
     torch._dynamo.reset()
     model = build(fusion="sequence", dropout=0.2)
-    expected = features(model)
+    expected = embeddings(model)
     compiled = _compile_towers(model, zero_stage=1)
     assert all(tower.runs_compiled for tower in compiled)
     for _ in range(2):
-        assert all(torch.equal(*pair) for pair in zip(features(model), expected, strict=True))
+        assert all(torch.equal(*pair) for pair in zip(embeddings(model), expected, strict=True))
     assert not any(tower.runs_compiled for tower in compiled)
     warnings = [record.getMessage() for record in caplog.records if record.name == "clip4vla.training.engine"]
     assert len(warnings) == 4
@@ -65,7 +65,7 @@ def test_towers_that_cannot_be_compiled_run_eagerly_with_a_warning_each(
     assert model.state_dict().keys() == build(fusion="sequence", dropout=0.2).state_dict().keys()
 
 
-def test_a_mistake_that_is_not_the_compilers_is_still_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_not_the_compilers_is_still_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     no_tracing(monkeypatch)
     model = build()
     _compile_towers(model, zero_stage=0)
@@ -103,7 +103,7 @@ def main(out: Path) -> None:
     """Train compiled, in a process of its own."""
     _, _, device = join_ranks()
     engine = start(COMPILED, device, out / "checkpoints")
-    losses = [engine.step(batch_of(step), OPTIMIZER.lr, (SEED, step, 0)) for step in range(len(WORDS))]
+    losses = [engine.step(batch_of(step), OPTIMIZER.lr, (SEED, step, 0)) for step in range(len(LENGTHS))]
     torch.save(
         {"losses": losses, "weights": engine.collect_weights(), "compiled": engine.compiled}, out / "compiled.pt"
     )

@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from clip4vla.clips.batch import Batch
+from clip4vla.model.clip4vla import Clip4Vla
+from clip4vla.training.engine import Engine
+from clip4vla.training.objectives import Objective, Outputs
 from clip4vla.training.optimizer import parameter_groups
 from tests.training.engine_cases import CAPTIONS, CLIPS, EXACT, HALF, RESUMED, SEED, Case
-from tests.training.tiny import OPTIMIZER, NaiveTraining, build, build_writer, make_batch
+from tests.training.tiny import OPTIMIZER, NaiveTraining, build, build_captioner, make_batch
 
 Weights = dict[str, Tensor]
 CLOSE = {"rtol": 1e-4, "atol": 3e-5}
@@ -48,9 +52,9 @@ def micro_batches(case: Case) -> list[list[slice]]:
 
 def naive(case: Case, steps: int) -> tuple[list[dict[str, float]], Weights]:
     """Losses by step and final weights."""
-    model = build(case.temperature, case.fusion, case.dropout, case.scores_pairs)
+    model = build(case.temperature, case.fusion, case.dropout, case.cross_encoder)
     optimizer = OPTIMIZER.model_copy(update={"clip_norm": case.clip_norm})
-    training = NaiveTraining(model, case.objective, optimizer)
+    training = NaiveTraining(model, case.contrastive, optimizer)
     losses = [training.step(make_batch(CLIPS, step), micro_batches(case), SEED, step) for step in range(steps)]
     return losses, model.state_dict()
 
@@ -74,7 +78,7 @@ def test_losses_and_weights_are_those_of_one_pass_over_the_whole_batch(out: Path
 
 def naive_captions(case: Case) -> tuple[list[float], Weights]:
     """Losses by step and final weights of captioning: the mean over clips, each by itself."""
-    model = build_writer(case.fusion)
+    model = build_captioner(case.fusion)
     groups = parameter_groups(model, OPTIMIZER)
     adamw = torch.optim.AdamW(groups, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps)
     losses = []
@@ -83,8 +87,8 @@ def naive_captions(case: Case) -> tuple[list[float], Weights]:
         each = []
         for row in range(CLIPS):
             clip = batch[row : row + 1]
-            percepts = model.perceive(clip, audio_token="both", modalities="both")
-            each.append(model.caption_loss(clip.tokens, percepts, 0.1))
+            media = model.encode_media(clip, audio_token="both", modalities="both")
+            each.append(model.caption_loss(clip.tokens, media, 0.1))
         adamw.zero_grad()
         torch.cat(each).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), case.clip_norm)
@@ -100,7 +104,7 @@ def test_captioning_in_micro_batches_and_ranks_is_captioning_of_the_whole_batch(
     for step, expected in zip(found["losses"], losses, strict=True):
         assert step == pytest.approx({"caption": expected, "loss": expected}, rel=1e-4)
     assert found["weights"].keys() == weights.keys()
-    before = build_writer(case.fusion).state_dict()
+    before = build_captioner(case.fusion).state_dict()
     for key, weight in weights.items():
         assert found["weights"][key].dtype == weight.dtype
         torch.testing.assert_close(found["weights"][key], weight, **CLOSE, msg=lambda m, key=key: f"{key}: {m}")
@@ -109,13 +113,65 @@ def test_captioning_in_micro_batches_and_ranks_is_captioning_of_the_whole_batch(
     assert distance(found["weights"], before) > 1e-3
 
 
+class WithoutDeepSpeed(Engine):
+    """The cached step in this process: gradients are added up on the model, and no optimizer takes a step."""
+
+    def __init__(self, model: Clip4Vla, objective: Objective) -> None:
+        self.objective = objective
+        self._own = model
+
+    def _forward(self, batch: Batch, seed: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
+        torch.manual_seed(sum(seed))
+        return self.objective.outputs(self._own, batch), self._own.scale()
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+
+class Variance(Objective):
+    """Outputs of other names and types than the project's: numbers, integers, a mask, numbers that no loss reads."""
+
+    needs_all_clips = True
+
+    def outputs(self, model: Clip4Vla, batch: Batch) -> dict[str, Tensor]:
+        video = model(batch, audio_token="none", names=("video",)).video
+        return {
+            "video": video,
+            "weight": batch.samples % 5,
+            "has_video": batch.video_mask.any(1),
+            "not_read": 2 * video.sum(1),
+        }
+
+    def losses(self, outputs: Outputs, scale: Tensor) -> dict[str, Tensor]:
+        found = (scale * outputs["video"] * outputs["weight"].unsqueeze(1))[outputs["has_video"]]
+        return {"variance": found.var(0).sum()}
+
+
+@pytest.mark.parametrize("pieces", [2, 5])
+def test_the_cached_step_takes_outputs_of_any_name_and_type(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+    monkeypatch.setattr("clip4vla.training.engine.dist.get_world_size", lambda: 1)
+    objective, batch = Variance(), make_batch(CLIPS, 0)
+    expected, model = build(), build()
+    losses = objective.losses(objective.outputs(expected, batch), expected.scale())
+    losses["variance"].backward()
+    [rows] = micro_batches(Case(1, pieces))
+    found = WithoutDeepSpeed(model, objective)._step_cached(batch, rows, (SEED,))
+    torch.testing.assert_close(found, losses)
+    gradients = {name: p.grad for name, p in expected.named_parameters() if p.grad is not None}
+    assert {"clip.logit_scale", "clip.visual.conv1.weight"} <= gradients.keys()
+    parameters = {name: p for name, p in model.named_parameters() if p.grad is not None}
+    assert parameters.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(parameters[name].grad, gradient, rtol=1e-4, atol=1e-5)
+
+
 def test_the_comparison_would_notice_gradients_of_another_size() -> None:
     case = Case(1, 1)
     _, weights = naive(case, 1)
     model = build()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     twice = OPTIMIZER.model_copy(update={"eps": OPTIMIZER.eps / 2})  # to Adam, half the eps is twice the gradient
-    NaiveTraining(model, case.objective, twice).step(make_batch(CLIPS, 0), micro_batches(case), SEED, 0)
+    NaiveTraining(model, case.contrastive, twice).step(make_batch(CLIPS, 0), micro_batches(case), SEED, 0)
     assert distance(before, weights) > 1e-3
     assert distance(model.state_dict(), weights) > 30 * CLOSE["atol"]
 
@@ -164,5 +220,5 @@ def test_ranks_agree_whether_one_of_them_was_asked_to_stop(out: Path) -> None:
 
 
 def test_joining_the_ranks_compiles_nothing(out: Path) -> None:
-    """DeepSpeed's shared-memory op is switched off by a private name, which another version may not know."""
+    """DeepSpeed's shared-memory op is switched off by a private name, which another version may not have."""
     assert not list((out / "extensions").rglob("*"))

@@ -8,12 +8,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from clip4vla.training.flops import StepFlops, peak_flops
-from clip4vla.training.objective import Captioning, Objective
-from tests.training.tiny import EVERYTHING, build, build_writer, make_batch
+from clip4vla.training.objectives import CaptioningObjective, ContrastiveObjective
+from tests.training.tiny import EVERYTHING, build, build_captioner, make_batch
 
 WIDTH, EMBEDDING, PATCHES, PATCH = 16, 16, 4, 16
 FRAMES = TILES = 2
-WORDS, SENTENCES = 9, 2
+TOKENS, CAPTIONS = 9, 2
 GPU = torch.device("cuda")
 
 
@@ -29,7 +29,7 @@ def image(type_tokens: int) -> int:
 
 
 def text() -> int:
-    return SENTENCES * 3 * (blocks(WORDS, 2) + 2 * WIDTH * EMBEDDING)
+    return CAPTIONS * 3 * (blocks(TOKENS, 2) + 2 * WIDTH * EMBEDDING)
 
 
 @pytest.mark.parametrize(
@@ -42,26 +42,26 @@ def text() -> int:
         (("text_audio", "audio_audio"), "none", text() + 2 * TILES * image(0)),
     ],
 )
-def test_a_forward_and_a_backward_pass_of_what_is_asked_for_count(
+def test_a_forward_and_a_backward_pass_of_the_needed_towers_count(
     terms: tuple[str, ...], token: str, expected: int
 ) -> None:
-    flops = StepFlops(build(), Objective(dict.fromkeys(terms, 1.0), token))
+    flops = StepFlops(build(), ContrastiveObjective(dict.fromkeys(terms, 1.0), token))
     assert flops(make_batch(7, 0)) == 7 * expected
 
 
 @pytest.mark.parametrize("fusion", ["mean", "sequence"])
 def test_a_real_pass_over_an_uneven_batch_has_as_many(fusion: str) -> None:
-    model, objective, batch = build(fusion=fusion), Objective({"text_video": 1.0}, "both"), make_batch(7, 0)
+    model, objective, batch = build(fusion=fusion), ContrastiveObjective({"text_video": 1.0}, "both"), make_batch(7, 0)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        features = model(batch, audio_token="both", views=objective.views)
-        (features.text.sum() + features.video.sum()).backward()
+        embeddings = model(batch, audio_token="both", names=objective.names)
+        (embeddings.text.sum() + embeddings.video.sum()).backward()
     assert StepFlops(model, objective)(batch) == counter.get_total_flops()
 
 
 def test_a_real_pass_of_captioning_has_as_many() -> None:
-    model, captioning, batch = build_writer(), Captioning("vision", "both", 0.1, 0.2), make_batch(7, 0)
+    model, captioning, batch = build_captioner(), CaptioningObjective("video", "both", 0.1, 0.2), make_batch(7, 0)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        captioning.outputs(model, batch).caption.sum().backward()
+        captioning.outputs(model, batch)["caption_loss"].sum().backward()
     assert StepFlops(model, captioning)(batch) == counter.get_total_flops()
 
 
@@ -81,7 +81,7 @@ def test_each_shape_is_counted_once_and_nothing_is_drawn(monkeypatch: pytest.Mon
     long = make_batch(5, 0)
     short = replace(long, tokens=long.tokens[..., -4:])
     found = [flops(batch) for batch in (long, short, long[:3], short)]
-    assert counted == [(1, SENTENCES, WORDS), (1, SENTENCES, 4)]
+    assert counted == [(1, CAPTIONS, TOKENS), (1, CAPTIONS, 4)]
     assert found[1] == found[3] < found[0]
     assert found[2] == found[0] // 5 * 3
     assert torch.equal(torch.get_rng_state(), state)
@@ -95,7 +95,7 @@ def test_each_shape_is_counted_once_and_nothing_is_drawn(monkeypatch: pytest.Mon
         ("NVIDIA A100-SXM4-80GB", "bf16", 312e12),
         ("NVIDIA A100-SXM4-80GB", "fp32", 19.5e12),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16", None),
-        ("Unheard of", "bf16", None),
+        ("Unknown GPU", "bf16", None),
     ],
 )
 def test_peaks_of_known_gpus_and_of_no_other(

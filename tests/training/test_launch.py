@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from clip4vla.training.job import Job
 from clip4vla.training.launch import launch, ranks_here
-from tests.training.jobs import make_job
+from clip4vla.training.spec import TrainSpec
+from tests.training.specs import make_spec
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +17,7 @@ SLURM = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_JO
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for srun, which notes what it was called with and does what `srun.sh` says."""
+    """A stand-in for srun, which records its arguments and runs `srun.sh`."""
     srun = tmp_path / "bin" / "srun"
     srun.parent.mkdir()
     srun.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/calls\n. {tmp_path}/srun.sh\n')
@@ -30,41 +30,41 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_two_trainings_into_the_same_checkpoints_are_refused(tmp_path: Path) -> None:
-    job = make_job(tmp_path, "busy")
-    job.checkpoints.mkdir(parents=True)
-    with (job.checkpoints / "lock").open("w") as file:
+    spec = make_spec(tmp_path, "busy")
+    spec.checkpoints.mkdir(parents=True)
+    with (spec.checkpoints / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(RuntimeError, match=r"another process is training into .*busy: wait for it, or end it"):
-            launch(job)
-    assert not (job.checkpoints / "job.json").exists()
+            launch(spec)
+    assert not (spec.checkpoints / "spec.json").exists()
 
 
-def test_in_a_slurm_allocation_srun_starts_the_ranks_of_the_job(slurm: Path) -> None:
-    job = make_job(slurm, "slurm", ranks=4)
-    launch(job)
+def test_in_a_slurm_allocation_srun_starts_the_ranks_of_the_spec(slurm: Path) -> None:
+    spec = make_spec(slurm, "slurm", ranks=4)
+    launch(spec)
     calls = (slurm / "calls").read_text()
     assert "--nodes=2" in calls
     assert "--nproc-per-node=4" in calls
-    assert Job.read(Path(calls.split()[-1])) == job
+    assert TrainSpec.read(Path(calls.split()[-1])) == spec
 
 
-def test_what_starts_the_ranks_elsewhere_and_fails_is_named(slurm: Path) -> None:
+def test_a_launcher_of_several_nodes_that_fails_is_named(slurm: Path) -> None:
     (slurm / "srun.sh").write_text("exit 9")
     with pytest.raises(RuntimeError, match="the training failed: srun ended with status 9"):
-        launch(make_job(slurm, "slurm"))
+        launch(make_spec(slurm, "slurm"))
 
 
-def test_a_signal_is_passed_on_and_the_handler_given_back(slurm: Path) -> None:
+def test_a_signal_is_passed_on_and_the_handler_restored(slurm: Path) -> None:
     (slurm / "srun.sh").write_text("trap 'exit 7' TERM; kill -TERM $PPID; while :; do sleep 0.05; done")
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(RuntimeError, match="srun ended with status 7"):
-        launch(make_job(slurm, "slurm"))
+        launch(make_spec(slurm, "slurm"))
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_ranks_are_those_asked_for_or_one_for_each_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_as_configured_or_one_for_each_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
-    assert ranks_here(make_job(tmp_path, "j", ranks=3).trainer) == 3
-    assert ranks_here(make_job(tmp_path, "j", ranks=0).trainer) == 8
+    assert ranks_here(make_spec(tmp_path, "j", ranks=3).trainer) == 3
+    assert ranks_here(make_spec(tmp_path, "j", ranks=0).trainer) == 8
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert ranks_here(make_job(tmp_path, "j", ranks=0).trainer) == 1
+    assert ranks_here(make_spec(tmp_path, "j", ranks=0).trainer) == 1

@@ -1,4 +1,4 @@
-"""Commands for several nodes: what Slurm and DeepSpeed are told, read back by the programs' own parsers."""
+"""Commands for several nodes, read back by the launchers' own parsers."""
 
 from pathlib import Path
 
@@ -7,37 +7,41 @@ from torch.distributed.run import parse_args
 
 from clip4vla.training.multinode import HOSTFILE, first_host, hostfile_command, several_nodes, slurm_command
 
-JOB = Path("/shared/checkpoints/pretrain/job.json")
+SPEC = Path("/shared/checkpoints/pretraining/spec.json")
 SLURM = {"SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_NODELIST": "gpu[03-06]", "SLURM_JOB_ID": "4711"}
 
 
 def test_slurm_starts_one_torchrun_a_node_and_all_meet_at_the_first() -> None:
-    command = slurm_command(JOB, nodes=4, ranks_per_node=8, head="gpu03", run_id="4711")
+    command = slurm_command(SPEC, nodes=4, ranks_per_node=8, head="gpu03", run_id="4711")
     torchrun = command.index("torch.distributed.run")
     assert command[:torchrun][0] == "srun"
     assert {"--nodes=4", "--ntasks=4", "--ntasks-per-node=1", "--kill-on-bad-exit=1"} <= set(command[:torchrun])
-    told = parse_args(command[torchrun + 1 :])
-    assert (told.nnodes, told.nproc_per_node, told.rdzv_backend) == ("4", "8", "c10d")
-    assert (told.rdzv_endpoint, told.rdzv_id) == ("gpu03:29500", "4711")
-    assert (told.module, told.training_script, told.training_script_args) == (True, "clip4vla.training.run", [str(JOB)])
+    parsed = parse_args(command[torchrun + 1 :])
+    assert (parsed.nnodes, parsed.nproc_per_node, parsed.rdzv_backend) == ("4", "8", "c10d")
+    assert (parsed.rdzv_endpoint, parsed.rdzv_id) == ("gpu03:29500", "4711")
+    assert (parsed.module, parsed.training_script, parsed.training_script_args) == (
+        True,
+        "clip4vla.training.worker",
+        [str(SPEC)],
+    )
 
 
-def test_the_hostfile_s_ranks_get_the_job_as_their_only_argument() -> None:
-    command = hostfile_command(JOB, Path("/shared/hostfile"))
+def test_the_ranks_of_a_hostfile_get_the_spec_as_their_only_argument() -> None:
+    command = hostfile_command(SPEC, Path("/shared/hostfile"))
     assert command[command.index("--hostfile") + 1] == "/shared/hostfile"
-    assert "--no_local_rank" in command  # or the job would come second
-    assert command[-3:] == ["--module", "clip4vla.training.run", str(JOB)]
+    assert "--no_local_rank" in command  # or the spec would come second
+    assert command[-3:] == ["--module", "clip4vla.training.worker", str(SPEC)]
 
 
-def test_the_environment_decides_who_starts_the_ranks(tmp_path: Path) -> None:
+def test_the_environment_decides_which_launcher_starts_the_ranks(tmp_path: Path) -> None:
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("node1 slots=8\nnode2 slots=8\n")
-    assert several_nodes(JOB, 8, {}) is None
-    assert several_nodes(JOB, 8, SLURM | {"SLURM_JOB_NUM_NODES": "1"}) is None
-    assert several_nodes(JOB, 8, SLURM) == slurm_command(JOB, 4, 8, "gpu03", "4711")
-    assert several_nodes(JOB, 8, SLURM | {HOSTFILE: str(hostfile)}) == hostfile_command(JOB, hostfile)
+    assert several_nodes(SPEC, 8, {}) is None
+    assert several_nodes(SPEC, 8, SLURM | {"SLURM_JOB_NUM_NODES": "1"}) is None
+    assert several_nodes(SPEC, 8, SLURM) == slurm_command(SPEC, 4, 8, "gpu03", "4711")
+    assert several_nodes(SPEC, 8, SLURM | {HOSTFILE: str(hostfile)}) == hostfile_command(SPEC, hostfile)
     with pytest.raises(ValueError, match=r"CLIP4VLA_HOSTFILE is .*missing, which is no file"):
-        several_nodes(JOB, 8, {HOSTFILE: str(tmp_path / "missing")})
+        several_nodes(SPEC, 8, {HOSTFILE: str(tmp_path / "missing")})
 
 
 @pytest.mark.parametrize(

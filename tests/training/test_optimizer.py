@@ -8,9 +8,9 @@ from torch import nn
 
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.training.optimizer import learning_rate, parameter_groups
-from tests.training.tiny import OPTIMIZER, build, build_writer
+from tests.training.tiny import OPTIMIZER, build, build_captioner
 
-FROM_CLIP = OPTIMIZER.model_copy(update={"text_lr_ratio": 0.1, "vision_lr_ratio": 0.2})
+FROM_CLIP = OPTIMIZER.model_copy(update={"text_lr_ratio": 0.1, "video_lr_ratio": 0.2})
 SCHEDULE = OPTIMIZER.model_copy(update={"lr": 2.0, "warmup": 0.1})
 
 
@@ -50,14 +50,14 @@ def test_matrices_decay_and_nothing_else_does() -> None:
     assert found["clip.text_projection"][1] == found["audio.conv1.weight"][1] == OPTIMIZER.weight_decay
 
 
-def test_clips_towers_go_slower_than_what_is_new() -> None:
+def test_clip_s_towers_have_lower_rates_than_new_parts() -> None:
     for name, (ratio, _) in settings(build(fusion="sequence")).items():
         expected = 0.2 if name.startswith("clip.visual.") else 0.1 if name.startswith("clip.") else 1.0
         assert ratio == expected, name
 
 
-def test_a_decoder_goes_at_the_text_tower_s_rate_but_for_what_is_new() -> None:
-    found = settings(build_writer())
+def test_a_decoder_has_the_text_tower_s_rate_except_for_new_parts() -> None:
+    found = settings(build_captioner())
     new = ("ln_cross", "cross_attention", "ln_memory", "memory_type")
     for name, (ratio, _) in found.items():
         if name.startswith("decoder."):

@@ -6,23 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clip4vla.batch import Batch
-from clip4vla.model.clip4vla import Clip4Vla, Features
+from clip4vla.clips.batch import Batch
+from clip4vla.config import AudioConfig, ModelConfig, OptimizerConfig
+from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.towers import Architecture
-from clip4vla.params import AudioParams, ModelParams, OptimizerParams
-from clip4vla.training.objective import Objective
+from clip4vla.training.objectives import ContrastiveObjective, Outputs
 from clip4vla.training.optimizer import parameter_groups
 
-AUDIO = AudioParams(
-    sample_rate=16000,
-    n_fft=512,
-    hop=None,
-    tiles=2,
-    recipe="masked",
-    freq_mask_fraction=0.1,
-    time_mask_fraction=0.15,
-    mask_width=9,
-)
+AUDIO = AudioConfig(tiles=2, freq_mask_fraction=0.1)
 ARCHITECTURE = Architecture(
     "tiny",
     {
@@ -31,20 +22,14 @@ ARCHITECTURE = Architecture(
         "text_cfg": {"context_length": 12, "vocab_size": 64, "width": 16, "heads": 2, "layers": 2},
     },
 )
-MODEL = ModelParams(
-    architecture="tiny", weights=None, fusion="mean", fusion_layers=2, audio_token="both", temperature="learned"
-)
-OPTIMIZER = OptimizerParams(
+MODEL = ModelConfig(architecture="tiny")
+OPTIMIZER = OptimizerConfig(
     lr=0.01,
-    text_lr_ratio=1.0,
-    vision_lr_ratio=1.0,
-    betas=(0.9, 0.98),
     eps=0.01,  # as large as gradients are, so that the step depends on their size and not on their sign alone
-    weight_decay=0.2,
     warmup=0.0,
     clip_norm=1000.0,
 )
-EVERYTHING = Objective(
+EVERYTHING = ContrastiveObjective(
     {"text_audio": 1.0, "video_audio": 0.5, "text_video": 0.3, "text_both": 0.2, "audio_audio": 0.7}
     | {"text_text": 0.4, "video_video": 0.6},
     "sample",
@@ -52,12 +37,12 @@ EVERYTHING = Objective(
 
 
 def build(
-    temperature: str = "learned", fusion: str = "mean", dropout: float = 0.0, scores_pairs: bool = False
+    temperature: str = "learned", fusion: str = "mean", dropout: float = 0.0, has_cross_encoder: bool = False
 ) -> Clip4Vla:
     """The tiny model, always with the same weights; with `dropout` the audio tower draws at random."""
     torch.manual_seed(0)
-    params = MODEL.model_copy(update={"temperature": temperature, "fusion": fusion})
-    model = Clip4Vla(params, AUDIO, ARCHITECTURE, scores_pairs=scores_pairs)
+    config = MODEL.model_copy(update={"temperature": temperature, "fusion": fusion})
+    model = Clip4Vla(config, AUDIO, ARCHITECTURE, has_cross_encoder=has_cross_encoder)
     if dropout:
         model.audio.ln_pre = nn.Sequential(model.audio.ln_pre, nn.Dropout(dropout))
     return model.train()
@@ -67,7 +52,7 @@ VOCABULARY = torch.tensor([62, 63, *range(62)])
 """Start, end, and every other token of the tiny text tower."""
 
 
-def build_writer(fusion: str = "mean") -> Clip4Vla:
+def build_captioner(fusion: str = "mean") -> Clip4Vla:
     """The tiny model with a caption decoder, and a text tower that isn't trained."""
     torch.manual_seed(0)
     model = Clip4Vla(MODEL.model_copy(update={"fusion": fusion}), AUDIO, ARCHITECTURE, VOCABULARY).train()
@@ -76,7 +61,7 @@ def build_writer(fusion: str = "mean") -> Clip4Vla:
 
 
 def make_batch(clips: int, seed: int) -> Batch:
-    """Clips of noise with two sentences each: the second has no sound, the third no pictures, the fourth only one."""
+    """Clips of noise with two sentences each: the second has no sound, the third no frames, the fourth only one."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(1, 63, (clips, 2, 9), generator=generator)
     tokens[..., -1] = 63
@@ -105,25 +90,29 @@ def naive_of_texts(texts: Tensor, b: Tensor, scale: Tensor) -> Tensor:
 
 
 def naive_nt_xent(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    views = torch.cat([a, b])
-    itself = torch.eye(len(views), dtype=torch.bool)
-    logits = (scale * views @ views.T).masked_fill(itself, -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(views)).roll(len(a)))
+    vectors = torch.cat([a, b])
+    itself = torch.eye(len(vectors), dtype=torch.bool)
+    logits = (scale * vectors @ vectors.T).masked_fill(itself, -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(vectors)).roll(len(a)))
 
 
-def naive_losses(features: Features, scale: Tensor, weights: dict[str, float]) -> dict[str, Tensor]:
-    """Every term by whole similarity matrices over the clips that have what it compares."""
-    heard, seen = features.has_audio, features.has_video
-    seen_and_heard = seen & heard
+def naive_losses(outputs: Outputs, scale: Tensor, weights: dict[str, float]) -> dict[str, Tensor]:
+    """Every term by full similarity matrices over the clips that have what it compares."""
+    has_audio, has_video = outputs["has_audio"], outputs["has_video"]
+    has_both = has_video & has_audio
+
+    def of(name: str, present: Tensor) -> Tensor:
+        return outputs[name][present]
+
     terms = {
-        "text_audio": lambda: naive_of_texts(features.text[heard], features.audio[heard], scale),
-        "video_audio": lambda: naive_info_nce(features.video[seen_and_heard], features.audio[seen_and_heard], scale),
-        "text_video": lambda: naive_of_texts(features.text[seen], features.video[seen], scale),
-        "text_both": lambda: naive_of_texts(features.text, features.both, scale),
-        "audio_audio": lambda: naive_nt_xent(features.audio[heard], features.audio_view[heard], scale),
-        "text_cross": lambda: features.cross.mean(),
-        "text_text": lambda: sum(naive_info_nce(text, text, scale) for text in features.text.unbind(1)) / 2,
-        "video_video": lambda: naive_info_nce(features.video[seen], features.video[seen], scale),
+        "text_audio": lambda: naive_of_texts(of("text", has_audio), of("audio", has_audio), scale),
+        "video_audio": lambda: naive_info_nce(of("video", has_both), of("audio", has_both), scale),
+        "text_video": lambda: naive_of_texts(of("text", has_video), of("video", has_video), scale),
+        "text_both": lambda: naive_of_texts(outputs["text"], outputs["both"], scale),
+        "audio_audio": lambda: naive_nt_xent(of("audio", has_audio), of("augmented_audio", has_audio), scale),
+        "cross_encoder": lambda: outputs["cross_encoder_loss"].mean(),
+        "text_text": lambda: sum(naive_info_nce(text, text, scale) for text in outputs["text"].unbind(1)) / 2,
+        "video_video": lambda: naive_info_nce(of("video", has_video), of("video", has_video), scale),
     }
     return {name: weight * terms[name]() for name, weight in weights.items()}
 
@@ -131,10 +120,10 @@ def naive_losses(features: Features, scale: Tensor, weights: dict[str, float]) -
 class NaiveTraining:
     """One process, one graph over the whole batch, torch's own clipping and AdamW.
 
-    It draws at random for each rank and micro-batch what `Engine` promises to draw.
+    For each rank and micro-batch it draws the same random numbers as `Engine`.
     """
 
-    def __init__(self, model: Clip4Vla, objective: Objective, optimizer: OptimizerParams) -> None:
+    def __init__(self, model: Clip4Vla, objective: ContrastiveObjective, optimizer: OptimizerConfig) -> None:
         self.model, self.objective, self.clip_norm = model, objective, optimizer.clip_norm
         groups = parameter_groups(model, optimizer)
         self.adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
@@ -145,12 +134,21 @@ class NaiveTraining:
         for rank, pieces in enumerate(shares):
             for index, rows in enumerate(pieces):
                 torch.manual_seed(hash((seed, step, rank, index)) & 0x7FFF_FFFF_FFFF_FFFF)
-                token, views = self.objective.audio_token, self.objective.views
-                parts.append(self.model(batch[rows], audio_token=token, views=views))
-        losses = naive_losses(Features.concatenate(parts), self.model.scale(), dict(self.objective.weights))
+                parts.append(self._outputs(batch[rows]))
+        outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        losses = naive_losses(outputs, self.model.scale(), dict(self.objective.weights))
         total = torch.stack(list(losses.values())).sum()
         self.adamw.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.adamw.step()
         return {name: loss.item() for name, loss in losses.items()} | {"loss": total.item()}
+
+    def _outputs(self, batch: Batch) -> dict[str, Tensor]:
+        token, names = self.objective.audio_token, self.objective.names
+        embeddings, media = self.model.embed(batch, audio_token=token, names=names)
+        outputs = embeddings.tensors()
+        if "cross_encoder" in self.objective.weights:
+            first = embeddings.text[:, 0]
+            outputs["cross_encoder_loss"] = self.model.cross_encoder_loss(first, embeddings.both, media)
+        return outputs

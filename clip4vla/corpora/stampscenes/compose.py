@@ -1,11 +1,11 @@
 """Stage `corpus`: the stamp package in, StampScenes out.
 
 Out, under `data/corpora/stampscenes/`:
-    pretrain/annotations/stampscenes.json   a list of {clip_id, video, split, text, audio_type}
-    pretrain/videos/*.mp4
-    captions/annotations/MSRVTT_data.json   MSR-VTT's schema
+    pretraining/annotations/stampscenes.json  a list of {clip_id, video, split, text, audio_type}
+    pretraining/videos/*.mp4
+    captions/annotations/MSRVTT_data.json     MSR-VTT's schema
     captions/videos/*.mp4
-    labels.json                             what is seen, heard and said in each clip, for the probe
+    labels.json                               what is seen, heard and said in each clip, for the probe
 """
 
 import multiprocessing
@@ -16,9 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clip4vla.atomic import atomic_directory, write_json
-from clip4vla.corpora.stampscenes.fetch import DESTINATION as PACKAGE_DIRECTORY
-from clip4vla.corpora.stampscenes.fetch import PACKAGE
+from clip4vla.config import StampScenesConfig
 from clip4vla.corpora.stampscenes.render import render_audio, render_frames
 from clip4vla.corpora.stampscenes.scenes import (
     Scene,
@@ -28,10 +26,10 @@ from clip4vla.corpora.stampscenes.scenes import (
     pretraining_text,
     sound_text,
 )
-from clip4vla.corpora.stampscenes.things import Thing, decode_stamp, likeness, read_stamps
+from clip4vla.corpora.stampscenes.stamps import Stamp, decode_stamp, likeness, read_stamps
 from clip4vla.media.encode import encode
-from clip4vla.params import StampScenesParams, load_params
-from clip4vla.progress import track
+from clip4vla.utils.files import atomic_directory, write_json
+from clip4vla.utils.progress import track
 
 DESTINATION = Path("data/corpora/stampscenes")
 SAMPLE_RATE = 16_000
@@ -44,89 +42,89 @@ MSRVTT_SPLIT = {"train": "train", "val": "validate", "test": "test"}
 _worker: dict[str, Any] = {}
 
 
-def compose(deb: Path, params: StampScenesParams, destination: Path) -> None:
+def compose(deb: Path, config: StampScenesConfig, destination: Path) -> None:
     """Compose the corpus from the package at `deb`.
 
     Raises:
-        ValueError: the package is unreadable or has too few things for `params`.
+        ValueError: the package is unreadable or has too few stamps for `config`.
     """
-    things, sounding = choose_things(deb, params)
-    pretraining = pretraining_scenes(params, len(things), sounding)
-    captioned = caption_scenes(params, len(things), sounding)
+    stamps, sounding = choose_stamps(deb, config)
+    pretraining = pretraining_scenes(config, len(stamps), sounding)
+    captioned = caption_scenes(config, len(stamps), sounding)
     with atomic_directory(destination) as directory:
-        for part, scenes in (("pretrain", pretraining), ("captions", captioned)):
-            _render_all(scenes, things, params, directory / part / "videos")
-        write_annotations(directory, things, pretraining, captioned, params.seed)
+        for part, scenes in (("pretraining", pretraining), ("captions", captioned)):
+            _render_all(scenes, stamps, config, directory / part / "videos")
+        write_annotations(directory, stamps, pretraining, captioned, config.seed)
 
 
-def choose_things(deb: Path, params: StampScenesParams) -> tuple[list[Thing], int]:
+def choose_stamps(deb: Path, config: StampScenesConfig) -> tuple[list[Stamp], int]:
     """The vocabulary, those with a sound effect first, and how many these are.
 
-    Of several things that sound alike (a camel and a dromedary do) the first is taken, so that a sound tells.
+    Of several stamps that sound alike (a camel and a dromedary do) the first is taken, so that a sound tells.
     """
-    stamps = read_stamps(deb, params.language)
-    sounding = [stamp for stamp in stamps if stamp.sound]
-    silent = [stamp for stamp in stamps if not stamp.sound]
-    np.random.default_rng((params.seed, 0)).shuffle(silent)
-    side = round(PICTURE_SHARE * params.size)
-    things: list[Thing] = []
+    encoded = read_stamps(deb, config.language)
+    sounding = [stamp for stamp in encoded if stamp.sound]
+    silent = [stamp for stamp in encoded if not stamp.sound]
+    np.random.default_rng((config.seed, 0)).shuffle(silent)
+    side = round(PICTURE_SHARE * config.size)
+    stamps: list[Stamp] = []
     sounds = 0
-    for stamp in [*sounding, *silent]:
-        if len(things) == params.things:
+    for candidate in [*sounding, *silent]:
+        if len(stamps) == config.stamps:
             break
-        thing = decode_stamp(stamp, sample_rate=SAMPLE_RATE, picture_side=side)
-        if len(thing.voice) <= params.seconds * SAMPLE_RATE and not _is_heard(thing, things):
-            things.append(thing)
-            sounds += thing.sound is not None
-    if len(things) < params.things:
-        raise ValueError(f"stampscenes.things is {params.things}, but the package has {len(things)} usable ones")
-    return things, sounds
+        stamp = decode_stamp(candidate, sample_rate=SAMPLE_RATE, picture_side=side)
+        if len(stamp.voice) <= config.seconds * SAMPLE_RATE and not _is_heard(stamp, stamps):
+            stamps.append(stamp)
+            sounds += stamp.sound is not None
+    if len(stamps) < config.stamps:
+        raise ValueError(f"stampscenes.stamps is {config.stamps}, but the package has {len(stamps)} usable ones")
+    return stamps, sounds
 
 
-def _is_heard(thing: Thing, things: list[Thing]) -> bool:
-    """Whether one of `things` sounds like `thing`."""
-    heard = thing.sound
-    return heard is not None and any(t.sound is not None and likeness(heard, t.sound) > SAME_SOUND for t in things)
+def _is_heard(stamp: Stamp, stamps: list[Stamp]) -> bool:
+    """Whether one of `stamps` sounds like `stamp`."""
+    heard = stamp.sound
+    return heard is not None and any(t.sound is not None and likeness(heard, t.sound) > SAME_SOUND for t in stamps)
 
 
-def _render_all(scenes: list[Scene], things: list[Thing], params: StampScenesParams, videos: Path) -> None:
+def _render_all(scenes: list[Scene], stamps: list[Stamp], config: StampScenesConfig, videos: Path) -> None:
     videos.mkdir(parents=True)
     with ProcessPoolExecutor(
-        os.cpu_count(), multiprocessing.get_context("spawn"), _start_worker, (things, params, videos)
+        os.cpu_count(), multiprocessing.get_context("spawn"), _start_worker, (stamps, config, videos)
     ) as pool:
         for _ in track(pool.map(_render, scenes, chunksize=16), len(scenes), "clips"):
             pass
 
 
-def _start_worker(things: list[Thing], params: StampScenesParams, videos: Path) -> None:
-    _worker.update(things=things, params=params, videos=videos)
+def _start_worker(stamps: list[Stamp], config: StampScenesConfig, videos: Path) -> None:
+    _worker.update(stamps=stamps, config=config, videos=videos)
 
 
 def _render(scene: Scene) -> None:
-    things, params, videos = _worker["things"], _worker["params"], _worker["videos"]
-    rng = np.random.default_rng((params.seed, 4, *scene.clip_id.encode()))
-    frames = render_frames(things[scene.seen], params, rng)
-    audio = render_audio(scene, things, params, SAMPLE_RATE, rng)
-    encode(videos / f"{scene.clip_id}.mp4", frames, params.fps, audio, SAMPLE_RATE)
+    stamps, config, videos = _worker["stamps"], _worker["config"], _worker["videos"]
+    rng = np.random.default_rng((config.seed, 4, *scene.clip_id.encode()))
+    frames = render_frames(stamps[scene.seen], config, rng)
+    audio = render_audio(scene, stamps, config, SAMPLE_RATE, rng)
+    encode(videos / f"{scene.clip_id}.mp4", frames, config.fps, audio, SAMPLE_RATE)
 
 
 def write_annotations(
-    directory: Path, things: list[Thing], pretraining: list[Scene], captioned: list[Scene], seed: int
+    directory: Path, stamps: list[Stamp], pretraining: list[Scene], captioned: list[Scene], seed: int
 ) -> None:
     """Write the annotation files of both corpora and the labels behind them."""
-    labels = [thing.label for thing in things]
-    spoken = [thing.spoken for thing in things]
+    labels = [stamp.label for stamp in stamps]
+    spoken = [stamp.spoken for stamp in stamps]
     rows = []
     for scene in pretraining:
         text = pretraining_text(scene, labels, spoken)
         place = {"clip_id": scene.clip_id, "video": f"{scene.clip_id}.mp4", "split": scene.split}
         rows.append({**place, "text": text.text, "audio_type": text.audio_type})
-    write_json(directory / "pretrain/annotations/stampscenes.json", rows)
+    write_json(directory / "pretraining/annotations/stampscenes.json", rows)
     videos = [_msrvtt_video(scene) for scene in captioned]
     pairs = [(scene.clip_id, caption) for scene in captioned for caption in captions(scene, labels, spoken, seed)]
     sentences = [{"caption": c, "video_id": clip_id, "sen_id": index} for index, (clip_id, c) in enumerate(pairs)]
     write_json(directory / "captions/annotations/MSRVTT_data.json", {"videos": videos, "sentences": sentences})
-    write_json(directory / "labels.json", _labels(things, captioned))
+    write_json(directory / "labels.json", _labels(stamps, captioned))
 
 
 def _msrvtt_video(scene: Scene) -> dict[str, Any]:
@@ -134,21 +132,17 @@ def _msrvtt_video(scene: Scene) -> dict[str, Any]:
     return {"video_id": scene.clip_id, "id": number, "split": MSRVTT_SPLIT[scene.split]}
 
 
-def _labels(things: list[Thing], captioned: list[Scene]) -> dict[str, Any]:
+def _labels(stamps: list[Stamp], captioned: list[Scene]) -> dict[str, Any]:
     """The texts a probe chooses among, and the right ones of each caption clip."""
     return {
-        "sound": [sound_text(thing.label) for thing in things if thing.sound is not None],
-        "speech": [thing.spoken for thing in things],
+        "sound": [sound_text(stamp.label) for stamp in stamps if stamp.sound is not None],
+        "speech": [stamp.spoken for stamp in stamps],
         "clips": {
             scene.clip_id: {
-                "seen": things[scene.seen].label,
-                "sound": sound_text(things[scene.heard].label),
-                "speech": things[scene.said].spoken,
+                "seen": stamps[scene.seen].label,
+                "sound": sound_text(stamps[scene.heard].label),
+                "speech": stamps[scene.said].spoken,
             }
             for scene in captioned
         },
     }
-
-
-if __name__ == "__main__":
-    compose(PACKAGE_DIRECTORY / f"{PACKAGE}.deb", load_params().stampscenes, DESTINATION)

@@ -3,15 +3,14 @@
 Out: `data/raw/stamps/tuxpaint-stamps-default.deb` and `package.json`.
 """
 
-import hashlib
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-from clip4vla.atomic import atomic_directory, write_json
 from clip4vla.corpora.stampscenes.archive import read_version
-from clip4vla.params import load_params
+from clip4vla.utils.files import atomic_directory, write_json
+from clip4vla.utils.hashing import hash_file
 
 PACKAGE = "tuxpaint-stamps-default"
 DESTINATION = Path("data/raw/stamps")
@@ -34,7 +33,7 @@ def fetch(package: str | None, destination: Path) -> None:
             _download(deb)
         else:
             _copy(Path(package), deb)
-        write_json(directory / "package.json", {"package": PACKAGE, "version": _version(deb), "sha256": _sha256(deb)})
+        write_json(directory / "package.json", {"package": PACKAGE, "version": _version(deb), "sha256": hash_file(deb)})
 
 
 def _download(deb: Path) -> None:
@@ -59,12 +58,3 @@ def _version(deb: Path) -> str:
     if name != PACKAGE:
         raise ValueError(f"{deb} is the package {name}, not {PACKAGE}")
     return version
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-if __name__ == "__main__":
-    fetch(load_params().stampscenes.package, DESTINATION)

@@ -4,9 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from clip4vla.config import StampScenesConfig
 from clip4vla.corpora.stampscenes.scenes import Scene
-from clip4vla.corpora.stampscenes.things import Thing
-from clip4vla.params import StampScenesParams
+from clip4vla.corpora.stampscenes.stamps import Stamp
 
 LEVEL = 0.1
 """Root mean square of the leading sound, of full scale."""
@@ -16,14 +16,14 @@ EFFECT_GAP_S, VOICE_GAP_S = 0.15, 0.3
 """Pause between repetitions of a sound effect and of a voice that are shorter than the clip."""
 
 
-def render_frames(thing: Thing, params: StampScenesParams, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The picture of `thing` moving on a straight line over a gradient: (F, H, W, 3)."""
-    side = params.size
+def render_frames(stamp: Stamp, config: StampScenesConfig, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The picture of `stamp` moving on a straight line over a gradient: (F, H, W, 3)."""
+    side = config.size
     background = _gradient(side, rng)
-    picture = _resized(thing.picture, rng.uniform(0.85, 1.0))
+    picture = _resized(stamp.picture, rng.uniform(0.85, 1.0))
     room = np.array([side - picture.width, side - picture.height])
     start, end = rng.uniform(0, 1, (2, 2)) * room
-    count = round(params.seconds * params.fps)
+    count = round(config.seconds * config.fps)
     frames = []
     for position in np.linspace(start, end, count).round().astype(int):
         frame = background.copy()
@@ -46,22 +46,22 @@ def _resized(picture: Image.Image, scale: float) -> Image.Image:
 
 
 def render_audio(
-    scene: Scene, things: list[Thing], params: StampScenesParams, sample_rate: int, rng: np.random.Generator
+    scene: Scene, stamps: list[Stamp], config: StampScenesConfig, sample_rate: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Voice and sound effect over noise: (S,) mono in -1..1."""
-    length = round(params.seconds * sample_rate)
-    voice = _levelled(_repeated(things[scene.said].voice, length, round(VOICE_GAP_S * sample_rate), rng))
-    sound = things[scene.heard].sound
-    assert sound is not None, "a thing that is heard has a sound"
+    length = round(config.seconds * sample_rate)
+    voice = _levelled(_repeated(stamps[scene.said].voice, length, round(VOICE_GAP_S * sample_rate), rng))
+    sound = stamps[scene.heard].sound
+    assert sound is not None, "a stamp that is heard has a sound"
     effect = _levelled(_repeated(sound, length, round(EFFECT_GAP_S * sample_rate), rng))
-    background = _gain(rng.uniform(*params.background_db))
+    background = _gain(rng.uniform(*config.background_db))
     if scene.leading == "verbal":
         effect = effect * background
     elif scene.leading == "nonverbal":
         voice = voice * background
     else:
-        voice = voice * _gain(rng.uniform(*params.voice_db))
-    noise = _gain(rng.uniform(*params.noise_db)) * LEVEL * rng.standard_normal(length)
+        voice = voice * _gain(rng.uniform(*config.voice_db))
+    noise = _gain(rng.uniform(*config.noise_db)) * LEVEL * rng.standard_normal(length)
     mixed = voice + effect + noise
     return (mixed / max(1.0, np.abs(mixed).max() / 0.99)).astype(np.float32)
 

@@ -1,7 +1,7 @@
 """What is seen, heard and said in each clip of StampScenes, and the sentences that say so: pure, seeded.
 
-Pretraining clips show a thing and let one hear its name (narrated, as in HowTo100M) or its sound (sounding, as in
-AudioSet). Caption clips show one thing, let one hear another and name a third; each pair of sound and word comes
+Pretraining clips show a stamp and let one hear its name (narrated, as in HowTo100M) or its sound (sounding, as in
+AudioSet). Caption clips show one stamp, let one hear another and name a third; each pair of sound and word comes
 with several pictures, so that neither eye nor ear finds a clip alone. No pair occurs in two splits.
 """
 
@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from clip4vla.params import StampScenesParams
+from clip4vla.config import StampScenesConfig
 from clip4vla.records import AudioType, Split, Text
 
 CAPTION_TEMPLATES = (
@@ -29,7 +29,7 @@ CAPTIONS_PER_CLIP = 3
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip: indices into the vocabulary of things, and which kind of sound leads."""
+    """One clip: indices into the vocabulary of stamps, and which kind of sound leads."""
 
     clip_id: str
     split: Split
@@ -40,51 +40,51 @@ class Scene:
     """None in a caption clip, where sound and voice are about equally loud."""
 
 
-def pretraining_scenes(params: StampScenesParams, things: int, sounding: int) -> list[Scene]:
-    """The pretraining clips over `things` things, of which the first `sounding` have a sound."""
-    rng = np.random.default_rng((params.seed, 1))
-    narrated = params.pretrain_clips // 2
+def pretraining_scenes(config: StampScenesConfig, stamps: int, sounding: int) -> list[Scene]:
+    """The pretraining clips over `stamps` stamps, of which the first `sounding` have a sound."""
+    rng = np.random.default_rng((config.seed, 1))
+    narrated = config.pretraining_clips // 2
     scenes = []
-    for index, thing in enumerate(_cycle(rng, things, narrated)):
-        heard = _other(rng, sounding, thing)
-        scenes.append(Scene(f"narrated{index:05d}", "train", thing, heard, thing, "verbal"))
-    for index, thing in enumerate(_cycle(rng, sounding, params.pretrain_clips - narrated)):
-        said = _other(rng, things, thing)
-        scenes.append(Scene(f"sounding{index:05d}", "train", thing, thing, said, "nonverbal"))
+    for index, stamp in enumerate(_cycle(rng, stamps, narrated)):
+        heard = _other(rng, sounding, stamp)
+        scenes.append(Scene(f"narrated{index:05d}", "train", stamp, heard, stamp, "verbal"))
+    for index, stamp in enumerate(_cycle(rng, sounding, config.pretraining_clips - narrated)):
+        said = _other(rng, stamps, stamp)
+        scenes.append(Scene(f"sounding{index:05d}", "train", stamp, stamp, said, "nonverbal"))
     return scenes
 
 
-def caption_scenes(params: StampScenesParams, things: int, sounding: int) -> list[Scene]:
+def caption_scenes(config: StampScenesConfig, stamps: int, sounding: int) -> list[Scene]:
     """The caption clips, numbered `video0` on as in MSR-VTT.
 
     Raises:
         ValueError: there are fewer different pairs of sound and word than `caption_pairs` asks for.
     """
-    rng = np.random.default_rng((params.seed, 2))
-    wanted = sum(params.caption_pairs.values())
-    pairs = [(heard, said) for heard in range(sounding) for said in range(things) if heard != said]
+    rng = np.random.default_rng((config.seed, 2))
+    wanted = sum(config.caption_pairs.values())
+    pairs = [(heard, said) for heard in range(sounding) for said in range(stamps) if heard != said]
     if wanted > len(pairs):
-        raise ValueError(f"stampscenes.caption_pairs asks for {wanted} pairs, but {things} things give {len(pairs)}")
+        raise ValueError(f"stampscenes.caption_pairs asks for {wanted} pairs, but {stamps} stamps give {len(pairs)}")
     chosen = iter(rng.permutation(len(pairs))[:wanted])
     scenes: list[Scene] = []
-    for split, count in params.caption_pairs.items():
+    for split, count in config.caption_pairs.items():
         for _ in range(count):
             heard, said = pairs[next(chosen)]
-            unlike = [thing for thing in range(things) if thing not in (heard, said)]
-            for seen in rng.choice(unlike, params.pictures_per_pair[split], replace=False):
+            unlike = [stamp for stamp in range(stamps) if stamp not in (heard, said)]
+            for seen in rng.choice(unlike, config.pictures_per_pair[split], replace=False):
                 scenes.append(Scene(f"video{len(scenes)}", split, int(seen), heard, said, None))
     return scenes
 
 
-def _cycle(rng: np.random.Generator, things: int, count: int) -> list[int]:
-    """`count` things, each as often as any other give or take one."""
-    rounds = -(-count // things)
-    return np.concatenate([rng.permutation(things) for _ in range(rounds)])[:count].tolist()
+def _cycle(rng: np.random.Generator, stamps: int, count: int) -> list[int]:
+    """`count` stamps, each as often as any other give or take one."""
+    rounds = -(-count // stamps)
+    return np.concatenate([rng.permutation(stamps) for _ in range(rounds)])[:count].tolist()
 
 
-def _other(rng: np.random.Generator, things: int, but: int) -> int:
-    """One of `things`, but not `but`."""
-    drawn = int(rng.integers(things - 1 if but < things else things))
+def _other(rng: np.random.Generator, stamps: int, but: int) -> int:
+    """One of `stamps`, but not `but`."""
+    drawn = int(rng.integers(stamps - 1 if but < stamps else stamps))
     return drawn + (drawn >= but)
 
 
@@ -112,7 +112,7 @@ def captions(scene: Scene, labels: Sequence[str], spoken: Sequence[str], seed: i
 
 
 def caption_slots(caption: str, right: Mapping[str, str]) -> dict[str, bool]:
-    """Whether a caption names the right thing in the right role, for each role of `right`.
+    """Whether a caption names the right stamp in the right role, for each role of `right`.
 
     Args:
         caption: any sentence; one that follows no template of the corpus names nothing.

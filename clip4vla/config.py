@@ -1,0 +1,509 @@
+"""`params.yaml`, typed, documented and frozen; this module is the only reader of it and of its presets.
+
+In: a YAML file. Out: one `Config`, whose small sections are what the parts of the package take.
+An unknown key, a missing key, a duplicate key or a value out of range is a `ValueError` that names the file and the
+key. A field with a default may be left out of the file; published constants are such defaults.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from clip4vla.records import SPLITS, Modality, Split, TaskName
+
+Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Range = tuple[float, float]
+
+AudioToken = Literal["none", "verbal", "nonverbal", "both", "sample"] | Annotated[float, Field(ge=0, le=1)]
+"""The type token of the audio tower: none, one kind, both appended, the kind of each sample's text (`sample`), or a
+number w that mixes (1 - w) verbal + w nonverbal."""
+
+Role = Literal["pretraining", "finetuning"]
+"""What a corpus is used for."""
+
+
+class FrozenConfig(BaseModel):
+    """Base of every section: immutable, finite numbers only, and an undeclared key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class StampScenesConfig(FrozenConfig):
+    """The embedded corpus, composed from Debian's `tuxpaint-stamps-default`."""
+
+    package: str | None = None
+    """Path of a downloaded .deb; null downloads it with `apt-get download`."""
+    language: Literal["bg", "ca", "es", "fr", "ro", "ru"]
+    """Language of the voices and of the words that they say."""
+    seed: Seed
+    stamps: Annotated[int, Field(ge=8)]
+    """Number of labelled stamps that can be shown and named; those with a sound effect come first."""
+    pretraining_clips: Annotated[int, Field(ge=2)]
+    """Clips of the pretraining corpus: half are narrated (verbal), half carry the sound effect (nonverbal)."""
+    caption_pairs: dict[Split, Positive]
+    """Pairs (sound effect, spoken word) of the caption corpus by split."""
+    pictures_per_pair: dict[Split, Positive]
+    """Different pictures shown with each pair, so that audio alone cannot tell the clips apart."""
+    seconds: Annotated[float, Field(gt=1)]
+    size: Annotated[int, Field(ge=32, multiple_of=2)]
+    """Width and height of the videos in pixels."""
+    fps: Positive
+    background_db: Range
+    """Range of the level, relative to the leading sound, of the other kind of sound in a pretraining clip."""
+    voice_db: Range
+    """Range of the level of the voice in a caption clip, relative to the sound effect."""
+    noise_db: Range
+    """Range of the level of the noise, relative to the leading sound."""
+
+    @field_validator("caption_pairs", "pictures_per_pair")
+    @classmethod
+    def _names_every_split(cls, value: dict[Split, int]) -> dict[Split, int]:
+        if missing := [split for split in SPLITS if split not in value]:
+            raise ValueError(f"there is no number for {', '.join(missing)}")
+        return value
+
+    @field_validator("background_db", "voice_db", "noise_db")
+    @classmethod
+    def _ascends(cls, value: Range) -> Range:
+        if value[0] > value[1]:
+            raise ValueError(f"the range {value[0]:g} to {value[1]:g} descends")
+        return value
+
+
+class CorpusConfig(FrozenConfig):
+    """One corpus: its adapter, where its published annotations and its media are, and what it is used for."""
+
+    adapter: str
+    """Name of the adapter in `clip4vla/corpora/`."""
+    role: Role
+    annotations: str
+    """Directory of the published annotation files, relative to the project."""
+    media: str
+    """Directory of the media, relative to the project."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share in the training mixture, relative to the other corpora of the role."""
+
+
+class ClipsConfig(FrozenConfig):
+    """What is stored of a clip."""
+
+    frames: Positive
+    """Frames per clip, evenly spread over its span."""
+    size: Positive
+    """Shorter side of a stored frame in pixels."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
+    max_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """The sound of a longer clip is cut to its middle."""
+    verbal_above: Fraction | None = None
+    """Texts without an audio type count as verbal where more than this share of the sound is speech, else as
+    nonverbal; null leaves them untyped, and the audio tower gets both tokens in equal parts."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode; 0 means one per core."""
+    dask: str | None = None
+    """Address of a Dask cluster whose workers decode instead (`tcp://host:8786`), on a file system shared with it."""
+    max_reject_fraction: Fraction = 0.05
+    """The stage fails when a larger share of its records is rejected."""
+
+
+class AudioConfig(FrozenConfig):
+    """The log-mel front end. Rows (time) and bands of a tile equal the tower's image size; published values."""
+
+    sample_rate: Positive = 16_000
+    n_fft: Positive = 512
+    hop: Positive | None = None
+    """Samples between rows; null takes the hop for which a tile lasts as long as the published one (1.792 s)."""
+    tiles: Positive = 6
+    """Most tiles of a clip; a longer sound is cropped, at random in training and to its middle otherwise."""
+    recipe: Literal["masked", "published"] = "masked"
+    """`masked` keeps padding out of the statistics and fills SpecAugment's masks with the mean; `published` reproduces
+    the authors' code, whose padding and masks are loud (0 dB)."""
+    freq_mask_fraction: Fraction = 0.05
+    """SpecAugment: frequency masks per band."""
+    time_mask_fraction: Fraction = 0.15
+    """SpecAugment: time masks per row."""
+    mask_width: Annotated[int, Field(ge=0)] = 9
+    """SpecAugment: the width of a mask is drawn from 0 to this."""
+
+
+class ModelConfig(FrozenConfig):
+    """The towers and their fusion."""
+
+    architecture: str
+    """An open_clip model name, or the name of a config in `clip4vla/model/architectures/`."""
+    weights: str | None = None
+    """An open_clip pretrained tag (`openai`), the path of a checkpoint, or null to train from scratch."""
+    fusion: Literal["mean", "sequence"] = "mean"
+    """How video and audio become one vector: the mean of the two, or a transformer over their sequence."""
+    fusion_layers: Positive = 2
+    audio_token: AudioToken = "both"
+    """Type token in fine-tuning and evaluation, where a text describes all of the clip."""
+    temperature: Literal["learned", "fixed"] = "learned"
+    """Learned logit scale (CLIP), or fixed at 100 (published)."""
+
+
+class OptimizerConfig(FrozenConfig):
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: Annotated[float, Field(gt=0)]
+    """Peak rate of the audio tower and the fusion."""
+    text_lr_ratio: Weight = 1.0
+    """Rate of CLIP's text tower as a multiple of `lr`: far below 1 when it starts from pretrained weights."""
+    video_lr_ratio: Weight = 1.0
+    """The same of CLIP's image tower, which reads the frames."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    weight_decay: Weight = 0.2
+    """On matrices only: norms, biases, embeddings and the logit scale have none."""
+    warmup: Fraction = 0.1
+    """Share of the steps."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class TrainingConfig(FrozenConfig):
+    """What pretraining and fine-tuning have in common."""
+
+    epochs: Positive
+    batch_size: Annotated[int, Field(ge=2)]
+    """Clips per step over all ranks: the number that each clip is contrasted with."""
+    micro_batch_size: Positive = 32
+    """Clips per rank that pass through the towers at once; gradients are those of the full batch."""
+    frames: Positive = 12
+    """Frames per clip, of those stored."""
+    max_tokens: Annotated[int, Field(ge=4)] = 32
+    """Tokens of a text, start and end included; longer texts are cut."""
+    captions_per_clip: Positive = 1
+    """Captions of a clip in one step, drawn again each time; the terms with text are means over them."""
+    circular_shift: bool = False
+    """Circularly shift the waveform by a random offset each epoch."""
+    optimizer: OptimizerConfig
+
+
+class PretrainingConfig(TrainingConfig):
+    """Contrastive pretraining: the weight of each term, 0 turns it off. The defaults are the paper's objective."""
+
+    text_audio: Weight = 1.0
+    video_audio: Weight = 1.0
+    audio_audio: Weight = 1.0
+    """Between the sound and its SpecAugment view (SimCLR)."""
+    text_video: Weight = 0.0
+    text_text: Weight = 0.0
+    """Published with self-supervision: texts against themselves, which only pushes different clips apart."""
+    video_video: Weight = 0.0
+    """The same for video."""
+
+
+class RetrievalConfig(TrainingConfig):
+    """Retrieval fine-tuning: the weight of each term, 0 turns it off."""
+
+    text_both: Weight = 1.0
+    text_video: Weight = 0.0
+    text_audio: Weight = 0.0
+    cross_encoder: Weight = 0.0
+    """Loss of the score that reads a text and a clip together, for `evaluation.rerank`; needs `model.fusion:
+    sequence`. Its negatives are the nearest clips of a micro-batch."""
+
+
+class CaptioningConfig(TrainingConfig):
+    """Captioning: what the decoder attends to and how it is trained."""
+
+    modalities: Modality = "both"
+    """What the decoder attends to."""
+    modality_dropout: Fraction = 0.0
+    """With `both`: share of the clips of a step in which only the video, or only the audio, is attended to, so that
+    one model can caption by either alone."""
+    min_words: Annotated[int, Field(ge=0)] = 0
+    """Captions with fewer words are not trained on, unless a clip has no others."""
+    label_smoothing: Fraction = 0.0
+    vocabulary: Literal["corpus", "full"] = "corpus"
+    """Tokens that a caption may have: those of the training captions, or all of CLIP's, whose logits cost most of a
+    step on a CPU."""
+
+
+class AblationConfig(FrozenConfig):
+    """The sweep over audio tokens: one retrieval fine-tuning each, with the settings of `retrieval` but the length."""
+
+    audio_tokens: Annotated[tuple[AudioToken, ...], Field(min_length=1)] = ("none", "verbal", "nonverbal", "both")
+    epochs: Positive
+
+
+class TrainerConfig(FrozenConfig):
+    """How training runs on this machine; no score of a model should depend on it."""
+
+    ranks: Annotated[int, Field(ge=0)] = 0
+    """Processes on this node; 0 means one per GPU, or one on a CPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` is bf16 on a GPU and fp32 on a CPU."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    activation_checkpointing: bool = False
+    compile: bool = False
+    """Compile the towers with torch.compile; where that fails they run eagerly, with a warning."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    """Peak TFLOP/s of a device, for the MFU; null looks it up, and leaves the MFU out where it is unknown."""
+    loader_workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that prepare the batches of a rank; null means none on a CPU, whose cores they would take, and 8
+    beside a GPU."""
+    checkpoint_every: Positive = 100
+    """Steps between checkpoints."""
+    keep_checkpoints: Positive = 2
+    log_every: Positive = 10
+    """Steps between lines of progress and logged metrics."""
+
+
+class BeamSearchConfig(FrozenConfig):
+    """How captions are generated, in evaluation and by the served model."""
+
+    beam: Positive = 4
+    """Hypotheses that are followed at once; 1 is greedy."""
+    length_penalty: Weight = 1.0
+    """The log probability of a caption is divided by its number of tokens to this power; 0 favours short ones."""
+
+
+class EvaluationConfig(FrozenConfig):
+    """What is measured, and with what uncertainty."""
+
+    batch_size: Positive = 64
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples behind the 95 % intervals."""
+    seed: Seed = 0
+    labels: str | None = None
+    """Labels of the caption clips, for the type-token probe and for slot accuracy; null where a corpus has none."""
+    rerank: Annotated[int, Field(ge=0)] = 0
+    """Nearest clips of a caption that the cross encoder reorders, reported beside the first order; 0 turns it off."""
+    beam_search: BeamSearchConfig = BeamSearchConfig()
+
+
+class GuardConfig(FrozenConfig):
+    """A score that may not get worse by more than `tolerance` (same unit as the score)."""
+
+    score: str
+    tolerance: Weight
+
+
+class GateConfig(FrozenConfig):
+    """When a candidate becomes champion."""
+
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Name of the registered model."""
+    primary: str
+    """The score that must not be worse, paired on the same queries or clips, such as `text_to_clip/both/R@1`."""
+    require_better: bool = False
+    """True: the lower bound of the paired difference must be above 0; false: the difference must not be below 0."""
+    floors: dict[str, float] = {}
+    """Least value of each named score; for MdR and MnR, where less is better, the greatest."""
+    guards: tuple[GuardConfig, ...] = ()
+
+
+class GatesConfig(FrozenConfig):
+    """The gate of each task."""
+
+    retrieval: GateConfig
+    captioning: GateConfig
+
+    def of(self, task: TaskName) -> GateConfig:
+        """The gate of `task`."""
+        return self.retrieval if task == "retrieval" else self.captioning
+
+
+class GenerationConfig(BeamSearchConfig):
+    """How a model with a caption decoder generates captions."""
+
+    modalities: Modality
+    """What the decoder attends to."""
+
+
+class InferenceConfig(FrozenConfig):
+    """How a trained model reads media and texts outside of training: as they were read in training.
+
+    It is stored in `config.json` of a model directory, and with each version in the registry.
+    """
+
+    clips: ClipsConfig
+    frames: Positive
+    max_tokens: Annotated[int, Field(ge=4)]
+    generation: GenerationConfig | None = None
+    """None for a model without a caption decoder."""
+
+    @classmethod
+    def of(
+        cls, clips: ClipsConfig, training: TrainingConfig, beam_search: BeamSearchConfig | None = None
+    ) -> "InferenceConfig":
+        """Of a model trained with `training`; `beam_search` (None: the default) is for one that generates captions."""
+        generation = None
+        if isinstance(training, CaptioningConfig):
+            search = beam_search or BeamSearchConfig()
+            generation = GenerationConfig(modalities=training.modalities, **search.model_dump())
+        return cls(clips=clips, frames=training.frames, max_tokens=training.max_tokens, generation=generation)
+
+    def with_beam_search(self, beam_search: BeamSearchConfig) -> "InferenceConfig":
+        """The same with another beam search, where captions are generated at all."""
+        if self.generation is None:
+            return self
+        generation = self.generation.model_copy(update=beam_search.model_dump())
+        return self.model_copy(update={"generation": generation})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_names(cls, tree: Any) -> Any:
+        """Versions registered before 0.1.0 have `words` for `max_tokens` and `writing` for `generation`."""
+        if not isinstance(tree, dict) or "words" not in tree:
+            return tree
+        current = {name: value for name, value in tree.items() if name not in ("words", "writing")}
+        if (writing := tree.get("writing")) is not None:
+            modalities = "video" if writing["modalities"] == "vision" else writing["modalities"]
+            current["generation"] = {"modalities": modalities, **writing["search"]}
+        return {**current, "max_tokens": tree["words"]}
+
+
+PresetSection = Literal["audio", "model", "pretraining", "retrieval", "captioning"]
+"""What a preset may change: how a model is trained, not the data that it is trained on."""
+
+CORPUS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""Keys of `corpora`: they become directory names, and arguments of commands and parts of parameters in `dvc.yaml`."""
+
+
+class Config(FrozenConfig):
+    """`params.yaml` with the chosen preset laid over it."""
+
+    preset: str
+    """Which of `presets` is laid over the sections below."""
+    presets: dict[str, dict[PresetSection, dict[str, Any]]]
+    """Named changes to the sections below; what a preset does not name stays."""
+    seed: Seed
+    """Seed of training; the corpus and the bootstrap have their own."""
+    stampscenes: StampScenesConfig
+    corpora: dict[str, CorpusConfig]
+    clips: ClipsConfig
+    audio: AudioConfig
+    model: ModelConfig
+    pretraining: PretrainingConfig
+    retrieval: RetrievalConfig
+    captioning: CaptioningConfig
+    ablation: AblationConfig
+    trainer: TrainerConfig
+    evaluation: EvaluationConfig
+    gates: GatesConfig
+
+    def task(self, task: TaskName) -> RetrievalConfig | CaptioningConfig:
+        """The training section of `task`."""
+        return self.retrieval if task == "retrieval" else self.captioning
+
+    @field_validator("corpora")
+    @classmethod
+    def _names_are_plain(cls, corpora: dict[str, CorpusConfig]) -> dict[str, CorpusConfig]:
+        for name in corpora:
+            if not CORPUS_NAME.fullmatch(name):
+                raise ValueError(
+                    f"the corpus name {name!r} must consist of letters, digits, '_' and '-', and begin with a letter "
+                    "or digit"
+                )
+        return corpora
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, tree: Any) -> Any:
+        presets = tree.get("presets") if isinstance(tree, dict) else None
+        if not isinstance(presets, dict) or not isinstance(tree.get("preset"), str):
+            return tree
+        if tree["preset"] not in presets:
+            raise ValueError(f"preset: {tree['preset']!r} is none of {', '.join(presets)}")
+        changes = presets[tree["preset"]]
+        return _laid_over(tree, changes) if isinstance(changes, dict) else tree
+
+    @model_validator(mode="after")
+    def _every_preset_is_valid(self) -> "Config":
+        for name, preset in self.presets.items():
+            for section, changes in preset.items():
+                base = getattr(self, section)
+                try:
+                    type(base).model_validate(_laid_over(base.model_dump(), changes))
+                except ValidationError as error:
+                    raise ValueError(f"presets.{name}.{section}.{_lines(error)[0].strip()}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _roles_are_filled(self) -> "Config":
+        for role in ("pretraining", "finetuning"):
+            if not any(corpus.role == role for corpus in self.corpora.values()):
+                raise ValueError(f"corpora: none has the role {role}")
+        return self
+
+    @model_validator(mode="after")
+    def _cross_encoder_is_trained(self) -> "Config":
+        if self.retrieval.cross_encoder and self.model.fusion != "sequence":
+            raise ValueError(
+                f"retrieval.cross_encoder is {self.retrieval.cross_encoder:g}, but model.fusion is "
+                f"{self.model.fusion!r}: the cross encoder needs 'sequence'"
+            )
+        if self.evaluation.rerank and not self.retrieval.cross_encoder:
+            raise ValueError(
+                f"evaluation.rerank is {self.evaluation.rerank}, but retrieval.cross_encoder is 0: no cross encoder "
+                "is trained"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frames_are_stored(self) -> "Config":
+        sections = {"pretraining": self.pretraining, "retrieval": self.retrieval, "captioning": self.captioning}
+        for name, training in sections.items():
+            if training.frames > self.clips.frames:
+                raise ValueError(
+                    f"{name}.frames is {training.frames}, but clips.frames, the number stored, is {self.clips.frames}"
+                )
+        return self
+
+
+def load_config(path: Path = Path("params.yaml"), preset: str | None = None) -> Config:
+    """Read and check `path`, with `preset` in place of the one that the file chooses.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file isn't YAML, or a key is unknown, missing, twice there or out of range; the message names
+            it.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # a SafeLoader
+        if preset is not None and isinstance(tree, dict):
+            tree["preset"] = preset
+        return Config.model_validate(tree)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    except ValidationError as error:
+        raise ValueError("\n".join([f"{path} is not valid:", *_lines(error)])) from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, for which a key that is given twice is an error; elsewhere the last one is taken."""
+
+    def compose_mapping_node(self, anchor: dict[Any, Any]) -> yaml.MappingNode:
+        """Compose a mapping; its keys are compared before merges (`<<`) add those of other mappings."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """A line per mistake: where, and what."""
+    return [
+        f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+    ]
+
+
+def _laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, section by section: the other keys of a section stay."""
+    nested = {
+        k: _laid_over(base[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(base.get(k), dict)
+    }
+    return {**base, **changes, **nested}

@@ -1,0 +1,1 @@
+"""What is done with a trained model: embed media, build and search an index, serve."""

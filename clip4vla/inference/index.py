@@ -1,0 +1,312 @@
+"""An index of a folder of media, searched by sentences.
+
+In: a folder, and the champion's model directory. Out: a directory that holds the model, so that searching needs no
+registry, and a Lance data set with a row per clip: its file and span, its vectors by modality, small pictures and a
+sound excerpt. A file longer than a clip becomes several clips. Building it again decodes only new and changed files,
+unless the model has changed; what a killed build has finished is kept.
+
+Shapes: N clips, D embedding width.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lance
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from clip4vla.clips.format import Clip
+from clip4vla.clips.preview import make_preview
+from clip4vla.config import FrozenConfig, InferenceConfig
+from clip4vla.corpora.media_index import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from clip4vla.inference.embedder import Embedder
+from clip4vla.media.decode import MediaError, duration_s
+from clip4vla.model.pretrained import CONFIG_FILE, WEIGHTS_FILE
+from clip4vla.records import MODALITIES, Modality
+from clip4vla.utils.files import atomic_directory, write_json
+from clip4vla.utils.progress import track
+
+MODEL, CLIPS, ABOUT, REJECTS = "model", "clips.lance", "index.json", "rejects.json"
+SHOWN = ("path", "start_s", "end_s", "pictures", "sound")
+CLIPS_AT_ONCE = 32
+"""Clips that pass through the towers together."""
+CLIPS_PER_COMMIT = 256
+"""Least clips, of complete files, that become visible together."""
+PATHS_AT_ONCE = 64
+"""Files that are removed together."""
+EXACT_UP_TO = 20_000
+"""Clips that are all compared; more are found by a vector index."""
+PROBES = 24
+"""Parts of the vector index that are looked into."""
+
+Item = TypeVar("Item")
+
+
+class IndexedModel(FrozenConfig):
+    """Which model an index was built with."""
+
+    name: str
+    version: str
+    content: str
+    """Hash of the model: another one has other vectors."""
+    inference: InferenceConfig
+    clip_seconds: float
+    """The most that a clip of the index lasts."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a build did, in files and clips."""
+
+    clips: int
+    added: int
+    kept: int
+    removed: int
+    rejects: Mapping[str, str]
+    """Why a file isn't in the index, by its path."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A clip that was found."""
+
+    path: str
+    start_s: float
+    end_s: float
+    scores: Mapping[Modality, float]
+    """Cosine of the query with the clip by each modality; a modality that the clip lacks is left out."""
+    pictures: tuple[bytes, ...]
+    sound: bytes | None
+
+
+def build(folder: Path, directory: Path, run_directory: Path, model: IndexedModel) -> Summary:
+    """Bring the index in `directory` up to date with `folder` and `model`, or make it.
+
+    Args:
+        run_directory: holds the model, such as `Registry.fetch` leaves it.
+
+    Raises:
+        ValueError: there is no such folder, or no media in it.
+    """
+    files = find_media(folder)
+    if not files:
+        raise ValueError(f"{folder} has no media; those with {', '.join(sorted(VIDEO_SUFFIXES))} and sounds are taken")
+    if _read_about(directory) != (model, folder.resolve()):
+        _begin(directory, run_directory, model, folder.resolve())
+    embedder = Embedder.open(directory / MODEL, model.inference, CLIPS_AT_ONCE)
+    before = _indexed_files(directory)
+    stale = [path for path, state in before.items() if files.get(path) != state]
+    _remove(directory, stale)
+    fresh = [path for path in files if path not in before or path in stale]
+    rejects = _add(directory, folder, {path: files[path] for path in fresh}, embedder, model.clip_seconds)
+    write_json(directory / REJECTS, rejects)
+    if not (directory / CLIPS).is_dir():
+        raise ValueError(f"no file of {folder} can be used; the first: {next(iter(rejects.values()))}")
+    dataset = lance.dataset(str(directory / CLIPS))
+    if fresh or stale:
+        index_vectors(dataset)
+    return Summary(dataset.count_rows(), len(fresh) - len(rejects), len(before) - len(stale), len(stale), rejects)
+
+
+def find_media(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and moment of change of every media file under `folder`, by its path in there.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES | AUDIO_SUFFIXES)
+    stats = {path.relative_to(folder).as_posix(): path.stat() for path in found if path.is_file()}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+def spans(seconds: float, longest: float) -> list[tuple[float, float]]:
+    """Begin and end of the equal parts of a file, none of them longer than `longest`."""
+    count = max(1, math.ceil(seconds / longest))
+    return [(index * seconds / count, (index + 1) * seconds / count) for index in range(count)]
+
+
+def _begin(directory: Path, run_directory: Path, model: IndexedModel, folder: Path) -> None:
+    with atomic_directory(directory) as partial:
+        (partial / MODEL).mkdir()
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            shutil.copy(run_directory / name, partial / MODEL)
+        write_json(partial / ABOUT, {"folder": str(folder), "model": model.model_dump(mode="json")})
+
+
+def _read_about(directory: Path) -> tuple[IndexedModel, Path] | None:
+    path = directory / ABOUT
+    if not path.is_file():
+        if directory.is_dir() and any(directory.iterdir()):
+            raise ValueError(f"{directory} is no index, and isn't empty: name another directory")
+        return None
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return IndexedModel.model_validate(tree["model"]), Path(tree["folder"])
+    except ValidationError as error:
+        raise ValueError(f"{path} is not of this version: remove {directory} and index again") from error
+
+
+def _indexed_files(directory: Path) -> dict[str, tuple[int, int]]:
+    if not (directory / CLIPS).is_dir():
+        return {}
+    table = lance.dataset(str(directory / CLIPS)).to_table(columns=["path", "bytes", "modified_ns"])
+    return {row["path"]: (row["bytes"], row["modified_ns"]) for row in table.to_pylist()}
+
+
+def _remove(directory: Path, paths: Sequence[str]) -> None:
+    for start in range(0, len(paths), PATHS_AT_ONCE):
+        names = ", ".join("'" + path.replace("'", "''") + "'" for path in paths[start : start + PATHS_AT_ONCE])
+        lance.dataset(str(directory / CLIPS)).delete(f"path in ({names})")
+
+
+def _add(
+    directory: Path, folder: Path, files: Mapping[str, tuple[int, int]], embedder: Embedder, longest: float
+) -> dict[str, str]:
+    """Add the clips of `files`; those that can't be used, with the reason."""
+    rejects: dict[str, str] = {}
+    waiting: list[dict[str, Any]] = []
+
+    def read(path: str) -> list[tuple[dict[str, Any], Clip]] | str:
+        try:
+            parts = spans(duration_s(folder / path), longest)
+            size, modified = files[path]
+            facts = {"path": path, "bytes": size, "modified_ns": modified}
+            return [
+                (facts | {"start_s": start_s, "end_s": end_s}, embedder.read(folder / path, start_s, end_s))
+                for start_s, end_s in parts
+            ]
+        except MediaError as error:
+            return str(error)
+
+    paths = list(files)
+    for path, found in zip(paths, track(_read_ahead(read, paths), len(paths), "files"), strict=True):
+        if isinstance(found, str):
+            rejects[path] = found
+            continue
+        waiting += [fact | {"clip": clip} for fact, clip in found]
+        if len(waiting) >= CLIPS_PER_COMMIT:
+            _write(directory, waiting, embedder)
+            waiting = []
+    if waiting:
+        _write(directory, waiting, embedder)
+    return rejects
+
+
+def _read_ahead(read: Callable[[str], Item], paths: Sequence[str]) -> Iterator[Item]:
+    """What `read` makes of each path, in order, by a thread per core that is a few paths ahead."""
+    with ThreadPoolExecutor(cores := len(os.sched_getaffinity(0))) as pool:
+        ahead: deque[Future[Item]] = deque()
+        for path in paths:
+            ahead.append(pool.submit(read, path))
+            if len(ahead) > 2 * cores:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _write(directory: Path, rows: Sequence[dict[str, Any]], embedder: Embedder) -> None:
+    """Embed the clips of `rows` and append them, by one commit."""
+    finished = []
+    for start in range(0, len(rows), CLIPS_AT_ONCE):
+        part = rows[start : start + CLIPS_AT_ONCE]
+        embeddings = embedder.embed_clips([row["clip"] for row in part], MODALITIES)
+        has_video, has_audio = embeddings.has_video.tolist(), embeddings.has_audio.tolist()
+        present = {"video": has_video, "audio": has_audio, "both": [True] * len(part)}
+        vectors = {modality: getattr(embeddings, modality).cpu().numpy() for modality in MODALITIES}
+        for place, row in enumerate(part):
+            facts = {key: value for key, value in row.items() if key != "clip"}
+            embedded = {m: vectors[m][place] if present[m][place] else None for m in MODALITIES}
+            finished.append(facts | _shown(row["clip"], embedder.sample_rate) | embedded)
+    width = vectors["both"].shape[1]
+    mode = "append" if (directory / CLIPS).is_dir() else "create"
+    lance.write_dataset(pa.Table.from_pylist(finished, schema(width)), str(directory / CLIPS), mode=mode)
+
+
+def _shown(clip: Clip, sample_rate: int) -> dict[str, Any]:
+    """Small pictures and an excerpt of the sound."""
+    preview = make_preview(clip, sample_rate)
+    return {"pictures": list(preview.pictures), "sound": preview.sound}
+
+
+def schema(width: int) -> pa.Schema:
+    """Of the clips, with vectors of `width` numbers."""
+    return pa.schema(
+        [
+            ("path", pa.string()),  # relative to the folder
+            ("bytes", pa.int64()),
+            ("modified_ns", pa.int64()),
+            ("start_s", pa.float64()),
+            ("end_s", pa.float64()),
+            ("pictures", pa.list_(pa.binary())),  # JPEG
+            ("sound", pa.binary()),  # MP3; null without an audio stream
+            *((modality, pa.list_(pa.float32(), width)) for modality in MODALITIES),  # null where a clip lacks it
+        ]
+    )
+
+
+def index_vectors(dataset: Any) -> None:
+    """Make the vector index of every modality with enough vectors for one; fewer are compared exactly."""
+    for column in MODALITIES:
+        present = dataset.count_rows(filter=f"{column} is not null")
+        if present > EXACT_UP_TO:
+            parts = round(math.sqrt(present) / 2)  # large parts: few to learn, and few that hold a neighbour unseen
+            dataset.create_index(column, "IVF_FLAT", metric="dot", num_partitions=parts, replace=True)
+
+
+class Index:
+    """An index that `build` made, opened to be searched.
+
+    Raises:
+        ValueError: there is none in `directory`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        about = _read_about(directory)
+        if about is None or not (directory / CLIPS).is_dir():
+            raise ValueError(f"there is no index in {directory}: `clip4vla index FOLDER --index {directory}` makes one")
+        self._directory = directory
+        self.model, self.folder = about
+        self._clips = lance.dataset(str(directory / CLIPS))
+
+    def __len__(self) -> int:
+        return int(self._clips.count_rows())
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return Embedder.open(self._directory / MODEL, self.model.inference)
+
+    def search(self, sentence: str, top: int, by: Modality = "both") -> list[Hit]:
+        """The `top` clips that match `sentence` best by one modality, the best first.
+
+        Raises:
+            ValueError: there is nothing in the sentence.
+        """
+        if not sentence.strip():
+            raise ValueError("there is nothing to search for")
+        return nearest(self._clips, self._embedder.encode_text([sentence])[0], top, by)
+
+
+def nearest(dataset: Any, query: NDArray[np.float32], top: int, by: Modality) -> list[Hit]:
+    """The `top` clips whose vector by a modality has the largest cosine with the unit vector `query` (D,)."""
+    wanted = {"column": by, "q": query, "k": top, "metric": "dot", "nprobes": PROBES}
+    table = dataset.to_table(columns=[*SHOWN, *MODALITIES, "_distance"], nearest=wanted, filter=f"{by} is not null")
+    hits = [_hit(row, query) for row in table.to_pylist()]
+    return sorted(hits, key=lambda hit: -hit.scores[by])
+
+
+def _hit(row: Mapping[str, Any], query: NDArray[np.float32]) -> Hit:
+    scores = {m: float(query @ np.array(row[m], np.float32)) for m in MODALITIES if row[m] is not None}
+    return Hit(row["path"], row["start_s"], row["end_s"], scores, tuple(row["pictures"]), row["sound"])

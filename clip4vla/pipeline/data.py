@@ -1,0 +1,65 @@
+"""Stages `fetch`, `corpus`, `manifest@CORPUS` and `clips@CORPUS`: from published files to clips in Lance."""
+
+from pathlib import Path
+
+from clip4vla.clips.ingest import ingest
+from clip4vla.config import Config, CorpusConfig, load_config
+from clip4vla.corpora.base import find_adapter
+from clip4vla.corpora.manifest import write_manifest
+from clip4vla.corpora.stampscenes import compose, fetch
+from clip4vla.pipeline.project import MANIFESTS, clips_directory
+
+MANIFEST_FILE = "manifest.parquet"
+
+
+def fetch_package() -> None:
+    """Debian's package of stamps, downloaded or copied, with its version and SHA-256."""
+    fetch.fetch(load_config().stampscenes.package, fetch.DESTINATION)
+
+
+def compose_corpus() -> None:
+    """StampScenes, composed of the pictures, sounds and voices of the package."""
+    compose.compose(fetch.DESTINATION / f"{fetch.PACKAGE}.deb", load_config().stampscenes, compose.DESTINATION)
+
+
+def write_corpus_manifest(name: str) -> None:
+    """The accepted records of a corpus, and the rejected ones with reasons.
+
+    Raises:
+        ValueError: there is no such corpus, its files aren't in the published format, or too many are rejected.
+    """
+    config = load_config()
+    corpus = _corpus(config, name)
+    entries = find_adapter(corpus.adapter)(Path(corpus.annotations))
+    summary = write_manifest(entries, Path(corpus.media), MANIFESTS / name)
+    summary.check(config.clips.max_reject_fraction)
+    print(f"{name}: {summary.summary()}")
+
+
+def write_any_manifest(adapter: str, annotations: Path, media: Path, out: Path) -> None:
+    """The manifest of files that params.yaml does not list, to look at what is accepted and rejected.
+
+    Raises:
+        ValueError: there is no such adapter or directory, or the files aren't in the published format.
+    """
+    summary = write_manifest(find_adapter(adapter)(annotations), media, out)
+    print(f"{adapter}: {summary.summary()}")
+
+
+def ingest_corpus(name: str) -> None:
+    """Frames, sound and sentences of every clip of a corpus, in Lance.
+
+    Raises:
+        ValueError: there is no such corpus, or too many clips are rejected.
+    """
+    config = load_config()
+    corpus = _corpus(config, name)
+    manifest = MANIFESTS / name / MANIFEST_FILE
+    summary = ingest(manifest, Path(corpus.media), clips_directory(config, name), config.clips, config.audio)
+    print(f"{name}: {summary.summary()}")
+
+
+def _corpus(config: Config, name: str) -> CorpusConfig:
+    if name not in config.corpora:
+        raise ValueError(f"params.yaml has no corpus {name!r}; it has {', '.join(config.corpora)}")
+    return config.corpora[name]

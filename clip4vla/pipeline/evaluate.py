@@ -1,0 +1,150 @@
+"""Stages `evaluate@MODEL`: the scores of the pretrained model and of each task's model on the test clips.
+
+Out: `runs/evaluations/MODEL/` with `scores.json`, results per query or clip, figures or captions, and `report.html`;
+`metrics/{pretraining,retrieval,captioning}.json`.
+"""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from clip4vla.clips.dataset import ClipDataset
+from clip4vla.config import Config, load_config
+from clip4vla.corpora.stampscenes.scenes import caption_slots
+from clip4vla.evaluation.caption_evaluator import CaptionEvaluator, Captions, Slots, score_captions
+from clip4vla.evaluation.labels import Labels
+from clip4vla.evaluation.retrieval_evaluator import EmbeddedSplit, RetrievalEvaluator
+from clip4vla.evaluation.scores import Scores
+from clip4vla.inference.embedder import Embedder
+from clip4vla.pipeline.project import EVALUATIONS, METRICS, REPORT_FILE, ROOT, RUNS, find_clips
+from clip4vla.pipeline.training import log_datasets
+from clip4vla.records import Split, TaskName
+from clip4vla.reports.captioning_report import captioning_page
+from clip4vla.reports.figures import retrieval_figure, save_figure, similarity_figure
+from clip4vla.reports.pages import Page, write_page
+from clip4vla.reports.retrieval_report import retrieval_page
+from clip4vla.tracking.run import Run, headline, reopen_run
+from clip4vla.training.spec import read_run
+from clip4vla.utils.files import write_json
+
+ModelName = Literal["pretraining", "retrieval", "captioning"]
+MODELS: tuple[ModelName, ...] = get_args(ModelName)
+CAPTIONS_FILE = "captions.json"
+SHOWN = 100
+"""Clips in the similarity figure."""
+
+
+def evaluate(model: ModelName) -> None:
+    """Score a model on the test clips, write a report, and add both to the MLflow run that trained it."""
+    if model == "captioning":
+        _evaluate_captioning(load_config())
+    else:
+        _evaluate_retrieval(load_config(), model)
+
+
+def score(config: Config, task: TaskName, directory: Path, split: Split) -> Scores:
+    """Scores of the model in `directory` at `task` on a split of the fine-tuning corpora."""
+    if task == "retrieval":
+        return score_retrieval(config, directory, split)[1]
+    # Java's start-up takes longer than captioning the validation clips
+    return score_captioning(config, directory, split, java=split == "test")[1]
+
+
+def score_retrieval(config: Config, directory: Path, split: Split) -> tuple[EmbeddedSplit, Scores]:
+    """Retrieval on a split of the fine-tuning corpora and, where there are labels, the type-token probe."""
+    evaluator = RetrievalEvaluator(Embedder.open(directory), config.evaluation)
+    dataset = ClipDataset(find_clips(config, "finetuning", split))
+    labels = read_labels(config)
+    probe = evaluator.probe(dataset, labels) if labels else None
+    embedded = evaluator.embed(dataset)
+    return embedded, evaluator.score(embedded, probe)
+
+
+def score_captioning(config: Config, directory: Path, split: Split, java: bool = True) -> tuple[Captions, Scores]:
+    """Captions of a split of the fine-tuning corpora, and their scores."""
+    embedder = Embedder.open(directory)
+    embedder.inference = embedder.inference.with_beam_search(config.evaluation.beam_search)
+    evaluator = CaptionEvaluator(embedder, config.evaluation)
+    captions = evaluator.caption(ClipDataset(find_clips(config, "finetuning", split)))
+    return captions, score_captions(captions, _slots(config), config.evaluation, java)
+
+
+def read_labels(config: Config) -> Labels | None:
+    """The labels that `evaluation.labels` names; None where it names none.
+
+    Raises:
+        ValueError: the file isn't there or isn't one.
+    """
+    return None if config.evaluation.labels is None else Labels.read(Path(config.evaluation.labels))
+
+
+def log_scores(config: Config, scores: Scores, run_id: str, split: Split) -> None:
+    """Add scores on a split to the MLflow run that trained the model, under `SPLIT/`; their notes become tags."""
+    with reopen_run(ROOT, run_id) as run:
+        run.log_metrics({f"{split}/{name}": value for name, value in scores.values.items()})
+        if split == "test":
+            run.log_metrics(headline(scores.values))
+        log_datasets(run, find_clips(config, "finetuning", split), split)
+        notes = {f"{split}.{name}": note for name, note in scores.notes.items()}
+        run.set_tags(notes | {f"{split}_set": scores.test_set})
+
+
+def _evaluate_retrieval(config: Config, model: ModelName) -> None:
+    out = EVALUATIONS / model
+    embedded, scores = score_retrieval(config, RUNS / model, "test")
+    trained = read_run(RUNS / model)
+    scores.write(out)
+    log_scores(config, scores, trained["run_id"], "test")
+    first = [embedded.caption_clips.index(clip_id) for clip_id in embedded.clip_ids[:SHOWN]]
+    similarity = embedded.similarity("both")[first, :SHOWN]
+    with reopen_run(ROOT, trained["run_id"]) as run:
+        for title, figure in (("retrieval", retrieval_figure(scores)), ("similarity", similarity_figure(similarity))):
+            save_figure(figure, out / f"{title}.png")
+            run.log_figure(figure, title)
+        page = retrieval_page(f"Retrieval, {model} model", scores, embedded, _test_clips(config), _rate(config))
+        _write_report(page, out, run)
+    size = {"n_queries": len(embedded.caption_clips), "n_clips": len(embedded.clip_ids)}
+    write_json(METRICS / f"{model}.json", {"training": trained["metrics"], **size, **scores.tree()})
+
+
+def _evaluate_captioning(config: Config) -> None:
+    model: ModelName = "captioning"
+    out = EVALUATIONS / model
+    captions, scores = score_captioning(config, RUNS / model, "test")
+    trained = read_run(RUNS / model)
+    scores.write(out)
+    write_captions(captions, out / CAPTIONS_FILE)
+    log_scores(config, scores, trained["run_id"], "test")
+    with reopen_run(ROOT, trained["run_id"]) as run:
+        run.log_artifact(out / CAPTIONS_FILE)
+        page = captioning_page("Captioning", captions, scores, _test_clips(config), _slots(config), _rate(config))
+        _write_report(page, out, run)
+    facts = {"training": trained["metrics"], "n_clips": len(captions.references), "notes": dict(scores.notes)}
+    write_json(METRICS / f"{model}.json", {**facts, **scores.tree()})
+
+
+def write_captions(captions: Captions, path: Path) -> None:
+    """A JSON object by clip: its references, and the caption generated from each modality."""
+    clips = {
+        clip: {"references": list(texts)} | {modality: each[clip] for modality, each in captions.generated.items()}
+        for clip, texts in captions.references.items()
+    }
+    write_json(path, clips)
+
+
+def _slots(config: Config) -> Slots | None:
+    labels = read_labels(config)
+    return None if labels is None else Slots(labels, caption_slots)
+
+
+def _test_clips(config: Config) -> ClipDataset:
+    return ClipDataset(find_clips(config, "finetuning", "test"))
+
+
+def _rate(config: Config) -> int:
+    return config.audio.sample_rate
+
+
+def _write_report(page: Page, out: Path, run: Run) -> None:
+    """Write the report and keep it with the run."""
+    write_page(page, out / REPORT_FILE)
+    run.log_artifact(out / REPORT_FILE)

@@ -1,0 +1,37 @@
+"""Where the stages keep their files in the project, which is the working directory."""
+
+from pathlib import Path
+
+from clip4vla.config import Config, Role
+from clip4vla.records import Split
+
+ROOT = Path()
+MANIFESTS = Path("data/manifests")
+CLIPS = Path("data/clips")
+RUNS = Path("runs")
+EVALUATIONS = RUNS / "evaluations"
+CHECKPOINTS = Path("checkpoints")
+METRICS = Path("metrics")
+"""The few numbers of each stage that DVC compares, and that are committed with `dvc.lock`."""
+REPORT_FILE = "report.html"
+
+
+def clips_directory(config: Config, corpus: str) -> Path:
+    """Where the clips of a corpus are."""
+    return CLIPS / config.corpora[corpus].role / corpus
+
+
+def find_clips(config: Config, role: Role, split: Split) -> list[Path]:
+    """The clips of `split` of every corpus of `role` in params.yaml.
+
+    Raises:
+        ValueError: there are none.
+    """
+    names = [name for name, corpus in config.corpora.items() if corpus.role == role]
+    found = [path for name in names if (path := clips_directory(config, name) / f"{split}.lance").is_dir()]
+    if not found:
+        raise ValueError(
+            f"no corpus of the role {role} has {split} clips: run `dvc repro clips`, or give some clips that split in "
+            "the annotations"
+        )
+    return found

@@ -1,0 +1,112 @@
+"""What the training stages share: a `TrainSpec` from params.yaml, and the MLflow run that it is logged to."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clip4vla.clips.dataset import data_version
+from clip4vla.config import AudioToken, CaptioningConfig, Config, InferenceConfig, PretrainingConfig, RetrievalConfig
+from clip4vla.pipeline.project import CHECKPOINTS, ROOT, RUNS, find_clips
+from clip4vla.records import Split
+from clip4vla.reports.figures import loss_figure
+from clip4vla.tracking.run import Run, start_run
+from clip4vla.training.launch import launch_with_retries
+from clip4vla.training.objectives import ContrastiveObjective
+from clip4vla.training.spec import Corpus, TrainingName, TrainSpec
+
+RUN_ID_FILE = "mlflow_run"
+"""Beside the checkpoints: the MLflow run that a resumed training continues."""
+
+
+def make_spec(
+    config: Config,
+    task: TrainingName,
+    name: str,
+    training: PretrainingConfig | RetrievalConfig | CaptioningConfig,
+    audio_token: AudioToken,
+    start_from: Path | None,
+) -> TrainSpec:
+    """The training `name` for `task`, on every corpus of its role, as params.yaml describes it."""
+    paths = find_clips(config, "pretraining" if task == "pretraining" else "finetuning", "train")
+    corpora = tuple(Corpus(clips=path, weight=config.corpora[path.parent.name].weight) for path in paths)
+    return TrainSpec(
+        task=task,
+        seed=config.seed,
+        corpora=corpora,
+        start_from=start_from,
+        audio_token=audio_token,
+        training=training,
+        model=config.model,
+        audio=config.audio,
+        trainer=config.trainer,
+        inference=InferenceConfig.of(config.clips, training, config.evaluation.beam_search),
+        root=ROOT.absolute(),
+        checkpoints=CHECKPOINTS / name,
+        out=RUNS / name,
+        run_id=None,
+    )
+
+
+def run_training(spec: TrainSpec, experiment: str, run_name: str, parent: str | None = None) -> str | None:
+    """Train under an MLflow run, which a training resumed from a checkpoint continues; its id.
+
+    A training whose rank dies is resumed here; the stage fails when that does not help.
+    """
+    note = spec.checkpoints / spec.fingerprint() / RUN_ID_FILE
+    run_id = note.read_text(encoding="utf-8") if note.is_file() else None
+    with start_run(spec.root, experiment, run_name, parent=parent, run_id=run_id) as run:
+        assert run.run_id is not None
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(run.run_id, encoding="utf-8")
+        run.log_params(headline_params(spec))
+        log_datasets(run, [corpus.clips for corpus in spec.corpora], "train")
+        launch_with_retries(spec.model_copy(update={"run_id": run.run_id}))
+        if terms := run.history("loss/"):
+            run.log_figure(loss_figure({name.removeprefix("loss/"): points for name, points in terms.items()}), "loss")
+    return run.run_id
+
+
+def run_name(config: Config, what: str) -> str:
+    """Name of an MLflow run: what is trained, on which data, by which preset, such as `retrieval · es · default`."""
+    finetuning = [name for name, corpus in config.corpora.items() if corpus.role == "finetuning"]
+    is_embedded = all(name.startswith("stampscenes") for name in finetuning)
+    data = config.stampscenes.language if is_embedded else ", ".join(finetuning)
+    return f"{what} · {data} · {config.preset}"
+
+
+def log_datasets(run: Run, clips: Sequence[Path], context: Split) -> None:
+    """Record which versions of which clips the run used, as data sets and, to compare runs by, in one tag."""
+    versions = {path.parent.name: data_version(path) for path in clips}
+    for path in clips:
+        run.log_dataset(path.parent.name, versions[path.parent.name], path, context)
+    run.set_tags({f"{context}_clips": ", ".join(f"{name}@{digest[:8]}" for name, digest in versions.items())})
+
+
+def headline_params(spec: TrainSpec) -> dict[str, Any]:
+    """The settings by which runs are compared: flat and few."""
+    training, optimizer = spec.training, spec.training.optimizer
+    return {
+        "architecture": spec.model.architecture,
+        "weights": spec.model.weights or "scratch",
+        "objective": describe_objective(training, spec.audio_token),
+        "fusion": spec.model.fusion,
+        "audio_token": spec.audio_token,
+        "audio_recipe": spec.audio.recipe,
+        "epochs": training.epochs,
+        "batch_size": training.batch_size,
+        "frames": training.frames,
+        "tiles": spec.audio.tiles,
+        "lr": optimizer.lr,
+        "text_lr_ratio": optimizer.text_lr_ratio,
+        "video_lr_ratio": optimizer.video_lr_ratio,
+        "weight_decay": optimizer.weight_decay,
+        "seed": spec.seed,
+    }
+
+
+def describe_objective(training: PretrainingConfig | RetrievalConfig | CaptioningConfig, token: AudioToken) -> str:
+    """The terms of a training, weights of 1 omitted: `text_audio + 2 video_audio`."""
+    if isinstance(training, CaptioningConfig):
+        return f"caption from {training.modalities}"
+    weights = ContrastiveObjective.of(training, token).weights
+    return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())

@@ -1,0 +1,461 @@
+"""The registry: which versions of a model exist, how well each does, and which one is the champion.
+
+In: a run result with its scores, and a decision. Out: a version in MLflow's registry, and the champion's scores
+for the next decision. Consumers load `models:/<name>@champion` and see nothing else: a version is complete before
+it exists, and becomes the champion by one alias that moves last, so there is one champion at every moment.
+
+Every step may be killed and done again. A version is known by the hash of its model (tag `content`), so the same
+run result is never registered twice; what is missing is added.
+"""
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import clip4vla
+from clip4vla.config import BeamSearchConfig, InferenceConfig
+from clip4vla.evaluation.scores import Scores
+from clip4vla.inference.embedder import Embedder
+from clip4vla.model.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_inference_config
+from clip4vla.records import Decision
+from clip4vla.tracking.store import is_local, open_client, store_lock, tracking_uri
+from clip4vla.utils.hashing import hash_files
+from clip4vla.utils.numbers import format_score
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, PREVIOUS = "champion", "previous"
+CONTENT, SCORES_PATH, REPLACES, ROLLED_BACK = "content", "scores", "replaces", "rolled_back"
+CLAIM = "promotion"
+CLAIM_S = 2.0
+"""Time that a claim on a server must stand: much longer than its answers take."""
+
+REFERENCE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)(?:@([A-Za-z][A-Za-z0-9_-]*)|/([1-9][0-9]*))")
+"""`NAME@ALIAS` or `NAME/VERSION`."""
+
+PACKAGE = Path(clip4vla.__file__).parent
+RUN_FILE = "run.json"
+
+REQUIREMENTS = (
+    *("mlflow", "torch", "torchvision", "torchaudio", "open_clip_torch", "safetensors"),
+    *("av", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml"),
+)
+"""What serving needs; each is pinned to the release that is installed when a version is registered."""
+
+
+class Registry:
+    """The registry of the project at `root`; see `tracking` for where it is."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._uri = tracking_uri(root)
+        self._client = open_client(root)
+
+    def register(
+        self,
+        run_id: str,
+        run_directory: Path,
+        scores: Scores,
+        name: str,
+        beam_search: BeamSearchConfig | None = None,
+    ) -> str:
+        """Make a version of the run result, or find the one that there is, and give it `scores`.
+
+        Registering the same model again with other scores replaces its scores.
+
+        Args:
+            run_id: the MLflow run that trained the model.
+            run_directory: holds the model, with how it reads media, and `run.json`.
+            scores: of the model on the test set.
+            name: of the registered model; made if there is none.
+            beam_search: how the served model generates captions; None keeps what it was trained with.
+
+        Returns:
+            The version. No consumer sees it before `promote`.
+
+        Raises:
+            ValueError: the run result isn't complete, or does not record how the model reads media.
+        """
+        content = content_hash(run_directory)
+        inference = _inference_of(run_directory, beam_search)
+        with self._one_at_a_time():
+            if not self._exists(name):
+                self._client.create_registered_model(name)
+            found = self._find(name, content)
+            run_of_scores = run_id if found is None else _run_of(found)
+            tags = {**_headlines(scores), SCORES_PATH: self._keep_scores(run_of_scores, scores)}
+            if found is None:
+                model_id = self._log_model(run_id, run_directory, content, inference)
+                found = self._make_version(name, model_id, run_id, content, tags)
+            else:
+                self._set_tags(name, found.version, tags)
+        return str(found.version)
+
+    def champion(self, name: str) -> tuple[str, Scores] | None:
+        """Version and scores of the champion; None while there is none.
+
+        Raises:
+            ValueError: its scores are damaged.
+        """
+        version = self._alias(name, CHAMPION)
+        return None if version is None else (version, self.scores(name, version))
+
+    def champion_version(self, name: str) -> str:
+        """Version of the champion.
+
+        Raises:
+            ValueError: there is none yet.
+        """
+        version = self._alias(name, CHAMPION)
+        if version is None:
+            raise ValueError(f"{name} has no champion yet: `dvc repro` trains one, and the gate decides")
+        return version
+
+    def champion_run(self, name: str) -> str | None:
+        """MLflow run that trained the champion; None while there is none."""
+        version = self._alias(name, CHAMPION)
+        return None if version is None else _run_of(self._version(name, version))
+
+    def resolve(self, reference: str) -> tuple[str, str]:
+        """Name and version of `NAME@ALIAS` or `NAME/VERSION`.
+
+        Raises:
+            ValueError: it is neither, or there is no such model, version or alias.
+        """
+        found = REFERENCE.fullmatch(reference)
+        if found is None:
+            raise ValueError(f"models:/{reference} is neither models:/NAME@ALIAS nor models:/NAME/VERSION")
+        name, alias, version = found.groups()
+        if not self._exists(name):
+            raise ValueError(f"the registry at {self._uri} has no model {name}")
+        if alias is None:
+            return name, str(self._version(name, version).version)
+        version = self._alias(name, alias)
+        if version is None:
+            raise ValueError(f"{name} has no version with the alias {alias}")
+        return name, version
+
+    def scores(self, name: str, version: str) -> Scores:
+        """The latest scores of `version`, per-query results included.
+
+        Raises:
+            ValueError: they are missing or damaged.
+        """
+        found = self._version(name, version)
+        with tempfile.TemporaryDirectory() as folder:
+            path = self._client.download_artifacts(_run_of(found), found.tags[SCORES_PATH], folder)
+            return Scores.read(Path(path))
+
+    def fetch(self, name: str, version: str, folder: Path) -> Path:
+        """The run result of `version` as a directory under `folder`, such as to evaluate it on another test set.
+
+        Raises:
+            ValueError: what MLflow has isn't what was registered.
+        """
+        import mlflow
+
+        found = self._version(name, version)
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._default_store():
+            path = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(folder))
+        run_directory = Path(path) / "artifacts"
+        if content_hash(run_directory) != found.tags[CONTENT]:
+            raise ValueError(f"the artifacts of {name} version {version} are not those that were registered")
+        return run_directory
+
+    def promote(self, name: str, version: str, decision: Decision, against: str | None) -> Decision:
+        """Write `decision` on the version and, where it is to promote, make the version the champion.
+
+        Of two promotions at once, one is carried out and the other is refused, because the champion has changed.
+
+        Args:
+            against: the champion that the decision compared with, None where there was none.
+
+        Returns:
+            The decision as carried out: a version that was rolled back stays where it is, the champion stays
+            the champion, and a champion that the decision was not compared with is not replaced.
+        """
+        with self._one_at_a_time(name):
+            found = self._version(name, version)
+            champion = self._alias(name, CHAMPION)
+            if champion == version:
+                return Decision(True, (f"pass: version {version} is the champion already",))
+            decision = _bar_other_champion(_bar_rolled_back(found, decision), against, champion)
+            self._write_decision(name, version, decision)
+            if decision.promote:
+                self._crown(name, version, champion)
+            return decision
+
+    def rollback(self, name: str) -> str:
+        """Make the version that the champion replaced the champion again; return it.
+
+        The deposed version is tagged `rolled_back` and can't be promoted again until the tag is removed.
+
+        Raises:
+            ValueError: there is no champion, or none before it.
+        """
+        with self._one_at_a_time(name):
+            champion, previous = self._alias(name, CHAMPION), self._alias(name, PREVIOUS)
+            if champion is None or previous is None:
+                raise ValueError(f"{name} has no champion before version {champion} to go back to")
+            if champion != previous:  # equal after a rollback that was killed half-way
+                self._set_tags(name, champion, {ROLLED_BACK: _now()})
+                self._client.set_registered_model_alias(name, CHAMPION, previous)
+            self._point_previous(name, self._version(name, previous).tags.get(REPLACES))
+            return previous
+
+    def _crown(self, name: str, version: str, champion: str | None) -> None:
+        """Move the aliases; the one that consumers follow comes last."""
+        if champion is not None:
+            self._set_tags(name, version, {REPLACES: champion})
+        self._point_previous(name, champion)
+        self._client.set_registered_model_alias(name, CHAMPION, version)
+
+    def _point_previous(self, name: str, version: str | None) -> None:
+        if version is not None:
+            self._client.set_registered_model_alias(name, PREVIOUS, version)
+        elif self._alias(name, PREVIOUS) is not None:
+            self._client.delete_registered_model_alias(name, PREVIOUS)
+
+    def _write_decision(self, name: str, version: str, decision: Decision) -> None:
+        word = "promoted" if decision.promote else "rejected"
+        lines = [f"**{word}** on {_now()}", "", *(f"- {reason}" for reason in decision.reasons)]
+        self._client.update_model_version(name, version, description="\n".join(lines))
+        self._set_tags(name, version, {"decision": word})
+
+    def _log_model(self, run_id: str, run_directory: Path, content: str, inference: InferenceConfig) -> str:
+        """The model as MLflow keeps it, which an attempt that was killed may have finished already; its id."""
+        experiment = self._client.get_run(run_id).info.experiment_id
+        same = self._client.search_logged_models([experiment], filter_string=f"tags.{CONTENT} = '{content}'")
+        for model in (model for model in same if model.source_run_id == run_id):
+            if model.status == "READY":
+                return str(model.model_id)
+            self._client.delete_logged_model(model.model_id)
+        model = self._client.create_logged_model(experiment, "clip4vla", run_id, tags={CONTENT: content})
+        with tempfile.TemporaryDirectory() as folder:
+            save_pyfunc(Path(folder) / "model", run_directory, inference, model.model_id)
+            self._client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
+        self._client.finalize_logged_model(model.model_id, "READY")
+        return str(model.model_id)
+
+    def _make_version(
+        self, name: str, model_id: str, run_id: str, content: str, tags: Mapping[str, str]
+    ) -> "ModelVersion":
+        revision = self._client.get_run(run_id).data.tags.get("git_revision", "unknown")
+        all_tags = {CONTENT: content, "git_revision": revision, **tags}
+        with self._default_store():
+            return self._client.create_model_version(
+                name, f"models:/{model_id}", run_id, tags=all_tags, model_id=model_id
+            )
+
+    def _keep_scores(self, run_id: str, scores: Scores) -> str:
+        """Put `scores` among the run's artifacts, under their digest; nothing that is there is overwritten."""
+        with tempfile.TemporaryDirectory() as folder:
+            scores.write(Path(folder))
+            digest = hash_files(sorted(Path(folder).iterdir()), digits=16)
+            path = f"scores/{digest}"
+            self._client.log_artifacts(run_id, folder, path)
+        return path
+
+    def _find(self, name: str, content: str) -> "ModelVersion | None":
+        found = self._client.search_model_versions(f"name = '{name}' and tags.{CONTENT} = '{content}'")
+        return min(found, key=lambda version: int(version.version)) if found else None
+
+    def _version(self, name: str, version: str) -> "ModelVersion":
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_model_version(name, version)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise ValueError(f"{name} has no version {version}") from error
+
+    def _exists(self, name: str) -> bool:
+        return bool(self._client.search_registered_models(f"name = '{name}'"))
+
+    def _alias(self, name: str, alias: str) -> str | None:
+        if not self._exists(name):
+            return None
+        version = self._client.get_registered_model(name).aliases.get(alias)
+        return None if version is None else str(version)
+
+    def _set_tags(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self._client.set_model_version_tag(name, version, key, value)
+
+    @contextmanager
+    def _one_at_a_time(self, name: str | None = None) -> Iterator[None]:
+        """A lock on the project's own store; on a server, a claim to the model `name`, whose versions are to move.
+
+        Registering needs no claim there: the same model registered twice at once becomes two versions, no harm.
+        """
+        if is_local(self._uri):
+            with store_lock(self._root):
+                yield
+        else:
+            if name is not None:
+                self._claim(name)
+            yield
+
+    def _claim(self, name: str) -> None:
+        """Claim the aliases of `name` by a tag, and check after a while that no other process has claimed them since.
+
+        MLflow's server has no locks: of two claims at once the later one stands, and a process that claims after the
+        check finds the champion changed.
+
+        Raises:
+            ValueError: another process has claimed them.
+        """
+        if not self._exists(name):
+            return
+        token = uuid4().hex
+        self._client.set_registered_model_tag(name, CLAIM, token)
+        time.sleep(CLAIM_S)
+        if self._client.get_registered_model(name).tags.get(CLAIM) != token:
+            raise ValueError(
+                f"another promotion or rollback of {name} is under way: run the command again when it is done"
+            )
+
+    @contextmanager
+    def _default_store(self) -> Iterator[None]:
+        """Make this the default store within the block: MLflow looks up `models:/` there, whatever the client's."""
+        import mlflow
+
+        before = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(self._uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it, the variable included
+
+
+def content_hash(run_directory: Path) -> str:
+    """SHA-256 of the model in `run_directory`: the same weights and config are the same model.
+
+    Raises:
+        ValueError: a file of the run result is missing.
+    """
+    for file in (WEIGHTS_FILE, CONFIG_FILE, RUN_FILE):
+        if not (run_directory / file).is_file():
+            raise ValueError(f"{run_directory} is no run result: {file} is missing")
+    return hash_files([run_directory / WEIGHTS_FILE, run_directory / CONFIG_FILE])
+
+
+def _inference_of(run_directory: Path, beam_search: BeamSearchConfig | None) -> InferenceConfig:
+    inference = read_inference_config(run_directory)
+    if inference is None:
+        raise ValueError(
+            f"config.json in {run_directory} does not record how the model reads media (an earlier version wrote it): "
+            "train it again"
+        )
+    return inference if beam_search is None else inference.with_beam_search(beam_search)
+
+
+def load_version(root: Path, reference: str) -> Embedder:
+    """The model of a version in the registry of the project at `root`.
+
+    Args:
+        root: the project's directory.
+        reference: `NAME@ALIAS` or `NAME/VERSION`.
+
+    Raises:
+        ValueError: there is no such model, version or alias.
+    """
+    registry = Registry(root)
+    name, version = registry.resolve(reference)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = registry.fetch(name, version, Path(folder))
+        return Embedder.open(directory, read_version_inference(directory))
+
+
+def read_version_inference(run_directory: Path) -> InferenceConfig:
+    """How the model that `Registry.fetch` put into `run_directory` reads media and texts."""
+    from mlflow.models import Model
+
+    stored = Model.load(str(run_directory.parent))
+    return InferenceConfig.model_validate(stored.flavors["python_function"]["config"])
+
+
+def save_pyfunc(path: Path, run_directory: Path, inference: InferenceConfig, model_id: str | None = None) -> None:
+    """Write the run result to `path` as an MLflow model that serves itself: code, weights, requirements."""
+    import mlflow
+    from mlflow.models import Model
+
+    mlflow.pyfunc.save_model(
+        path=str(path),
+        python_model=str(PACKAGE / "inference/pyfunc.py"),
+        code_paths=[str(PACKAGE)],
+        artifacts={file: str(run_directory / file) for file in (WEIGHTS_FILE, CONFIG_FILE, RUN_FILE)},
+        model_config=inference.model_dump(mode="json"),
+        pip_requirements=[f"{package}=={installed_version(package)}" for package in REQUIREMENTS],
+        mlflow_model=Model(model_id=model_id),
+        signature=_signature(captions=inference.generation is not None),
+        input_example=_input_example(captions=inference.generation is not None),
+    )
+
+
+def _signature(captions: bool) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import Array, DataType
+
+    text, media = (ColSpec(DataType.string, name, required=False) for name in ("text", "media"))
+    embedding = ColSpec(Array(DataType.double), "embedding", required=False)
+    caption, error = (ColSpec(DataType.string, name, required=False) for name in ("caption", "error"))
+    answer = caption if captions else embedding
+    return ModelSignature(inputs=Schema([media] if captions else [text, media]), outputs=Schema([answer, error]))
+
+
+def _input_example(captions: bool) -> Any:
+    import pandas as pd  # type: ignore[import-untyped]
+
+    if captions:
+        return pd.DataFrame({"media": ["/videos/dog.mp4"]})
+    return pd.DataFrame({"text": ["a dog barks", None], "media": [None, "/videos/dog.mp4"]})
+
+
+def _run_of(version: "ModelVersion") -> str:
+    if version.run_id is None:
+        raise ValueError(
+            f"version {version.version} of {version.name} was not registered by this project: it has no run"
+        )
+    return str(version.run_id)
+
+
+def _bar_rolled_back(version: "ModelVersion", decision: Decision) -> Decision:
+    when = version.tags.get(ROLLED_BACK)
+    if when is None or not decision.promote:
+        return decision
+    reason = f"FAIL: version {version.version} was rolled back on {when}; remove its tag {ROLLED_BACK} to let it return"
+    return Decision(False, (*decision.reasons, reason))
+
+
+def _bar_other_champion(decision: Decision, against: str | None, champion: str | None) -> Decision:
+    if champion == against or not decision.promote:
+        return decision
+    compared = "none" if against is None else f"version {against}"
+    reason = (
+        f"FAIL: version {champion} has become the champion meanwhile, and this decision was made against {compared}"
+    )
+    return Decision(False, (*decision.reasons, f"{reason}; run the stage again"))
+
+
+def _headlines(scores: Scores) -> dict[str, str]:
+    """Tags to be read in the registry: the test set, every R@1 and CIDEr. MLflow allows no `@` in a tag's name."""
+    shown = {name: value for name, value in scores.values.items() if name.endswith(("/R@1", "/CIDEr"))}
+    tags = {name.replace("@", "_at_"): format_score(name, value) for name, value in shown.items()}
+    return {"test_set": scores.test_set} | tags
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,175 @@
+"""What a training minimises: named, weighted contrastive terms over the embeddings of a batch, or the caption loss.
+
+An objective computes outputs of a batch clip by clip, and losses of these outputs. Out: a dict of weighted losses,
+which `total_loss` sums.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import cycle
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from clip4vla.clips.batch import Batch
+from clip4vla.config import AudioToken, CaptioningConfig, PretrainingConfig, RetrievalConfig
+from clip4vla.losses.contrastive import info_nce, nt_xent
+from clip4vla.losses.gather import world
+from clip4vla.model.clip4vla import Clip4Vla, EmbeddingName
+from clip4vla.records import Modality
+
+Outputs = Mapping[str, Tensor]
+"""Tensors by name whose rows are the clips of a batch: embeddings, masks, losses of single clips."""
+Loss = Callable[[Outputs, Tensor], Tensor]
+"""A term, given the outputs and the logit scale: this rank's share of the loss over the clips of all ranks."""
+
+
+def _pair(first: EmbeddingName, second: EmbeddingName) -> Loss:
+    """InfoNCE between two embeddings over the clips that have both; for texts, the mean over captions."""
+
+    def loss(outputs: Outputs, scale: Tensor) -> Tensor:
+        valid = _has(outputs, first) & _has(outputs, second)
+        pairs = list(zip(_vectors(outputs, first), cycle(_vectors(outputs, second)), strict=False))
+        return torch.stack([info_nce(a, b, scale, valid=valid) for a, b in pairs]).mean()
+
+    return loss
+
+
+def _vectors(outputs: Outputs, name: EmbeddingName) -> tuple[Tensor, ...]:
+    """The vectors (B, D) of an embedding: of texts one per caption."""
+    return outputs[name].unbind(1) if name == "text" else (outputs[name],)
+
+
+def _has(outputs: Outputs, name: EmbeddingName) -> Tensor:
+    """(B,) which clips have the embedding: a clip without sound has no audio embedding to compare."""
+    everyone = outputs["has_video"] | outputs["has_audio"]
+    return {"video": outputs["has_video"], "audio": outputs["has_audio"]}.get(name, everyone)
+
+
+def _audio_audio(outputs: Outputs, scale: Tensor) -> Tensor:
+    return nt_xent(outputs["audio"], outputs["augmented_audio"], scale, valid=outputs["has_audio"])
+
+
+def _cross_encoder(outputs: Outputs, scale: Tensor) -> Tensor:  # noqa: ARG001
+    """The mean over clips; every rank has as many."""
+    _, ranks = world()
+    return outputs[CROSS_ENCODER_LOSS].mean() / ranks
+
+
+CROSS_ENCODER_LOSS, CAPTION_LOSS = "cross_encoder_loss", "caption_loss"
+"""Outputs (B,) that are losses of single clips."""
+
+TERMS: Mapping[str, tuple[tuple[EmbeddingName, ...], Loss]] = {
+    "text_audio": (("text", "audio"), _pair("text", "audio")),
+    "video_audio": (("video", "audio"), _pair("video", "audio")),
+    "text_video": (("text", "video"), _pair("text", "video")),
+    "text_both": (("text", "both"), _pair("text", "both")),
+    "audio_audio": (("audio", "augmented_audio"), _audio_audio),
+    "cross_encoder": (("text", "both"), _cross_encoder),
+    "text_text": (("text",), _pair("text", "text")),
+    "video_video": (("video",), _pair("video", "video")),
+}
+"""Every term by its name in params.yaml: the embeddings that it needs, and its loss.
+
+All compare each clip with those of all ranks, except `cross_encoder`, whose pairs come from one micro-batch; of its
+FLOPs only those of a text with its own clip are counted. The last two compare embeddings with themselves and so only
+push different clips apart. The published pretraining totals are `nce` = text_audio + video_audio and `tav_nce` =
+text_audio + 2 video_audio; with self-supervision the first adds audio_audio, the second audio_audio + text_text +
+video_video.
+"""
+
+
+class Objective(Protocol):
+    """What a training computes of a batch, and the losses of it."""
+
+    needs_all_clips: ClassVar[bool]
+    """Whether the loss of a clip depends on other clips, those of all micro-batches and ranks. Otherwise losses are
+    means over clips."""
+
+    def outputs(self, model: Clip4Vla, batch: Batch) -> dict[str, Tensor]:
+        """What the losses need, see `Outputs`."""
+        ...
+
+    def losses(self, outputs: Outputs, scale: Tensor) -> dict[str, Tensor]:
+        """Named and weighted: this rank's share of the losses over the clips of all ranks, given the logit scale."""
+        ...
+
+
+def build_objective(
+    training: PretrainingConfig | RetrievalConfig | CaptioningConfig, audio_token: AudioToken
+) -> Objective:
+    """The objective that a section of params.yaml describes."""
+    if isinstance(training, CaptioningConfig):
+        smoothing, dropout = training.label_smoothing, training.modality_dropout
+        return CaptioningObjective(training.modalities, audio_token, smoothing, dropout)
+    return ContrastiveObjective.of(training, audio_token)
+
+
+def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
+    """What is minimised: the sum of the weighted terms."""
+    return sum(losses.values(), start=next(iter(losses.values())) * 0)
+
+
+@dataclass(frozen=True)
+class ContrastiveObjective:
+    """Weighted contrastive terms, computed with one setting of the audio type token."""
+
+    weights: Mapping[str, float]
+    audio_token: AudioToken
+
+    needs_all_clips: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ValueError("every term of the objective has weight 0: there is nothing to train")
+
+    @classmethod
+    def of(cls, training: PretrainingConfig | RetrievalConfig, audio_token: AudioToken) -> "ContrastiveObjective":
+        """The terms whose weight in `training` isn't 0."""
+        weights = {name: getattr(training, name, 0.0) for name in TERMS}
+        return cls({name: weight for name, weight in weights.items() if weight}, audio_token)
+
+    @property
+    def names(self) -> tuple[EmbeddingName, ...]:
+        """The embeddings that the terms need."""
+        return tuple(dict.fromkeys(name for term in self.weights for name in TERMS[term][0]))
+
+    def outputs(self, model: Clip4Vla, batch: Batch) -> dict[str, Tensor]:
+        """The embeddings of the batch and, where it is a term, the cross encoder's loss of each clip."""
+        # not a module call of its own: see `engine`
+        embeddings, media = model.embed(batch, audio_token=self.audio_token, names=self.names)
+        outputs = embeddings.tensors()
+        if "cross_encoder" in self.weights:
+            # one caption of each clip, drawn again each step
+            first = outputs["text"][:, 0]
+            outputs[CROSS_ENCODER_LOSS] = model.cross_encoder_loss(first, outputs["both"], media)
+        return outputs
+
+    def losses(self, outputs: Outputs, scale: Tensor) -> dict[str, Tensor]:
+        """Each term times its weight: this rank's share of the loss over the clips of all ranks."""
+        return {name: weight * TERMS[name][1](outputs, scale) for name, weight in self.weights.items()}
+
+
+@dataclass(frozen=True)
+class CaptioningObjective:
+    """Teacher forcing: every token of a clip's captions, given those before it and the frames and tiles."""
+
+    modalities: Modality
+    audio_token: AudioToken
+    label_smoothing: float
+    modality_dropout: float
+
+    needs_all_clips: ClassVar[bool] = False
+
+    def outputs(self, model: Clip4Vla, batch: Batch) -> dict[str, Tensor]:
+        """The caption loss of each clip; which modality is dropped is drawn again each step."""
+        media = model.encode_media(batch, audio_token=self.audio_token, modalities=self.modalities)
+        if self.modalities == "both":
+            media = media.drop(self.modality_dropout)
+        return {CAPTION_LOSS: model.caption_loss(batch.tokens, media, self.label_smoothing)}
+
+    def losses(self, outputs: Outputs, scale: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        """The mean over clips; every rank has as many."""
+        _, ranks = world()
+        return {"caption": outputs[CAPTION_LOSS].mean() / ranks}

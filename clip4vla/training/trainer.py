@@ -1,0 +1,253 @@
+"""One training, step by step: a `TrainSpec` in, a model directory out."""
+
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+
+from clip4vla.clips.batch import Batch
+from clip4vla.clips.dataset import ClipDataset
+from clip4vla.clips.loader import TrainingBatches, training_loader
+from clip4vla.clips.sampler import StepSampler
+from clip4vla.clips.transform import ClipTransform
+from clip4vla.config import CaptioningConfig, RetrievalConfig, TrainerConfig
+from clip4vla.model.caption_decoder import CaptionDecoder
+from clip4vla.model.clip4vla import Clip4Vla
+from clip4vla.model.fusion import SequenceFusion
+from clip4vla.model.pretrained import load_model, save_model
+from clip4vla.model.tokenizer import Tokenizer
+from clip4vla.model.towers import check_state
+from clip4vla.tracking.run import Run, start_run
+from clip4vla.training.engine import Engine, join_ranks
+from clip4vla.training.flops import StepFlops, peak_flops
+from clip4vla.training.objectives import build_objective
+from clip4vla.training.optimizer import learning_rate
+from clip4vla.training.spec import PROGRESS_FILE, RUN_FILE, TrainSpec
+from clip4vla.training.throughput import ThroughputMeter, line
+from clip4vla.utils.files import atomic_directory, write_json
+
+STOPPED = 128 + signal.SIGTERM
+"""Exit status of a training that was asked to stop and left a checkpoint."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+WORKERS_BESIDE_GPU = 8
+
+
+def train(spec: TrainSpec) -> None:
+    """Train by `spec`, from its last checkpoint if there is one, and write the model directory.
+
+    Raises:
+        ValueError: the spec doesn't fit the data or this machine.
+        SystemExit: the training was asked to stop by SIGTERM or SIGINT; a checkpoint is there.
+    """
+    rank, world_size, device = join_ranks()
+    torch.manual_seed(spec.seed)
+    model = build_model(spec)
+    dataset = ClipDataset([corpus.clips for corpus in spec.corpora])
+    sampler = build_sampler(spec, dataset, world_size)
+    micro_batches = -(-(sampler.clips_per_step // world_size) // spec.training.micro_batch_size)
+    objective = build_objective(spec.training, spec.audio_token)
+    checkpoints = spec.checkpoints / spec.fingerprint()
+    engine = Engine(model, objective, spec.training.optimizer, spec.trainer, micro_batches, device, checkpoints)
+    step = engine.resume()
+    batches = TrainingBatches(dataset, clip_transform(spec, model), sampler, rank, world_size)
+    with start_run(spec.root, spec.task, spec.task, run_id=spec.run_id, system_metrics=True, enabled=rank == 0) as run:
+        figures = _run_steps(spec, engine, batches, step, run)
+        weights = engine.collect_weights()
+        if weights is not None:
+            write_result(spec, engine.model, weights, figures, world_size, run.provenance)
+            shutil.rmtree(spec.checkpoints, ignore_errors=True)
+
+
+def build_model(spec: TrainSpec) -> Clip4Vla:
+    """The model to start from: as it is initialised, or with the weights of a run result.
+
+    A fusion or a caption decoder that the run result doesn't have starts from its text tower, as `SequenceFusion` and
+    `CaptionDecoder` do; a cross-attending score that it doesn't have starts at zero.
+    Captioning freezes the text tower.
+
+    Raises:
+        ValueError: the run result's fusion is of another depth than the spec's, or its decoder's vocabulary isn't of
+            the size of the spec's.
+    """
+    if spec.start_from is None:
+        vocabulary = _vocabulary(spec, spec.model.architecture)
+        model = Clip4Vla(spec.model, spec.audio, vocabulary=vocabulary, has_cross_encoder=_trains_cross_encoder(spec))
+    else:
+        model = _continued(spec, load_model(spec.start_from))
+    if model.decoder is not None:
+        model.freeze_text()
+    return model.train()
+
+
+def _continued(spec: TrainSpec, before: Clip4Vla) -> Clip4Vla:
+    """The spec's model with the weights of `before`."""
+    vocabulary = _vocabulary(spec, before.architecture.name)
+    model = Clip4Vla(spec.model, spec.audio, before.architecture, vocabulary, _trains_cross_encoder(spec))
+    model.clip.load_state_dict(before.clip.state_dict())
+    model.audio.load_state_dict(before.audio.state_dict())
+    if model.fusion is not None:
+        fusion = (before.fusion or SequenceFusion(before.clip, spec.model.fusion_layers)).state_dict()
+        check_state(model.fusion.state_dict(), fusion, f"the fusion of {spec.start_from}")
+        model.fusion.load_state_dict(fusion)
+    if vocabulary is not None and model.decoder is not None:
+        decoder = (before.decoder or CaptionDecoder(before.clip, vocabulary)).state_dict()
+        check_state(model.decoder.state_dict(), decoder, f"the caption decoder of {spec.start_from}")
+        model.decoder.load_state_dict(decoder)
+    if model.cross_encoder is not None and before.cross_encoder is not None:
+        model.cross_encoder.load_state_dict(before.cross_encoder.state_dict())
+    return model
+
+
+def _trains_cross_encoder(spec: TrainSpec) -> bool:
+    """Whether the training has a cross encoder."""
+    return isinstance(spec.training, RetrievalConfig) and spec.training.cross_encoder > 0
+
+
+def _vocabulary(spec: TrainSpec, architecture: str) -> torch.Tensor | None:
+    """The tokens that the spec's captions may have, None where it isn't about captions."""
+    if not isinstance(spec.training, CaptioningConfig):
+        return None
+    tokenizer = Tokenizer(architecture, spec.training.max_tokens)
+    if spec.training.vocabulary == "full":
+        return tokenizer.full_vocabulary()
+    return tokenizer.vocabulary(ClipDataset([corpus.clips for corpus in spec.corpora]).sentences())
+
+
+def build_sampler(spec: TrainSpec, dataset: ClipDataset, world_size: int) -> StepSampler:
+    """The order of the spec's clips; every rank takes an equal share of each batch.
+
+    Raises:
+        ValueError: the batch has no equal shares, or there are fewer clips than ranks.
+    """
+    weights = tuple(corpus.weight for corpus in spec.corpora) if len(spec.corpora) > 1 else None
+    wanted = spec.training.batch_size
+    if wanted % world_size:
+        raise ValueError(f"{spec.task}.batch_size is {wanted}, which {world_size} ranks can't share equally")
+    batch_size = min(wanted, len(dataset)) // world_size * world_size
+    if batch_size == 0:
+        raise ValueError(f"{len(dataset)} clips can't be shared among {world_size} ranks")
+    return StepSampler(dataset.sizes, weights, batch_size, spec.training.epochs, spec.seed)
+
+
+def clip_transform(spec: TrainSpec, model: Clip4Vla) -> ClipTransform:
+    """How clips become batches of this training."""
+    training = spec.training
+    return model.clip_transform(
+        training.frames,
+        training.max_tokens,
+        training.captions_per_clip,
+        training.circular_shift,
+        training.min_words if isinstance(training, CaptioningConfig) else 0,
+    )
+
+
+def _run_steps(spec: TrainSpec, engine: Engine, batches: TrainingBatches, start: int, run: Run) -> dict[str, float]:
+    """The steps from `start` on; final losses, and the figures of the throughput over all of them."""
+    steps = batches.sampler.steps
+    loaded = _start_loader(batches, start, loader_workers(spec.trainer))
+    stop = _stop_when_asked()
+    flops = StepFlops(engine.model, engine.objective)
+    throughput = ThroughputMeter(
+        batches.sampler.clips_per_step, peak_flops(engine.device, engine.precision, spec.trainer.peak_tflops)
+    )
+    losses: dict[str, float] = {}
+    waiting_since = time.monotonic()
+    for step, batch in enumerate(loaded, start):
+        waited = time.monotonic() - waiting_since
+        lr = learning_rate(step, steps, spec.training.optimizer)
+        losses = engine.step(batch, lr, (spec.seed, step, batches.rank))
+        throughput.step(waited, flops(batch))
+        done = step + 1
+        if done % spec.trainer.log_every == 0 or done == steps:
+            _report(done, steps, losses, lr, throughput, run, batches.rank)
+            if batches.rank == 0:
+                write_json(spec.checkpoints / PROGRESS_FILE, {"step": done, "steps": steps})
+        # the signal reaches the ranks at different moments, but they must save the same step
+        stopping = engine.any_rank(stop())
+        if done < steps and (stopping or done % spec.trainer.checkpoint_every == 0):
+            run.flush()  # a step that is never done again is on record
+            engine.save(done, spec.trainer.keep_checkpoints)
+            if stopping:
+                raise SystemExit(STOPPED)
+        waiting_since = time.monotonic()
+    return losses | throughput.read_whole()
+
+
+def loader_workers(trainer: TrainerConfig) -> int:
+    """Processes that prepare the batches of a rank; none beside a training on a CPU unless configured."""
+    if trainer.loader_workers is not None:
+        return trainer.loader_workers
+    return WORKERS_BESIDE_GPU if torch.cuda.is_available() else 0
+
+
+def _stop_when_asked() -> Callable[[], bool]:
+    """Whether a signal to stop has come; it no longer ends the process by itself."""
+    asked: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, note)
+    return lambda: bool(asked)
+
+
+def _start_loader(batches: TrainingBatches, start: int, workers: int) -> Iterator[Batch]:
+    """The batches from `start` on, by workers that outlive a signal to stop.
+
+    The launcher signals them too, but the rank has a step to finish. What starts them inherits that signals are
+    ignored; torch lets workers be terminated again, so it is set in them again.
+    """
+    loader = training_loader(batches, start, workers)
+    loader.worker_init_fn = _ignore_stop_signals
+    before = [(number, signal.getsignal(number)) for number in STOP_SIGNALS]
+    _ignore_stop_signals()
+    loaded = iter(loader)
+    for number, handler in before:
+        signal.signal(number, handler)
+    return loaded
+
+
+def _ignore_stop_signals(_: int = 0) -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _report(
+    done: int, steps: int, losses: dict[str, float], lr: float, throughput: ThroughputMeter, run: Run, rank: int
+) -> None:
+    figures = throughput.read()
+    run.log_metrics({f"loss/{name}" if name != "loss" else name: value for name, value in losses.items()}, done)
+    run.log_metrics({"lr": lr, **{f"speed/{name}": value for name, value in figures.items()}}, done)
+    if rank == 0:
+        print(line(done, steps, losses, lr, figures, throughput.eta_s(steps - done)), flush=True)
+
+
+def write_result(
+    spec: TrainSpec,
+    model: Clip4Vla,
+    weights: dict[str, torch.Tensor],
+    metrics: dict[str, Any],
+    world_size: int,
+    origin: Mapping[str, str],
+) -> None:
+    """Write the model directory: weights and config that load without DeepSpeed, and `run.json`.
+
+    Args:
+        spec: of the training.
+        model: of the shape of `weights`.
+        weights: float32, by name.
+        metrics: the last losses, and the speed.
+        world_size: ranks of the training.
+        origin: provenance of the training, of when it started.
+    """
+    result = model.with_initial_weights()
+    result.load_state_dict(weights)
+    with atomic_directory(spec.out) as directory:
+        save_model(result, directory, spec.inference)
+        facts = {"task": spec.task, "audio_token": spec.audio_token, "world_size": world_size, "run_id": spec.run_id}
+        write_json(directory / RUN_FILE, {**facts, "metrics": metrics, **origin})

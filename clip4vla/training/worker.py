@@ -1,0 +1,30 @@
+"""`python -m clip4vla.training.worker SPEC.json`: one rank of a training, as the launcher starts it."""
+
+import os
+import sys
+from pathlib import Path
+
+from clip4vla.training.spec import TrainSpec
+from clip4vla.utils.supervise import exit_with_parent
+
+
+def _share_cores() -> None:
+    """Set the threads of each rank to its share of the cores, unless the environment sets them; before torch starts."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
+
+
+def main() -> None:
+    """Train by the spec file on the command line."""
+    exit_with_parent()
+    _share_cores()
+    from clip4vla.training.trainer import train
+
+    try:
+        train(TrainSpec.read(Path(sys.argv[1])))
+    except ValueError as error:
+        sys.exit(f"rank {os.environ.get('RANK', '0')}: {error}")
+
+
+if __name__ == "__main__":
+    main()

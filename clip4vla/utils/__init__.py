@@ -1,0 +1,1 @@
+"""Atomic files, hashing, progress and process supervision: nothing here depends on clips or models."""

@@ -1,0 +1,70 @@
+"""Formats of numbers: a name and a value in, text out.
+
+The one home of number formats, so that a score reads the same in a table, a page, a figure, the terminal, a tag of the
+registry and the reasons of a decision.
+"""
+
+import math
+
+NOT_FINITE = "not finite"
+"""Text of NaN and of the infinities."""
+
+
+def format_score(name: str, value: float, interval: tuple[float, float] | None = None) -> str:
+    """A score as text, followed by its interval: `69.9 [66.8, 73.1]`.
+
+    Args:
+        name: of the score, with or without its groups: `R@1`, `text_to_clip/both/R@1`, `caption/both/slot/sound`,
+            `cosine`. It selects the format: recalls and slot accuracies are per cent with one decimal, cosines have
+            three decimals, every other score has three significant digits.
+        value: in the unit of the score.
+        interval: `(low, high)`, written with as many decimals as `value`.
+    """
+    spec = _spec(name, value)
+    if interval is None:
+        return _text(value, spec)
+    low, high = interval
+    return f"{_text(value, spec)} [{_text(low, spec)}, {_text(high, spec)}]"
+
+
+def format_difference(value: float) -> str:
+    """A signed difference of scores with three significant digits: `+0.260`."""
+    return _text(value, f"+{_significant(value)}")
+
+
+def format_bound(value: float) -> str:
+    """A number that is compared with a bound, or the bound: at most four decimals, without trailing zeros.
+
+    More decimals than `format_score` gives, so that 49.96 below a bound of 50 doesn't read as 50.0 below 50.0.
+    """
+    return f"{value:.4f}".rstrip("0").rstrip(".") if math.isfinite(value) else NOT_FINITE
+
+
+def format_count(count: int) -> str:
+    """A number of things: `12,345`."""
+    return f"{count:,}"
+
+
+def format_span(start_s: float, end_s: float) -> str:
+    """A span of a file, in seconds: `2.0–4.5 s`."""
+    return f"{start_s:.1f}–{end_s:.1f} s"
+
+
+def _spec(name: str, value: float) -> str:
+    """The format specification of the score `name`."""
+    *groups, metric = name.split("/")
+    if metric.startswith("R@") or "slot" in groups:
+        return "z,.1f"
+    return "z,.3f" if metric == "cosine" else _significant(value)
+
+
+def _significant(value: float) -> str:
+    """The format specification that gives `value` three significant digits; whole numbers keep all of theirs."""
+    if value == 0 or not math.isfinite(value):
+        return "z,.2f"
+    exponent = int(f"{value:.2e}".partition("e")[2])
+    return f"z,.{max(0, 2 - exponent)}f" if exponent >= -4 else ".2e"
+
+
+def _text(value: float, spec: str) -> str:
+    return format(value, spec) if math.isfinite(value) else NOT_FINITE

@@ -1,0 +1,119 @@
+"""The flows: each walks a part of the graph of `dvc.yaml` in order, a Prefect task for each stage.
+
+`prefect.yaml` deploys them. Every flow ends with a table of its stages: state, duration, headline score.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import State
+
+from clip4vla.records import TaskName
+from flows.graph import Graph, read_graph
+from flows.stages import FAILED, StageResult, run_stage
+
+ModelName = Literal["pretraining", "retrieval", "captioning"]
+
+
+@flow(name="pretrain", log_prints=True)
+def pretrain(downstream: bool = False, force: bool = False, retries: int = 0) -> None:
+    """Pretrain.
+
+    Args:
+        downstream: continue with everything that follows in the graph, up to a judged candidate of each task.
+        force: pretrain even if nothing changed.
+        retries: how often a failed stage is tried again.
+    """
+    graph = read_graph()
+    walk(graph, graph.order if downstream else graph.upstream("pretrain"), ["pretrain"] if force else [], retries)
+
+
+@flow(name="finetune", log_prints=True)
+def finetune(task: TaskName = "retrieval", force: bool = False, retries: int = 0) -> None:
+    """Fine-tune for a task; `force` does so even if nothing changed."""
+    _walk_to(f"finetune@{task}", force, retries)
+
+
+@flow(name="ablate", log_prints=True)
+def ablate(force: bool = False, retries: int = 0) -> None:
+    """Compare the settings of the audio token; `force` does so even if nothing changed."""
+    _walk_to("ablate", force, retries)
+
+
+@flow(name="evaluate", log_prints=True)
+def evaluate(model: ModelName = "retrieval", force: bool = False, retries: int = 0) -> None:
+    """Score a model on the test clips; `force` does so even if nothing changed."""
+    _walk_to(f"evaluate@{model}", force, retries)
+
+
+@flow(name="promote", log_prints=True)
+def promote(task: TaskName = "retrieval", force: bool = False, retries: int = 0) -> None:
+    """Judge a task's model against its champion; `force` judges again even if nothing changed."""
+    _walk_to(f"promote@{task}", force, retries)
+
+
+@flow(name="prepare", log_prints=True)
+def prepare(force: bool = False, retries: int = 0) -> None:
+    """Bring the clips of every corpus up to date, and show the rejected ones as a table."""
+    from clip4vla.pipeline.summary import rejected_clips
+
+    graph = read_graph()
+    clips = graph.matching("clips")
+    wanted = {stage for target in clips for stage in graph.upstream(target)}
+    walk(graph, [stage for stage in graph.order if stage in wanted], clips if force else [], retries)
+    create_table_artifact(rejected_clips(), key="rejects", description="Rejected clips by corpus, stage and reason")
+
+
+def _walk_to(target: str, force: bool, retries: int) -> None:
+    graph = read_graph()
+    walk(graph, graph.upstream(target), [target] if force else [], retries)
+
+
+def walk(graph: Graph, stages: Sequence[str], forced: Sequence[str], retries: int) -> None:
+    """Run `stages` one after the other, up to the first that fails, then show the table of all of them.
+
+    Raises:
+        RuntimeError: a stage failed; the message names it.
+    """
+    states: dict[str, State[Any]] = {}
+    results: list[StageResult] = []
+    failed: State[Any] | None = None
+    for stage in stages:
+        state = run_stage(stage, [states[before] for before in graph.parents[stage] if before in states],
+                          stage in forced, retries)  # fmt: skip
+        states[stage] = state
+        if not state.is_completed():
+            failed = state
+            results.append(StageResult(stage, FAILED, 0.0, ""))
+            break
+        results.append(_result_of(state))
+    create_markdown_artifact(summary_table(results), key="summary", description="Stages of this run")
+    if failed is not None:
+        raise RuntimeError(f"stage {results[-1].stage} failed: {failed.message}")
+
+
+def _result_of(state: State[Any]) -> StageResult:
+    result: Any = state.result()
+    assert isinstance(result, StageResult)
+    return result
+
+
+def summary_table(results: Sequence[StageResult]) -> str:
+    """Markdown: a row per stage with state, duration and headline score, and a link to the comparison in MLflow."""
+    rows = [f"| {r.stage} | {r.state.lower()} | {_duration(r.seconds)} | {r.headline} |" for r in results]
+    table = "\n".join(["| stage | state | duration | headline |", "| --- | --- | ---: | --- |", *rows])
+    judged = any(r.stage.startswith("promote@") and r.state != FAILED for r in results)
+    return f"{table}\n\n[Compare the runs in MLflow]({_comparison_link()})" if judged else table
+
+
+def _comparison_link() -> str:
+    from clip4vla.pipeline.summary import comparison_link
+
+    return comparison_link()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,131 @@
+"""A split embedded and scored: similarities of the towers, the re-ranked order of the cross encoder, and the probe."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.clips import write_clips
+from clip4vla.clips.dataset import ClipDataset
+from clip4vla.config import EvaluationConfig
+from clip4vla.evaluation.labels import Labels
+from clip4vla.evaluation.retrieval_evaluator import RetrievalEvaluator, digest
+from clip4vla.inference.embedder import Embedder
+from clip4vla.records import MODALITIES
+from tests.inference.tiny import INFERENCE, WIDTH, tiny_model
+
+CLIPS, NEAREST = 6, 3
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> ClipDataset:
+    return ClipDataset([write_clips(tmp_path_factory.mktemp("clips") / "test.lance", CLIPS)])
+
+
+def evaluator(has_cross_encoder: bool = True, batch_size: int = CLIPS, rerank: int = NEAREST) -> RetrievalEvaluator:
+    model = tiny_model("sequence", has_cross_encoder=has_cross_encoder)
+    if model.cross_encoder is not None:
+        torch.manual_seed(1)
+        torch.nn.init.normal_(model.cross_encoder.similarity.weight)
+    config = EvaluationConfig(rerank=rerank, bootstrap=100, batch_size=batch_size)
+    return RetrievalEvaluator(Embedder(model, INFERENCE), config)
+
+
+def test_a_split_has_a_vector_per_caption_and_per_clip_and_modality(dataset: ClipDataset) -> None:
+    split = evaluator(rerank=0).embed(dataset)
+    assert split.clip_ids == dataset.clip_ids
+    assert split.caption_clips == tuple(clip_id for clip_id in dataset.clip_ids for _ in range(2))
+    assert list(split.sentences) == list(dataset.sentences())
+    assert split.captions.shape == (2 * CLIPS, WIDTH)
+    assert {modality: vectors.shape for modality, vectors in split.clips.items()} == dict.fromkeys(
+        MODALITIES, (CLIPS, WIDTH)
+    )
+    assert split.reranked is None
+    np.testing.assert_array_equal(split.clips["audio"][0], 0)  # the first clip has no sound
+    np.testing.assert_array_equal(split.clips["both"][0], split.clips["video"][0])
+
+
+def test_the_batch_size_does_not_change_a_split(dataset: ClipDataset) -> None:
+    one, other = evaluator().embed(dataset), evaluator(batch_size=4).embed(dataset)
+    assert one.test_set == other.test_set
+    for modality in MODALITIES:
+        np.testing.assert_allclose(one.similarity(modality), other.similarity(modality), atol=1e-5)
+    assert one.reranked is not None
+    assert other.reranked is not None
+    np.testing.assert_allclose(one.reranked, other.reranked, atol=1e-5)
+
+
+def test_only_the_nearest_clips_are_reordered_by_the_cross_encoder(dataset: ClipDataset) -> None:
+    one = evaluator(batch_size=4)
+    split = one.embed(dataset)
+    assert split.reranked is not None
+    before, after = (
+        np.argsort(-values, axis=1, kind="stable") for values in (split.similarity("both"), split.reranked)
+    )
+    assert np.array_equal(before[:, NEAREST:], after[:, NEAREST:])
+    assert not np.array_equal(before, after)
+    media = one.embedder.media_features(dataset.take(range(CLIPS)))
+    for query, clips in enumerate(after[:, :NEAREST]):
+        assert set(clips) == set(before[query, :NEAREST])
+        text = torch.from_numpy(split.captions[query]).expand(NEAREST, -1)
+        with torch.no_grad():
+            scores = one.embedder.model.cross_encoder_scores(text, media.take(torch.from_numpy(clips)))
+        assert (scores.diff() < 0).all()
+
+
+def test_both_orders_are_scored(dataset: ClipDataset) -> None:
+    plain, reranked = (evaluator(rerank=count) for count in (0, NEAREST))
+    first = plain.score(plain.embed(dataset))
+    assert "text_to_clip/reranked" not in first.queries
+    scores = reranked.score(reranked.embed(dataset))
+    assert {"text_to_clip/both/R@1", "text_to_clip/reranked/R@1"} <= scores.values.keys()
+    assert scores.values["text_to_clip/both/R@1"] == first.values["text_to_clip/both/R@1"]
+    assert scores.intervals["text_to_clip/reranked/R@1"][0] <= scores.values["text_to_clip/reranked/R@1"]
+
+
+def test_both_directions_are_scored_by_every_modality(dataset: ClipDataset) -> None:
+    one = evaluator(rerank=0)
+    split = one.embed(dataset)
+    scores = one.score(split, {"probe/verbal/speech/R@1": 50.0})
+    tables = {f"{direction}/{m}" for direction in ("text_to_clip", "clip_to_text") for m in MODALITIES}
+    assert scores.queries.keys() == tables
+    assert scores.values["probe/verbal/speech/R@1"] == 50.0
+    own = np.repeat(np.arange(CLIPS), 2)
+    best = split.similarity("video").argmax(axis=1)
+    assert scores.values["text_to_clip/video/R@1"] == pytest.approx(100 * (best == own).mean())
+    best = split.similarity("video").T.argmax(axis=1)
+    assert scores.values["clip_to_text/video/R@1"] == pytest.approx(100 * (own[best] == np.arange(CLIPS)).mean())
+
+
+def test_a_model_without_a_cross_encoder_is_not_reranked(dataset: ClipDataset) -> None:
+    one = evaluator(has_cross_encoder=False)
+    split = one.embed(dataset)
+    assert split.reranked is None
+    with pytest.raises(ValueError, match="this model has no cross encoder"):
+        one.rerank(split, dataset)
+
+
+def test_the_probe_compares_the_audio_of_each_token_with_the_texts(dataset: ClipDataset) -> None:
+    one = evaluator()
+    choices = {"sound": ("a bell", "a cow"), "speech": ("uno", "dos", "tres")}
+    labels = Labels(
+        choices, {"clip1": {"sound": "a cow", "speech": "dos"}, "clip2": {"sound": "a bell", "speech": "uno"}}
+    )
+    found = one.probe(dataset, labels)
+    expected = {}
+    for token in ("verbal", "nonverbal"):
+        audio = one.embedder.embed_clips(dataset.take([1, 2]), ("audio",), token).audio
+        assert audio is not None
+        for kind, texts in choices.items():
+            nearest = (audio.numpy() @ one.embedder.encode_text(texts).T).argmax(axis=1)
+            right = [texts.index(labels.clips[clip][kind]) for clip in ("clip1", "clip2")]
+            expected[f"probe/{token}/{kind}/R@1"] = 100 * float((nearest == right).mean())
+    assert found == expected
+
+
+def test_another_sound_or_frame_is_another_test_set(dataset: ClipDataset, tmp_path: Path) -> None:
+    other = ClipDataset([write_clips(tmp_path / "test.lance", CLIPS, samples=8000)])
+    test_sets = {evaluator(rerank=0).embed(found).test_set for found in (dataset, dataset, other)}
+    assert len(test_sets) == 2
+    assert len({digest(clip) for clip in dataset.take(range(CLIPS))}) == CLIPS

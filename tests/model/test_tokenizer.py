@@ -1,0 +1,37 @@
+"""Token ids of sentences, against the published ones, and back."""
+
+import json
+from pathlib import Path
+
+from clip4vla.model.beam_search import END, START
+from clip4vla.model.tokenizer import Tokenizer
+
+REFERENCE = Path(__file__).parents[1] / "data" / "reference"
+PUBLISHED_PADDING = 49410
+
+
+def test_published_token_ids() -> None:
+    facts = json.loads((REFERENCE / "text.json").read_text())
+    tokenizer = Tokenizer("stamp-small", 32)
+    for case in facts["retrieval_text"]:
+        expected = [0 if token == PUBLISHED_PADDING else token for token in case["input_ids"]]
+        tokens = tokenizer([case["text"], " ".join(["word"] * 40)])  # the second fills all places
+        assert tokens[0].tolist() == expected
+    for case in facts["tokenize"]:
+        tokens = tokenizer([case["text"]])[0]
+        assert tokens[1 : 1 + len(case["ids"])].tolist() == case["ids"]
+
+
+def test_sentences_are_decoded_from_their_tokens() -> None:
+    tokenizer = Tokenizer("stamp-small", 24)
+    sentences = ["a picture of a T-shirt!", "the words un ñandú"]
+    vocabulary = tokenizer.vocabulary(sentences)
+    assert vocabulary[START] == tokenizer.ends[0]
+    assert vocabulary[END] == tokenizer.ends[1]
+    assert vocabulary[2:].tolist() == sorted(set(vocabulary[2:].tolist()))
+    tokens = tokenizer(sentences)
+    assert [tokenizer.decode(row) for row in tokens] == ["a picture of a t - shirt !", "the words un ñandú"]
+    assert set(tokens.flatten().tolist()) - {0} <= set(vocabulary.tolist())
+    full = tokenizer.full_vocabulary()
+    assert full[:2].tolist() == list(tokenizer.ends)
+    assert sorted(full.tolist()) == list(range(49408))

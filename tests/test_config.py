@@ -1,0 +1,360 @@
+"""params.yaml: the repository's own file is valid, and every mistake is a ValueError that names file and key."""
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from clip4vla.config import (
+    AudioConfig,
+    BeamSearchConfig,
+    CaptioningConfig,
+    ClipsConfig,
+    Config,
+    FrozenConfig,
+    GenerationConfig,
+    InferenceConfig,
+    OptimizerConfig,
+    PretrainingConfig,
+    RetrievalConfig,
+    load_config,
+)
+from clip4vla.records import TASKS
+from tests.project import REPOSITORY
+
+FILE = REPOSITORY / "params.yaml"
+TEXT = FILE.read_text(encoding="utf-8")
+TREE: dict[str, Any] = yaml.safe_load(TEXT)
+
+Tree = dict[str, Any]
+Write = Callable[[Callable[[Tree], object]], Path]
+
+
+def sections(config: type[FrozenConfig], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of all sections whose keys are declared."""
+    yield path
+    for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, FrozenConfig):
+            yield from sections(field.annotation, (*path, name))
+
+
+def fields_of(path: tuple[str, ...]) -> dict[str, FieldInfo]:
+    config: Any = Config
+    for name in path:
+        config = config.model_fields[name].annotation
+    return config.model_fields
+
+
+SECTIONS = list(sections(Config))
+LISTED = [path for path in SECTIONS if path not in {("evaluation", "beam_search")}]
+"""Those that params.yaml has."""
+
+
+def at(tree: Tree, path: tuple[str, ...]) -> Tree:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Write:
+    """Write params.yaml with a change."""
+
+    def write(change: Callable[[Tree], object]) -> Path:
+        tree = copy.deepcopy(TREE)
+        change(tree)
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+        return path
+
+    return write
+
+
+def put(key: str, value: object) -> Callable[[Tree], object]:
+    """The change that sets the dotted `key` to `value`."""
+    *section, name = key.split(".")
+    return lambda tree: at(tree, tuple(section)).update({name: value})
+
+
+def test_the_repository_s_own_file_is_valid() -> None:
+    config = load_config(FILE)
+    assert config.seed == TREE["seed"]
+    assert config.corpora.keys() == TREE["corpora"].keys()
+    assert config.retrieval.optimizer.lr == TREE["retrieval"]["optimizer"]["lr"]
+    assert config.gates.retrieval.floors == TREE["gates"]["retrieval"]["floors"]
+
+
+def test_a_config_survives_json() -> None:
+    config = load_config(FILE)
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_task_has_a_section_and_a_gate() -> None:
+    config = load_config(FILE)
+    assert [config.task(task) for task in TASKS] == [config.retrieval, config.captioning]
+    assert [config.gates.of(task).model_name for task in TASKS] == ["clip4vla", "clip4vla-captioning"]
+
+
+@settings(deadline=None, max_examples=50)
+@given(section=st.sampled_from(LISTED), key=st.text("abcdefghijklmnop_", min_size=1, max_size=12))
+def test_an_unknown_key_anywhere_is_named(tmp_path_factory: pytest.TempPathFactory, section: Any, key: str) -> None:
+    tree = copy.deepcopy(TREE)
+    unknown = f"{key}_zz"
+    at(tree, section)[unknown] = 1
+    path = tmp_path_factory.mktemp("unknown") / "params.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(".".join((*section, unknown)))) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("section", LISTED, ids=".".join)
+def test_a_missing_key_is_named_unless_it_has_a_default(changed: Write, section: tuple[str, ...]) -> None:
+    for name, field in fields_of(section).items():
+        path = changed(lambda tree, name=name: (put("clips.frames", 12)(tree), at(tree, section).pop(name, None)))
+        if field.is_required():
+            with pytest.raises(ValueError, match=re.escape(".".join((*section, name)) + ": Field required")) as caught:
+                load_config(path)
+            assert str(path) in str(caught.value)
+        else:
+            config: Any = load_config(path)
+            for part in section:
+                config = getattr(config, part)
+            assert getattr(config, name) == field.default
+
+
+def test_the_defaults_are_the_published_constants() -> None:
+    audio, optimizer = AudioConfig(), OptimizerConfig(lr=1e-3)
+    assert (audio.sample_rate, audio.n_fft, audio.tiles, audio.mask_width) == (16_000, 512, 6, 9)
+    assert (audio.freq_mask_fraction, audio.time_mask_fraction) == (0.05, 0.15)
+    assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ((0.9, 0.98), 1e-6, 0.2)
+    paper = PretrainingConfig(epochs=1, batch_size=2, optimizer=optimizer)
+    chosen = load_config(FILE, "paper").pretraining
+    for term in ("text_audio", "video_audio", "audio_audio", "text_video", "text_text", "video_video"):
+        assert getattr(paper, term) == getattr(chosen, term)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pretraining.batch_size", 0),
+        ("retrieval.batch_size", 1),
+        ("captioning.batch_size", 1),
+        ("pretraining.optimizer.lr", 0.0),
+        ("pretraining.optimizer.warmup", 1.5),
+        ("pretraining.text_audio", -1.0),
+        ("retrieval.max_tokens", 3),
+        ("trainer.zero_stage", 4),
+        ("trainer.precision", "fp16"),
+        ("model.fusion", "max"),
+        ("audio.recipe", "loud"),
+        ("clips.jpeg_quality", 101),
+        ("clips.max_reject_fraction", 1.01),
+        ("stampscenes.language", "en"),
+        ("stampscenes.size", 97),
+        ("stampscenes.voice_db", [6.0, 2.0]),
+        ("stampscenes.caption_pairs", {"train": 800, "val": 60}),
+        ("evaluation.bootstrap", 10),
+        ("gates.retrieval.model_name", "a model"),
+        ("ablation.audio_tokens", []),
+        ("preset", ["paper"]),
+    ],
+)
+def test_a_value_out_of_range_is_named(changed: Write, key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"params\.yaml is not valid:\n  {re.escape(key)}: "):
+        load_config(changed(put(key, value)))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("retrieval.optimizer.lr", "retrieval.text_video", "clips.max_seconds", "trainer.peak_tflops"),
+        *("gates.retrieval.floors.some/score", "model.audio_token"),
+    ],
+)
+def test_a_number_that_is_not_finite_is_named(changed: Write, key: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"(?s)  {re.escape(key)}\S*: .*finite number"):
+        load_config(changed(put(key, value)))
+
+
+@pytest.mark.parametrize("key", ["seed", "stampscenes.seed", "evaluation.seed"])
+def test_a_negative_seed_is_named(changed: Write, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"  {re.escape(key)}: Input should be greater than or equal to 0"):
+        load_config(changed(put(key, -1)))
+
+
+@pytest.mark.parametrize("name", ["a; rm -rf /", "$(id)", "a b", "../up", "-x", "", "a\n", "a.b"])
+def test_a_corpus_name_that_a_shell_or_dvc_would_interpret_is_refused(changed: Write, name: str) -> None:
+    path = changed(lambda tree: tree["corpora"].update({name: tree["corpora"]["stampscenes-captions"]}))
+    with pytest.raises(ValueError, match=re.escape(f"  corpora: the corpus name {name!r} must consist of letters")):
+        load_config(path)
+
+
+def test_every_mistake_is_reported_at_once(changed: Write) -> None:
+    path = changed(lambda tree: (tree.pop("seed"), tree["model"].update(fusion="max"), tree.update(extra=1)))
+    with pytest.raises(ValueError, match=r"seed: (.|\n)*model\.fusion: (.|\n)*extra: "):
+        load_config(path)
+
+
+@pytest.mark.parametrize("name", TREE["presets"])
+def test_a_preset_changes_what_it_names_and_nothing_else(changed: Write, name: str) -> None:
+    path = changed(lambda tree: tree["clips"].update({"frames": 12, "size": 256, "max_seconds": 30.0}))
+    before = load_config(path).model_dump(mode="json")
+    after = load_config(path, name).model_dump(mode="json")
+    for section, changes in TREE["presets"][name].items():
+        optimizer = changes.get("optimizer", {})
+        flat = {key: value for key, value in changes.items() if key != "optimizer"}
+        assert flat.items() <= after[section].items()
+        assert optimizer.items() <= after[section].get("optimizer", {}).items()
+        untouched = before[section].keys() - changes.keys()
+        assert all(after[section][key] == before[section][key] for key in untouched)
+    untouched = before.keys() - TREE["presets"][name].keys() - {"preset"}
+    assert all(after[section] == before[section] for section in untouched)
+    assert after["preset"] == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretraining": {"text_smell": 1.0}}, r"presets\.mine\.pretraining\.text_smell: "),
+        ({"retrieval": {"optimizer": {"lr": 0}}}, r"presets\.mine\.retrieval\.optimizer\.lr: "),
+        ({"retrieval": {"optimizer": {"lr": float("inf")}}}, r"presets\.mine\.retrieval\.optimizer\.lr: "),
+        ({"clips": {"size": 128}}, r"presets\.mine\.clips"),
+    ],
+)
+def test_a_mistake_in_a_preset_that_is_not_chosen_is_named(changed: Write, changes: Tree, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(changed(lambda tree: tree["presets"].update(mine=changes)))
+
+
+def test_an_unknown_preset_is_named(changed: Write) -> None:
+    with pytest.raises(ValueError, match="preset: 'paper-tiktok' is none of default, paper"):
+        load_config(changed(put("preset", "paper-tiktok")))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("retrieval.cross_encoder", r"retrieval\.cross_encoder is 1, but model\.fusion is 'mean'"),
+        ("evaluation.rerank", r"evaluation\.rerank is 1, but retrieval\.cross_encoder is 0: no cross encoder"),
+    ],
+)
+def test_a_cross_encoder_that_is_not_trained_is_refused(changed: Write, key: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(changed(put(key, 1)))
+
+
+@pytest.mark.parametrize("section", ["pretraining", "retrieval", "captioning"])
+def test_more_frames_than_are_stored_are_refused(changed: Write, section: str) -> None:
+    message = rf"{section}\.frames is 12, but clips\.frames, the number stored, is 4"
+    with pytest.raises(ValueError, match=message):
+        load_config(changed(put(f"{section}.frames", 12)))
+
+
+@pytest.mark.parametrize("role", ["pretraining", "finetuning"])
+def test_a_role_that_no_corpus_has_is_named(changed: Write, role: str) -> None:
+    other = {"pretraining": "finetuning", "finetuning": "pretraining"}[role]
+    path = changed(lambda tree: [corpus.update(role=other) for corpus in tree["corpora"].values()])
+    with pytest.raises(ValueError, match=rf"none has the role {role}"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "key"),
+    [
+        ("\nseed: 7\n", "\nseed: 7\nseed: 8\n", "seed"),
+        ("\nretrieval:\n", "\nretrieval:\n  epochs: 9\n", "epochs"),
+        ("lr: 3.0e-3", "lr: 3.0e-3, lr: 1.0e-3", "lr"),
+        ("\nclips: {", '\n"clips": {}\nclips: {', "clips"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_named_with_its_line(tmp_path: Path, before: str, after: str, key: str) -> None:
+    assert before in TEXT
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT.replace(before, after), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"(?s)params\.yaml is not valid YAML: the key '{key}' is there twice.*line"):
+        load_config(path)
+
+
+def test_a_merged_mapping_may_be_changed_and_merged_again(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    presets = "\npresets:\n  mine: &mine\n    <<: {retrieval: {frames: 2}}\n    retrieval: {frames: 3}\n"
+    presets += "  outer: {<<: *mine, audio: {tiles: 1}}\n"
+    path.write_text(TEXT.replace("\npresets:\n", presets), encoding="utf-8")
+    outer = load_config(path, "outer")
+    assert (outer.retrieval.frames, outer.audio.tiles) == (3, 1)
+
+
+@pytest.mark.parametrize("text", ["seed: [1, 2", "a: b: c", "\t- x", "a: !!python/object/apply:os.getcwd []"])
+def test_text_that_is_not_yaml_is_reported_with_its_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"(?s){re.escape(str(path))} is not valid YAML: .*line [12]"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "seed"])
+def test_yaml_that_is_not_a_mapping_is_reported(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not valid:\n  \(top\): "):
+        load_config(path)
+
+
+def test_a_missing_file_is_a_file_not_found_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"params\.yaml"):
+        load_config(tmp_path / "params.yaml")
+
+
+def test_a_config_is_frozen() -> None:
+    config = load_config(FILE)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.pretraining.epochs = 5
+
+
+CLIPS = ClipsConfig(frames=4, size=72)
+RETRIEVAL = RetrievalConfig(epochs=1, batch_size=2, frames=2, max_tokens=20, optimizer=OptimizerConfig(lr=1e-3))
+CAPTIONING = CaptioningConfig(**RETRIEVAL.model_dump(include={"epochs", "batch_size", "optimizer"}), modalities="video")
+
+
+def test_inference_reads_media_and_texts_as_in_training() -> None:
+    inference = InferenceConfig.of(CLIPS, RETRIEVAL)
+    assert (inference.clips, inference.frames, inference.max_tokens) == (CLIPS, 2, 20)
+    assert inference.generation is None
+    assert InferenceConfig.of(CLIPS, CAPTIONING).generation == GenerationConfig(modalities="video")
+
+
+def test_another_beam_search_is_for_models_that_generate_captions() -> None:
+    search = BeamSearchConfig(beam=2, length_penalty=0.5)
+    captioning = InferenceConfig.of(CLIPS, CAPTIONING).with_beam_search(search)
+    assert captioning.generation == GenerationConfig(modalities="video", beam=2, length_penalty=0.5)
+    retrieval = InferenceConfig.of(CLIPS, RETRIEVAL)
+    assert retrieval.with_beam_search(search) == retrieval
+
+
+@pytest.mark.parametrize(("earlier", "modality"), [("vision", "video"), ("audio", "audio"), ("both", "both")])
+def test_inference_reads_the_names_of_earlier_versions(earlier: str, modality: str) -> None:
+    tree = {"clips": CLIPS.model_dump(mode="json"), "frames": 2, "words": 20}
+    assert InferenceConfig.model_validate(tree) == InferenceConfig.of(CLIPS, RETRIEVAL)
+    assert InferenceConfig.model_validate(tree | {"writing": None}).generation is None
+    writing = {"modalities": earlier, "search": {"beam": 3, "length_penalty": 0.8}}
+    found = InferenceConfig.model_validate(tree | {"writing": writing})
+    assert found.generation == GenerationConfig(modalities=modality, beam=3, length_penalty=0.8)
+    assert found.max_tokens == 20
+
+
+@pytest.mark.parametrize("missing", ["clips", "frames", "max_tokens"])
+def test_inference_without_a_default_is_an_error(missing: str) -> None:
+    tree = InferenceConfig.of(CLIPS, RETRIEVAL).model_dump(mode="json")
+    del tree[missing]
+    with pytest.raises(ValidationError, match=rf"{missing}\n  Field required"):
+        InferenceConfig.model_validate(tree)
