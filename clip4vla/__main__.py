@@ -38,6 +38,7 @@ STAGES, MODELS = "Stages of dvc.yaml", "Models"
 Task = StrEnum("Task", list(TASKS))  # type: ignore[misc]  # typer takes choices from an enumeration
 Model = StrEnum("Model", ["pretraining", *TASKS])  # type: ignore[misc]
 By = StrEnum("By", list(MODALITIES))  # type: ignore[misc]
+Listen = StrEnum("Listen", ["sound", "speech", "picture"])
 
 IndexOption = Annotated[Path, typer.Option("--index", help="Directory of the index.")]
 RegisteredModel = Annotated[
@@ -196,6 +197,9 @@ def search(
     index: IndexOption = INDEX,
     top: Annotated[int, typer.Option(min=1, help="Number of clips.")] = TOP,
     by: Annotated[By, typer.Option(help="The modality that must match the sentence.")] = By.both,  # type: ignore[attr-defined]
+    listen: Annotated[
+        Listen | None, typer.Option(help="The one thing to compare, in place of what the sentence asks for.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page with pictures and sound.")] = None,
 ) -> None:
     """Find clips by a sentence."""
@@ -203,10 +207,10 @@ def search(
 
     opened = Index(index)
     if sentence is not None:
-        _answer(opened, sentence, top, by.value, html)
+        _answer(opened, sentence, top, by.value, listen and listen.value, html)
         return
     while typed := _ask():
-        _answer(opened, typed, top, by.value, html)
+        _answer(opened, typed, top, by.value, listen and listen.value, html)
 
 
 @app.command("check-corpus", rich_help_panel=MODELS)
@@ -243,21 +247,24 @@ def _ask() -> str:
         return ""
 
 
-def _answer(opened: "Index", sentence: str, top: int, by: Any, html: Path | None) -> None:
+def _answer(opened: "Index", sentence: str, top: int, by: Any, listen: Any, html: Path | None) -> None:
     from rich.console import Console
 
     from clip4vla.reports.pages import write_page
     from clip4vla.reports.search_report import hits_table, search_page
     from clip4vla.reports.tables import to_terminal
+    from clip4vla.utils.numbers import format_weights
 
     start = time.perf_counter()
-    hits = opened.search(sentence, top, by)
+    hits = opened.search(sentence, top, by, listen)
     seconds = time.perf_counter() - start
     title = f"“{sentence}” in {len(opened):,} clips, by {opened.model.name} version {opened.model.version}"
     Console().print(to_terminal(hits_table(title, hits)))
+    if weights := opened.listens_for(sentence, listen):
+        print(f"listened for: {format_weights(weights)}")
     print(f"in {seconds:.2f} s", file=sys.stderr)
     if html is not None:
-        write_page(search_page(sentence, hits, opened), html)
+        write_page(search_page(sentence, hits, opened, listen), html)
         print(f"with pictures and sound: {html}")
 
 

@@ -8,10 +8,10 @@ key. A field with a default may be left out of the file; published constants are
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clip4vla.records import SPLITS, Modality, Split, TaskName
 
@@ -24,9 +24,40 @@ Range = tuple[float, float]
 AudioToken = Literal["none", "verbal", "nonverbal", "both", "sample"] | Annotated[float, Field(ge=0, le=1)]
 """The type token of the audio tower: none, one kind, both appended, the kind of each sample's text (`sample`), or a
 number w that mixes (1 - w) verbal + w nonverbal."""
+ExpertToken = Literal["none", "verbal", "nonverbal", "both"] | Annotated[float, Field(ge=0, le=1)]
+"""The type token of an audio expert: any but `sample`, because a clip's expert does not depend on a text."""
 
 Role = Literal["pretraining", "finetuning"]
 """What a corpus is used for."""
+
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""Keys that become directory names, and arguments of commands and parts of parameters in `dvc.yaml`."""
+Named = TypeVar("Named")
+
+
+def check_plain_names(kind: str, named: dict[str, Named]) -> dict[str, Named]:
+    """`named`, if its keys are safe as directory names and as arguments of a shell command.
+
+    Raises:
+        ValueError: one isn't.
+    """
+    for name in named:
+        if not PLAIN_NAME.fullmatch(name):
+            raise ValueError(
+                f"the {kind} name {name!r} must consist of letters, digits, '_' and '-', and begin with a letter or "
+                "digit"
+            )
+    return named
+
+
+def _all_differ(tokens: tuple[ExpertToken, ...]) -> tuple[ExpertToken, ...]:
+    if len(set(tokens)) < len(tokens):
+        raise ValueError(f"each token must be there once, not as in {tokens}")
+    return tokens
+
+
+AudioExperts = Annotated[tuple[ExpertToken, ...], Field(min_length=1), AfterValidator(_all_differ)]
 
 
 class FrozenConfig(BaseModel):
@@ -51,6 +82,10 @@ class StampScenesConfig(FrozenConfig):
     """Pairs (sound effect, spoken word) of the caption corpus by split."""
     pictures_per_pair: dict[Split, Positive]
     """Different pictures shown with each pair, so that audio alone cannot tell the clips apart."""
+    unrelated_sound: Fraction = 0.15
+    """Caption clips whose captions do not name their sound, for each clip whose captions do."""
+    no_sound: Fraction = 0.05
+    """Caption clips without an audio track, likewise."""
     seconds: Annotated[float, Field(gt=1)]
     size: Annotated[int, Field(ge=32, multiple_of=2)]
     """Width and height of the videos in pixels."""
@@ -139,8 +174,11 @@ class ModelConfig(FrozenConfig):
     """An open_clip model name, or the name of a config in `clip4vla/model/architectures/`."""
     weights: str | None = None
     """An open_clip pretrained tag (`openai`), the path of a checkpoint, or null to train from scratch."""
-    fusion: Literal["mean", "sequence"] = "mean"
-    """How video and audio become one vector: the mean of the two, or a transformer over their sequence."""
+    fusion: Literal["mean", "sequence", "experts"] = "mean"
+    """How video and audio are compared with a text: by their mean, by a transformer over their sequence, or each by
+    itself with weights that the text decides (`experts`, for retrieval only)."""
+    audio_experts: AudioExperts = ("verbal", "nonverbal")
+    """Type tokens of the audio experts, of `fusion: experts`; `[none]` is one expert without a token."""
     fusion_layers: Positive = 2
     audio_token: AudioToken = "both"
     """Type token in fine-tuning and evaluation, where a text describes all of the clip."""
@@ -205,9 +243,26 @@ class RetrievalConfig(TrainingConfig):
     text_both: Weight = 1.0
     text_video: Weight = 0.0
     text_audio: Weight = 0.0
+    shared_text_both: Weight = 0.0
+    """The same as `text_both` for shared captions, see `shared_captions_per_clip`."""
+    text_experts: Weight = 0.0
+    """With experts: likelihood of the right clips of shared captions under the mixture of the experts."""
+    text_audio_experts: Weight = 0.0
+    """With experts: InfoNCE of a clip's own captions with its audio experts alone, as `text_video` with the video."""
+    text_text_experts: Weight = 0.0
+    """With experts: own captions are found by the shared captions of their clip, expert by expert."""
+    shared_captions_per_clip: Annotated[int, Field(ge=0)] = 0
+    """Captions of a clip in one step, beside `captions_per_clip`, that other clips of the training set have, too, such
+    as "a bell rings": they are contrasted apart from those that only one clip has."""
+    identical_captions_match: bool = False
+    """Whether a caption is right for every clip of the batch that has the identical caption."""
     cross_encoder: Weight = 0.0
     """Loss of the score that reads a text and a clip together, for `evaluation.rerank`; needs `model.fusion:
     sequence`. Its negatives are the nearest clips of a micro-batch."""
+
+
+EXPERT_TERMS = ("text_experts", "text_audio_experts", "text_text_experts")
+"""Terms of `retrieval` that need `model.fusion: experts`."""
 
 
 class CaptioningConfig(TrainingConfig):
@@ -219,18 +274,38 @@ class CaptioningConfig(TrainingConfig):
     """With `both`: share of the clips of a step in which only the video, or only the audio, is attended to, so that
     one model can caption by either alone."""
     min_words: Annotated[int, Field(ge=0)] = 0
-    """Captions with fewer words are not trained on, unless a clip has no others."""
+    """Captions with fewer words, and clips that have only such captions, are neither trained on nor evaluated."""
     label_smoothing: Fraction = 0.0
     vocabulary: Literal["corpus", "full"] = "corpus"
     """Tokens that a caption may have: those of the training captions, or all of CLIP's, whose logits cost most of a
     step on a CPU."""
 
 
-class AblationConfig(FrozenConfig):
-    """The sweep over audio tokens: one retrieval fine-tuning each, with the settings of `retrieval` but the length."""
+class AblationArm(FrozenConfig):
+    """What one trial of the ablation changes in the `model` section."""
 
-    audio_tokens: Annotated[tuple[AudioToken, ...], Field(min_length=1)] = ("none", "verbal", "nonverbal", "both")
+    fusion: Literal["mean", "sequence", "experts"]
+    audio_token: AudioToken = "both"
+    audio_experts: AudioExperts = ("verbal", "nonverbal")
+
+
+class AblationConfig(FrozenConfig):
+    """The comparison of fusions and audio tokens: a short fine-tuning for each arm, otherwise as `retrieval`."""
+
+    arms: Annotated[dict[str, AblationArm], Field(min_length=1)] = {
+        "mean-none": AblationArm(fusion="mean", audio_token="none"),
+        "mean-both": AblationArm(fusion="mean", audio_token="both"),
+        "experts-none": AblationArm(fusion="experts", audio_experts=("none",)),
+        "experts-types": AblationArm(fusion="experts", audio_experts=("verbal", "nonverbal")),
+    }
+    """The trials by name: the mean of video and audio without and with the paper's tokens, experts without and with
+    type tokens."""
     epochs: Positive
+
+    @field_validator("arms")
+    @classmethod
+    def _names_are_plain(cls, arms: dict[str, AblationArm]) -> dict[str, AblationArm]:
+        return check_plain_names("arm", arms)
 
 
 class TrainerConfig(FrozenConfig):
@@ -274,6 +349,12 @@ class EvaluationConfig(FrozenConfig):
     seed: Seed = 0
     labels: str | None = None
     """Labels of the caption clips, for the type-token probe and for slot accuracy; null where a corpus has none."""
+    queries: str | None = None
+    """Test sentences of every kind, each with all clips that it is true of (`queries.json`); null where a corpus has
+    none."""
+    identical_captions_match: bool = False
+    """Whether a test caption is right for every clip that has the identical caption; published figures count its own
+    clip only."""
     rerank: Annotated[int, Field(ge=0)] = 0
     """Nearest clips of a caption that the cross encoder reorders, reported beside the first order; 0 turns it off."""
     beam_search: BeamSearchConfig = BeamSearchConfig()
@@ -298,6 +379,9 @@ class GateConfig(FrozenConfig):
     floors: dict[str, float] = {}
     """Least value of each named score; for MdR and MnR, where less is better, the greatest."""
     guards: tuple[GuardConfig, ...] = ()
+    never_worse_than_best_modality: Weight | None = None
+    """Points by which R@1 of both modalities together may stay below that of the better single one, for any kind of
+    query; null does not compare them."""
 
 
 class GatesConfig(FrozenConfig):
@@ -364,9 +448,6 @@ class InferenceConfig(FrozenConfig):
 PresetSection = Literal["audio", "model", "pretraining", "retrieval", "captioning"]
 """What a preset may change: how a model is trained, not the data that it is trained on."""
 
-CORPUS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-"""Keys of `corpora`: they become directory names, and arguments of commands and parts of parameters in `dvc.yaml`."""
-
 
 class Config(FrozenConfig):
     """`params.yaml` with the chosen preset laid over it."""
@@ -397,13 +478,7 @@ class Config(FrozenConfig):
     @field_validator("corpora")
     @classmethod
     def _names_are_plain(cls, corpora: dict[str, CorpusConfig]) -> dict[str, CorpusConfig]:
-        for name in corpora:
-            if not CORPUS_NAME.fullmatch(name):
-                raise ValueError(
-                    f"the corpus name {name!r} must consist of letters, digits, '_' and '-', and begin with a letter "
-                    "or digit"
-                )
-        return corpora
+        return check_plain_names("corpus", corpora)
 
     @model_validator(mode="before")
     @classmethod
@@ -432,6 +507,33 @@ class Config(FrozenConfig):
         for role in ("pretraining", "finetuning"):
             if not any(corpus.role == role for corpus in self.corpora.values()):
                 raise ValueError(f"corpora: none has the role {role}")
+        return self
+
+    def model_of(self, task: str) -> ModelConfig:
+        """The model section for a training; only retrieval uses experts, other trainings start from the mean."""
+        if self.model.fusion == "experts" and task != "retrieval":
+            return self.model.model_copy(update={"fusion": "mean"})
+        return self.model
+
+    @model_validator(mode="after")
+    def _shared_captions_match(self) -> "Config":
+        if bool(self.retrieval.shared_text_both) != bool(self.retrieval.shared_captions_per_clip):
+            raise ValueError(
+                f"retrieval.shared_text_both is {self.retrieval.shared_text_both:g}, but shared_captions_per_clip is "
+                f"{self.retrieval.shared_captions_per_clip}: set both or neither"
+            )
+        for term in EXPERT_TERMS:
+            weight = getattr(self.retrieval, term)
+            if weight and not (self.model.fusion == "experts" and self.retrieval.shared_captions_per_clip):
+                raise ValueError(
+                    f"retrieval.{term} is {weight:g}, which needs model.fusion: experts and "
+                    "retrieval.shared_captions_per_clip"
+                )
+        if self.retrieval.shared_captions_per_clip and not self.retrieval.identical_captions_match:
+            raise ValueError(
+                "retrieval.shared_captions_per_clip needs retrieval.identical_captions_match: true, because a shared "
+                "caption is right for several clips"
+            )
         return self
 
     @model_validator(mode="after")

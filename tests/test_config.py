@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from clip4vla.config import (
+    EXPERT_TERMS,
     AudioConfig,
     BeamSearchConfig,
     CaptioningConfig,
@@ -119,7 +120,7 @@ def test_an_unknown_key_anywhere_is_named(tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("section", LISTED, ids=".".join)
 def test_a_missing_key_is_named_unless_it_has_a_default(changed: Write, section: tuple[str, ...]) -> None:
     for name, field in fields_of(section).items():
-        path = changed(lambda tree, name=name: (put("clips.frames", 12)(tree), at(tree, section).pop(name, None)))
+        path = changed(lambda tree, name=name: (_without_dependences(tree), at(tree, section).pop(name, None)))
         if field.is_required():
             with pytest.raises(ValueError, match=re.escape(".".join((*section, name)) + ": Field required")) as caught:
                 load_config(path)
@@ -129,6 +130,12 @@ def test_a_missing_key_is_named_unless_it_has_a_default(changed: Write, section:
             for part in section:
                 config = getattr(config, part)
             assert getattr(config, name) == field.default
+
+
+def _without_dependences(tree: Tree) -> None:
+    """Set the keys whose values restrict those of others so that any of them may be missing."""
+    put("clips.frames", 12)(tree)
+    tree["retrieval"].update(dict.fromkeys(("shared_text_both", "shared_captions_per_clip", *EXPERT_TERMS), 0))
 
 
 def test_the_defaults_are_the_published_constants() -> None:
@@ -164,7 +171,11 @@ def test_the_defaults_are_the_published_constants() -> None:
         ("stampscenes.caption_pairs", {"train": 800, "val": 60}),
         ("evaluation.bootstrap", 10),
         ("gates.retrieval.model_name", "a model"),
-        ("ablation.audio_tokens", []),
+        ("ablation.arms", {}),
+        ("model.audio_experts", []),
+        ("stampscenes.unrelated_sound", 1.5),
+        ("retrieval.shared_captions_per_clip", -1),
+        ("gates.retrieval.never_worse_than_best_modality", -1.0),
         ("preset", ["paper"]),
     ],
 )
@@ -237,20 +248,101 @@ def test_a_mistake_in_a_preset_that_is_not_chosen_is_named(changed: Write, chang
 
 
 def test_an_unknown_preset_is_named(changed: Write) -> None:
-    with pytest.raises(ValueError, match="preset: 'paper-tiktok' is none of default, paper"):
+    with pytest.raises(ValueError, match="preset: 'paper-tiktok' is none of default, mean, paper"):
         load_config(changed(put("preset", "paper-tiktok")))
 
 
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("retrieval.cross_encoder", r"retrieval\.cross_encoder is 1, but model\.fusion is 'mean'"),
+        ("retrieval.cross_encoder", r"retrieval\.cross_encoder is 1, but model\.fusion is 'experts'"),
         ("evaluation.rerank", r"evaluation\.rerank is 1, but retrieval\.cross_encoder is 0: no cross encoder"),
     ],
 )
 def test_a_cross_encoder_that_is_not_trained_is_refused(changed: Write, key: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config(changed(put(key, 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shared_text_both": 0.0}, r"shared_text_both is 0, but shared_captions_per_clip is 3: set both or neither"),
+        ({"shared_captions_per_clip": 0}, r"shared_text_both is 1, but shared_captions_per_clip is 0"),
+        ({"identical_captions_match": False}, r"needs retrieval\.identical_captions_match: true"),
+    ],
+)
+def test_shared_captions_need_a_weight_and_several_right_clips(changed: Write, changes: Tree, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(changed(lambda tree: tree["retrieval"].update(changes)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("model.fusion", "mean"),
+        lambda tree: tree["retrieval"].update(shared_captions_per_clip=0, shared_text_both=0.0),
+    ],
+)
+def test_a_loss_of_experts_needs_experts_and_shared_captions(changed: Write, change: Callable[[Tree], object]) -> None:
+    for term in EXPERT_TERMS:
+        weights = dict.fromkeys(EXPERT_TERMS, 0.0) | {term: 1.0}
+        path = changed(lambda tree, weights=weights: (tree["retrieval"].update(weights), change(tree)))
+        with pytest.raises(ValueError, match=rf"retrieval\.{term} is 1, which needs model\.fusion: experts"):
+            load_config(path)
+
+
+def test_identical_captions_may_match_without_shared_ones(changed: Write) -> None:
+    changes = dict.fromkeys(("shared_text_both", "shared_captions_per_clip", *EXPERT_TERMS), 0)
+    assert load_config(changed(lambda tree: tree["retrieval"].update(changes))).retrieval.identical_captions_match
+
+
+@pytest.mark.parametrize(
+    ("arm", "key"),
+    [
+        ({"fusion": "sum"}, "fusion"),
+        ({"audio_token": "both"}, "fusion"),
+        ({"fusion": "mean", "audio_token": "loud"}, "audio_token"),
+        ({"fusion": "experts", "audio_experts": []}, "audio_experts"),
+        ({"fusion": "experts", "tokens": ["verbal"]}, "tokens"),
+    ],
+)
+def test_a_mistake_in_an_arm_is_named(changed: Write, arm: Tree, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"params\.yaml is not valid:\n  ablation\.arms\.mine\.{key}"):
+        load_config(changed(put("ablation.arms", {"mine": arm})))
+
+
+@pytest.mark.parametrize("name", ["a b", "$(id)", "../up", ""])
+def test_an_arm_whose_name_is_no_directory_is_refused(changed: Write, name: str) -> None:
+    path = changed(put("ablation.arms", {name: {"fusion": "mean"}}))
+    with pytest.raises(ValueError, match=re.escape(f"ablation.arms: the arm name {name!r} must consist of letters")):
+        load_config(path)
+
+
+def test_the_arms_are_the_paper_s_mean_and_experts_with_and_without_tokens() -> None:
+    arms = load_config(FILE).ablation.arms
+    found = {(arm.fusion, arm.audio_token if arm.fusion == "mean" else arm.audio_experts) for arm in arms.values()}
+    assert found == {("mean", "none"), ("mean", "both"), ("experts", ("none",)), ("experts", ("verbal", "nonverbal"))}
+
+
+def test_only_retrieval_trains_experts(changed: Write) -> None:
+    config = load_config(FILE)
+    assert {name: config.model_of(name).fusion for name in ("pretraining", *TASKS)} == {
+        "pretraining": "mean",
+        "retrieval": "experts",
+        "captioning": "mean",
+    }
+    changes = {"model": {"fusion": "sequence"}, "retrieval": dict.fromkeys(EXPERT_TERMS, 0.0)}
+    sequence = load_config(changed(lambda tree: [tree[section].update(values) for section, values in changes.items()]))
+    assert sequence.model_of("captioning").fusion == "sequence"
+
+
+@pytest.mark.parametrize("preset", ["paper-msrvtt", "paper-vatex", "paper-audiocaps"])
+def test_the_paper_s_recipes_have_no_experts_and_one_right_clip(changed: Write, preset: str) -> None:
+    path = changed(lambda tree: tree["clips"].update({"frames": 12, "size": 256, "max_seconds": 30.0}))
+    config = load_config(path, preset)
+    assert config.model.fusion == "mean"
+    assert (config.retrieval.shared_captions_per_clip, config.retrieval.identical_captions_match) == (0, False)
 
 
 @pytest.mark.parametrize("section", ["pretraining", "retrieval", "captioning"])

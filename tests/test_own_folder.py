@@ -42,8 +42,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "data/raw/mine/texts.csv").write_text(table)
     config = read_config(directory)
     config["corpora"] = {"mine-pretraining": FOLDER | {"role": "pretraining"}, "mine": FOLDER | {"role": "finetuning"}}
-    config["evaluation"]["labels"] = None
-    config["gates"]["retrieval"]["floors"] = {}
+    config["evaluation"] |= {"labels": None, "queries": None}
+    config["gates"]["retrieval"] |= {"floors": {}, "never_worse_than_best_modality": None}
     write_config(directory, config)
     return directory
 

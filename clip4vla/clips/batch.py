@@ -2,7 +2,7 @@
 
 Shape legend, here and in every tensor file of the package:
 B clips, F frames, H and W pixels, C audio channels (1 or 2), S samples, T audio tiles, R rows and bands of a
-tile, K sentences of a clip, L text tokens, D embedding width.
+tile, K captions of a clip, M all captions of a clip, L text tokens, D embedding width.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ from clip4vla.records import AudioType
 
 AUDIO_TYPE_INDEX: dict[AudioType | None, int] = {"verbal": 0, "nonverbal": 1, None: -1}
 """Row of the type embedding (the published order), -1 where the text has no audio type."""
+NO_ID = -1
+"""Pads the ids of a clip that has fewer captions than others; no caption has it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Batch:
     """(B, K, L) int64 text tokens."""
     audio_types: Tensor
     """(B,) int64, see AUDIO_TYPE_INDEX."""
+    text_ids: Tensor | None = None
+    """(B, K) int64, equal for equal captions; None where a training does not compare them."""
+    clip_text_ids: Tensor | None = None
+    """(B, M) int64, ids of all captions of each clip, padded by NO_ID; None likewise."""
+    shared: Tensor | None = None
+    """(B, K) bool, captions that other clips of the data set have, too; None where those are not trained apart."""
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -54,4 +62,6 @@ class Batch:
 
     def __getitem__(self, rows: slice) -> "Batch":
         """The clips of `rows`, as views."""
-        return Batch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {name: value if value is None else value[rows] for name, value in values.items()}
+        return Batch(**values)

@@ -3,18 +3,23 @@
 In: a data set, a sampler, a transform. Out: `Batch` by step: a pure function of (seed, step), on any number of ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from clip4vla.clips.batch import Batch
+from clip4vla.clips.batch import NO_ID, Batch
 from clip4vla.clips.dataset import ClipDataset
+from clip4vla.clips.format import Clip
 from clip4vla.clips.sampler import StepSampler
 from clip4vla.clips.transform import ClipTransform, collate
 from clip4vla.records import Text
+from clip4vla.utils.hashing import hash_to_int64
 
+CACHED_IDS = 100_000
 PREFETCHED = 4
 """Batches that each loader worker prepares ahead."""
 
@@ -36,9 +41,56 @@ class TrainingBatches(Dataset[Batch]):
         rngs = [np.random.default_rng((self.sampler.seed, step, place)) for place in places]
         clips = self.dataset.take(self.sampler.indices(step)[places])
         candidates = [_long_enough(clip.texts, self.transform.min_words) for clip in clips]
-        count = self.transform.captions_per_clip
-        texts = [_draw_texts(of_clip, count, rng) for of_clip, rng in zip(candidates, rngs, strict=True)]
-        return collate(clips, texts, self.transform, rngs)
+        texts = [self._draw(of_clip, rng) for of_clip, rng in zip(candidates, rngs, strict=True)]
+        batch = collate(clips, texts, self.transform, rngs)
+        if not self.transform.identical_captions_match:
+            return batch
+        shared = self._shared if self.transform.shared_captions_per_clip else None
+        return with_caption_ids(batch, clips, texts, shared)
+
+    def _draw(self, texts: Sequence[Text], rng: np.random.Generator) -> list[Text]:
+        """The captions of a clip for one step: of its own, then of those that it shares with other clips."""
+        own, shared = self.transform.captions_per_clip, self.transform.shared_captions_per_clip
+        if not shared:
+            return _draw_texts(texts, own, rng)
+        parts = [[text for text in texts if (text.text in self._shared) is is_shared] for is_shared in (False, True)]
+        wanted = zip((own, shared), parts, reversed(parts), strict=True)
+        return [text for count, part, other in wanted for text in _draw_texts(part or other, count, rng)]
+
+    @cached_property
+    def _shared(self) -> frozenset[str]:
+        return self.dataset.shared_captions()
+
+
+def with_caption_ids(
+    batch: Batch, clips: Sequence[Clip], texts: Sequence[Sequence[Text]], shared: Collection[str] | None
+) -> Batch:
+    """`batch` with the ids of its captions and of all captions of its clips.
+
+    Args:
+        batch: of `clips` and `texts`.
+        clips: B clips.
+        texts: the K captions of each that the batch holds.
+        shared: captions that several clips of the data set have; None where those are not trained apart.
+    """
+    ids = [[caption_id(text.text) for text in of_clip] for of_clip in texts]
+    all_ids = [sorted({caption_id(text.text) for text in clip.texts}) for clip in clips]
+    width = max(map(len, all_ids))
+    is_shared = None
+    if shared is not None:
+        is_shared = torch.tensor([[text.text in shared for text in of_clip] for of_clip in texts])
+    return replace(
+        batch,
+        text_ids=torch.tensor(ids),
+        clip_text_ids=torch.tensor([[*of_clip, *[NO_ID] * (width - len(of_clip))] for of_clip in all_ids]),
+        shared=is_shared,
+    )
+
+
+@lru_cache(maxsize=CACHED_IDS)
+def caption_id(caption: str) -> int:
+    """The id of a caption: equal for equal captions, in every process."""
+    return hash_to_int64(caption)
 
 
 def training_loader(batches: TrainingBatches, start_step: int, workers: int) -> DataLoader[Batch]:

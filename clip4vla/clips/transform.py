@@ -33,7 +33,11 @@ class ClipTransform:
     circular_shift: bool = False
     """Circularly shift each waveform by a random offset in training."""
     min_words: int = 0
-    """Captions with fewer words are not trained on, unless a clip has no others."""
+    """Captions with fewer words are not drawn, unless a clip has no others."""
+    shared_captions_per_clip: int = 0
+    """Further captions of a clip in a training batch, of those that other clips have, too."""
+    identical_captions_match: bool = False
+    """Give captions ids, so that a caption can be right for several clips of a batch."""
 
 
 def collate(
@@ -46,7 +50,7 @@ def collate(
 
     Args:
         clips: B of them.
-        texts: the sentences of each, of one audio type.
+        texts: the sentences of each; the first one's audio type is the clip's.
         transform: what of a clip the model reads.
         rngs: draw the crops and frames of each clip; None takes the middle of everything.
     """

@@ -21,7 +21,7 @@ def probe_scores(
 ) -> dict[str, float]:
     """Per cent of clips whose nearest text of each kind is the right one: `probe/TOKEN/KIND/R@1`.
 
-    Only labelled clips count, since other corpora may be in the same test split; without any there are no values.
+    Only clips with a label of the kind count: other corpora have none, nor have clips without an audio track.
 
     Args:
         token: the type token that `audio` was computed with.
@@ -30,11 +30,11 @@ def probe_scores(
         texts: (N, D) unit vectors of the choices of each kind.
         labels: the choices and the right ones.
     """
-    labelled = [row for row, clip_id in enumerate(clip_ids) if clip_id in labels.clips]
-    if not labelled:
-        return {}
     values = {}
     for kind, vectors in texts.items():
+        labelled = [row for row, clip_id in enumerate(clip_ids) if kind in labels.clips.get(clip_id, {})]
+        if not labelled:
+            continue
         right = np.array([labels.choices[kind].index(labels.clips[clip_ids[row]][kind]) for row in labelled])
         found = (audio[labelled] @ vectors.T).argmax(axis=1)
         values[f"probe/{token}/{kind}/R@1"] = float(100 * (found == right).mean())

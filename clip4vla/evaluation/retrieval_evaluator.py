@@ -15,11 +15,11 @@ from clip4vla.clips.format import Clip
 from clip4vla.config import AudioToken, EvaluationConfig
 from clip4vla.evaluation.labels import Labels
 from clip4vla.evaluation.probe import probe_scores
+from clip4vla.evaluation.queries import NO_QUERIES, QuerySet
 from clip4vla.evaluation.rerank import nearest, rerank
-from clip4vla.evaluation.retrieval_metrics import correspondence, ranks
+from clip4vla.evaluation.retrieval_metrics import IntArray, caption_correspondence, correspondence, ranks
 from clip4vla.evaluation.scores import QueryTable, Scores, fingerprint, summarise
 from clip4vla.inference.embedder import Embedder
-from clip4vla.model.clip4vla import EmbeddingName, Embeddings
 from clip4vla.model.media_features import MediaFeatures
 from clip4vla.records import MODALITIES, Modality, Text
 from clip4vla.utils.hashing import hash_bytes
@@ -51,7 +51,13 @@ class EmbeddedSplit:
     clips: dict[Modality, NDArray[np.float32]]
     """(G, D) by modality."""
     test_set: str
-    """Fingerprint of clips and captions."""
+    """Fingerprint of clips, captions and queries."""
+    queries: QuerySet = NO_QUERIES
+    """Further test sentences, by kind."""
+    query_vectors: NDArray[np.float32] | None = None
+    """(number of queries, D)"""
+    query_weights: NDArray[np.float32] | None = None
+    """(number of queries, E), of a model with experts."""
     reranked: NDArray[np.float32] | None = None
     """(Q, G), `similarity("both")` after re-ranking; None where there was none."""
 
@@ -72,17 +78,26 @@ class RetrievalEvaluator:
         self.embedder = embedder
         self.config = config
 
-    def embed(self, dataset: ClipDataset) -> EmbeddedSplit:
-        """Embed the captions and, by each modality, the clips of `dataset`; re-rank where that is configured."""
-        embeddings, clips = self._embed_clips(dataset, MODALITIES)
-        captions = [(clip.clip_id, text.text) for clip in clips for text in clip.texts]
+    def embed(self, dataset: ClipDataset, queries: QuerySet = NO_QUERIES) -> EmbeddedSplit:
+        """Embed captions, queries and, by each modality, the clips of `dataset`; re-rank where that is configured."""
+        vectors: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in MODALITIES}
+        entries: list[ClipEntry] = []
+        for clips in batches(dataset, self.config.batch_size):
+            for modality, of_batch in self.embedder.embed_by_modality(clips).items():
+                vectors[modality].append(of_batch)
+            entries += [ClipEntry(clip.clip_id, clip.texts, digest(clip)) for clip in clips]
+        captions = [(entry.clip_id, text.text) for entry in entries for text in entry.texts]
+        content = "".join(entry.digest for entry in entries) + (queries.digest if queries else "")
         split = EmbeddedSplit(
-            clip_ids=tuple(clip.clip_id for clip in clips),
+            clip_ids=tuple(entry.clip_id for entry in entries),
             caption_clips=tuple(clip_id for clip_id, _ in captions),
             sentences=tuple(text for _, text in captions),
             captions=self.embedder.encode_text([text for _, text in captions]),
-            clips={modality: getattr(embeddings, modality).cpu().numpy() for modality in MODALITIES},
-            test_set=fingerprint(captions, "".join(clip.digest for clip in clips)),
+            clips={modality: np.concatenate(parts) for modality, parts in vectors.items()},
+            test_set=fingerprint(captions, content),
+            queries=queries,
+            query_vectors=self.embedder.encode_text(queries.sentences),
+            query_weights=self.embedder.weigh(queries.sentences) if self.embedder.experts else None,
         )
         reranks = self.config.rerank and self.embedder.model.cross_encoder is not None
         return self.rerank(split, dataset) if reranks else split
@@ -106,35 +121,37 @@ class RetrievalEvaluator:
 
     def score(self, split: EmbeddedSplit, probe: dict[str, float] | None = None) -> Scores:
         """Retrieval both ways by modality with 95 % intervals, joined by the values of a probe."""
-        queries: dict[str, QueryTable] = {}
+        pairs = self._pairs(split)
+        tables: dict[str, QueryTable] = {}
         for modality in MODALITIES:
             similarity = split.similarity(modality)
-            queries[f"text_to_clip/{modality}"] = _captions_as_queries(split, similarity)
-            queries[f"clip_to_text/{modality}"] = _clips_as_queries(split, similarity)
+            tables[f"text_to_clip/{modality}"] = _captions_as_queries(split, similarity, pairs)
+            tables[f"clip_to_text/{modality}"] = _clips_as_queries(split, similarity, pairs)
         if split.reranked is not None:
-            queries["text_to_clip/reranked"] = _captions_as_queries(split, split.reranked)
-        return summarise(split.test_set, queries, self.config.bootstrap, self.config.seed, probe)
+            tables["text_to_clip/reranked"] = _captions_as_queries(split, split.reranked, pairs)
+        others = dict(probe or {})
+        if split.queries:
+            assert split.query_vectors is not None
+            similarities = {modality: split.query_vectors @ split.clips[modality].T for modality in MODALITIES}
+            tables |= split.queries.tables(similarities, split.clip_ids)
+            if split.query_weights is not None:
+                others |= split.queries.mean_weights(split.query_weights, self.embedder.experts)
+        return summarise(split.test_set, tables, self.config.bootstrap, self.config.seed, others)
+
+    def _pairs(self, split: EmbeddedSplit) -> IntArray:
+        """Pairs (N, 2) of (caption, clip) that belong together."""
+        if self.config.identical_captions_match:
+            return caption_correspondence(split.sentences, split.caption_clips, split.clip_ids)
+        return correspondence(split.caption_clips, split.clip_ids)
 
     def probe(self, dataset: ClipDataset, labels: Labels) -> dict[str, float]:
         """How often the audio embedding is nearest to the right sound and the right words, by type token; per cent."""
         texts = {kind: self.embedder.encode_text(choices) for kind, choices in labels.choices.items()}
         values: dict[str, float] = {}
-        for token in PROBED:
-            embeddings, clips = self._embed_clips(dataset, ("audio",), token)
-            assert embeddings.audio is not None
-            audio = embeddings.audio.cpu().numpy()
-            values |= probe_scores(str(token), audio, [clip.clip_id for clip in clips], texts, labels)
+        for token in (token for token in PROBED if not self.embedder.experts or token in self.embedder.experts):
+            parts = [self.embedder.embed_audio(clips, token) for clips in batches(dataset, self.config.batch_size)]
+            values |= probe_scores(str(token), np.concatenate(parts), dataset.clip_ids, texts, labels)
         return values
-
-    def _embed_clips(
-        self, dataset: ClipDataset, names: tuple[EmbeddingName, ...], audio_token: AudioToken | None = None
-    ) -> tuple[Embeddings, list[ClipEntry]]:
-        parts: list[Embeddings] = []
-        entries: list[ClipEntry] = []
-        for clips in batches(dataset, self.config.batch_size):
-            parts.append(self.embedder.embed_clips(clips, names, audio_token))
-            entries += [ClipEntry(clip.clip_id, clip.texts, digest(clip)) for clip in clips]
-        return Embeddings.concatenate(parts), entries
 
 
 def batches(dataset: ClipDataset, size: int) -> Iterator[list[Clip]]:
@@ -148,12 +165,10 @@ def digest(clip: Clip) -> str:
     return hash_bytes([*clip.frames, b"" if clip.audio is None else clip.audio.tobytes()])
 
 
-def _captions_as_queries(split: EmbeddedSplit, similarity: NDArray[np.float32]) -> QueryTable:
-    pairs = correspondence(split.caption_clips, split.clip_ids)
+def _captions_as_queries(split: EmbeddedSplit, similarity: NDArray[np.float32], pairs: IntArray) -> QueryTable:
     ids = tuple(f"{clip}#{index}" for index, clip in enumerate(split.caption_clips))
     return QueryTable(ids, split.caption_clips, ranks(similarity, pairs))
 
 
-def _clips_as_queries(split: EmbeddedSplit, similarity: NDArray[np.float32]) -> QueryTable:
-    pairs = correspondence(split.clip_ids, split.caption_clips)
-    return QueryTable(split.clip_ids, split.clip_ids, ranks(similarity.T, pairs))
+def _clips_as_queries(split: EmbeddedSplit, similarity: NDArray[np.float32], pairs: IntArray) -> QueryTable:
+    return QueryTable(split.clip_ids, split.clip_ids, ranks(similarity.T, pairs[:, ::-1]))

@@ -112,6 +112,18 @@ def correspondence(query_clips: Sequence[str], gallery_clips: Sequence[str]) -> 
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
+def caption_correspondence(
+    captions: Sequence[str], caption_clips: Sequence[str], gallery_clips: Sequence[str]
+) -> IntArray:
+    """Pairs (N, 2) of (caption, clip) where the clip has the identical caption, its own or another clip's."""
+    texts: dict[str, set[str]] = {}
+    for caption, clip in zip(captions, caption_clips, strict=True):
+        texts.setdefault(caption, set()).add(clip)
+    place = {clip: item for item, clip in enumerate(gallery_clips)}
+    pairs = [(query, place[clip]) for query, caption in enumerate(captions) for clip in sorted(texts[caption])]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
 def ranks(similarity: ArrayLike, positives: ArrayLike) -> QueryRanks:
     """Rank the best positive of each query.
 

@@ -31,6 +31,10 @@ from clip4vla.evaluation.retrieval_metrics import (
 from clip4vla.utils.files import atomic_file, write_json
 from clip4vla.utils.hashing import hash_bytes, hash_text
 
+BY_QUERY, HELD_OUT = "by_query", "held_out"
+"""Groups of scores: `by_query/KIND/MODALITY/R@1`, and the same for phrasings that training does not have."""
+QUERY_KINDS = ("all", "two", "seen", "heard", "said", "unrelated_sound")
+"""Kinds of query in the order of tables and figures. A corpus may have others, which follow in alphabetical order."""
 SCORES_FILE = "scores.json"
 RANKS_FILE = "ranks.parquet"
 SAMPLES_FILE = "samples.parquet"
@@ -97,7 +101,7 @@ class Scores:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """95 % interval `(low, high)` of a value, where there is one."""
     queries: Mapping[str, QueryTable] = field(default_factory=dict)
-    """Per-query results by `direction/modality`, such as `text_to_clip/both`."""
+    """Per-query results by `group/modality`, such as `text_to_clip/both` or `by_query/seen/both`."""
     samples: Mapping[str, Samples] = field(default_factory=dict)
     """Values of each clip by the score that is their mean, such as `caption/both/CIDEr`."""
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -113,8 +117,8 @@ class Scores:
             if name not in self.values or not low <= high:
                 raise ValueError(f"the interval {low} to {high} of {name} has no score or runs backwards")
         for name in self.queries:
-            if name.count("/") != 1:
-                raise ValueError(f"the queries {name!r} are not named direction/modality")
+            if "/" not in name:
+                raise ValueError(f"the queries {name!r} are not named group/modality")
         self._check_values_follow_queries()
 
     def _check_values_follow_queries(self) -> None:
@@ -127,6 +131,11 @@ class Scores:
                 stated = self.values.get(f"{name}/{metric}", value)
                 if not np.isclose(stated, value, rtol=1e-9, atol=1e-6):
                     raise ValueError(f"the score {name}/{metric} is {stated}, but its queries give {value}")
+
+    def query_kinds(self, group: str = BY_QUERY) -> tuple[str, ...]:
+        """The kinds of query that were scored in a group, in the order of `QUERY_KINDS`."""
+        found = {name.split("/")[1] for name in self.queries if name.startswith(f"{group}/")}
+        return tuple(sorted(found, key=query_kind_place))
 
     def tree(self) -> dict[str, Any]:
         """The values, nested by the parts of their names, with the intervals of each group beside them as `ci95`.
@@ -240,6 +249,20 @@ def fingerprint(captions: Iterable[tuple[str, str]], content: str = "") -> str:
     return hash_text("\n".join([*lines, content]), digits=16)
 
 
+def query_kind_place(kind: str) -> tuple[int, str]:
+    """Where a kind of query stands among others: a key to sort by."""
+    return QUERY_KINDS.index(kind) if kind in QUERY_KINDS else len(QUERY_KINDS), kind
+
+
+def is_headline(name: str) -> bool:
+    """Whether models are compared by the retrieval score `name`.
+
+    That is every R@1, but of the kinds of query only by both modalities and in trained phrasings.
+    """
+    group, *parts = name.split("/")
+    return parts[-1:] == ["R@1"] and group != HELD_OUT and (group != BY_QUERY or parts[-2] == "both")
+
+
 def lower_is_better(name: str) -> bool:
     """Whether the score `name` counts places (`MdR`, `MnR`) rather than successes."""
     metric = METRICS.get(name.rsplit("/", 1)[-1])
@@ -254,7 +277,7 @@ def _ranks_bytes(queries: Mapping[str, QueryTable]) -> bytes:
 
 
 def _to_arrow(name: str, table: QueryTable) -> pa.Table:
-    direction, modality = name.split("/")
+    direction, modality = name.rsplit("/", 1)
     count = len(table.ranks)
     texts = [[direction] * count, [modality] * count, list(table.query_ids), list(table.clip_ids)]
     return pa.table([*texts, table.ranks.rank, *table.ranks.hits.T], schema=_SCHEMA)

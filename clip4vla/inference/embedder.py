@@ -14,7 +14,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F  # noqa: N812
 
 from clip4vla.clips.batch import Batch
 from clip4vla.clips.format import Clip, cut_sound, decode_row, encode_row
@@ -24,12 +23,13 @@ from clip4vla.media.decode import decode
 from clip4vla.model.clip4vla import Clip4Vla, EmbeddingName, Embeddings
 from clip4vla.model.media_features import MediaFeatures
 from clip4vla.model.pretrained import load_model, read_inference_config
-from clip4vla.records import Modality, SourceRecord, Text
+from clip4vla.records import MODALITIES, Modality, SourceRecord, Text
 
 log = logging.getLogger(__name__)
 
 BATCH = 32
 """Sentences or clips that pass through the towers at once."""
+AUDIO: tuple[EmbeddingName, ...] = ("audio",)
 BOTH: tuple[EmbeddingName, ...] = ("both",)
 PARAMS = Path("params.yaml")
 
@@ -144,6 +144,62 @@ class Embedder:
         embeddings: Embeddings = self.model(self._collate(clips), audio_token=token, names=names)
         return embeddings
 
+    def embed_by_modality(self, clips: Sequence[Clip]) -> dict[Modality, NDArray[np.float32]]:
+        """Vectors (N, D) of clips by modality, comparable with those of `encode_text`; zero where a clip lacks it."""
+        embeddings = self.embed_clips(clips, MODALITIES if self.model.experts is None else BOTH)
+        if self.model.experts is None:
+            return {modality: getattr(embeddings, modality).cpu().numpy() for modality in MODALITIES}
+        assert embeddings.both is not None
+        both, width = embeddings.both.cpu(), self.model.width
+        video, audio = both.clone(), both.clone()
+        video[:, width:], audio[:, :width] = 0, 0
+        video[~embeddings.has_video.cpu()], audio[~embeddings.has_audio.cpu()] = 0, 0
+        return {"video": video.numpy(), "audio": audio.numpy(), "both": both.numpy()}
+
+    def embed_audio(self, clips: Sequence[Clip], audio_token: AudioToken) -> NDArray[np.float32]:
+        """Vectors (N, D) of the sound of clips under a type token, comparable with those of `encode_text`.
+
+        Raises:
+            ValueError: the model has experts, but none of this token.
+        """
+        if self.model.experts is None:
+            audio = self.embed_clips(clips, AUDIO, audio_token).audio
+            assert audio is not None
+            return np.asarray(audio.cpu())
+        if audio_token not in self.experts:
+            raise ValueError(f"the model has no expert of the audio token {audio_token!r}")
+        return self.embed_by_modality(clips)["audio"] * self.expert_mask(str(audio_token))
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The experts that the text weighs, `video` and the audio tokens; none where the model has no experts."""
+        return () if self.model.experts is None else ("video", *map(str, self.model.config.audio_experts))
+
+    def expert_mask(self, expert: str) -> NDArray[np.float32]:
+        """(D,) 1 at the places of an expert, 0 elsewhere.
+
+        Raises:
+            ValueError: the model has no such expert.
+        """
+        if expert not in self.experts:
+            raise ValueError(f"the model has no expert {expert!r}; it has {', '.join(self.experts) or 'none'}")
+        mask = np.zeros((len(self.experts), self.model.width), np.float32)
+        mask[self.experts.index(expert)] = 1
+        return mask.reshape(-1)
+
+    def weigh(self, sentences: Sequence[str]) -> NDArray[np.float32]:
+        """Weights (N, E) of `experts` for sentences.
+
+        Raises:
+            ValueError: the model has no experts.
+        """
+        parts = [self._weigh(sentences[rows]) for rows in self._rows(len(sentences))]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.experts)), np.float32)
+
+    @torch.inference_mode()
+    def _weigh(self, sentences: Sequence[str]) -> NDArray[np.float32]:
+        return np.asarray(self.model.weigh(self._tokenizer(sentences).to(self.device)).cpu())
+
     @torch.inference_mode()
     def media_features(self, clips: Sequence[Clip], modalities: Modality = "both") -> MediaFeatures:
         """Features of the frames and tiles of clips, which pass through the towers at once."""
@@ -175,9 +231,7 @@ class Embedder:
 
     @torch.inference_mode()
     def _encode_texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        features = self.model.encode_text(self._tokenizer(sentences).to(self.device))
-        vectors: NDArray[np.float32] = F.normalize(features.float(), dim=1).cpu().numpy()
-        return vectors
+        return np.asarray(self.model.embed_queries(self._tokenizer(sentences).to(self.device)).cpu())
 
     def _collate(self, clips: Sequence[Clip]) -> Batch:
         """Clips without captions, on the model's device."""
@@ -192,7 +246,7 @@ class Embedder:
         return [slice(start, start + self.batch_size) for start in range(0, number, self.batch_size)]
 
     def _no_vectors(self) -> NDArray[np.float32]:
-        return np.zeros((0, self.model.clip.text_projection.shape[1]), np.float32)
+        return np.zeros((0, self.model.width * max(1, len(self.experts))), np.float32)
 
 
 def _as_list(values: Sequence[Item], what: str) -> list[Item]:

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lance
 import numpy as np
@@ -49,6 +49,12 @@ EXACT_UP_TO = 20_000
 """Clips that are all compared; more are found by a vector index."""
 PROBES = 24
 """Parts of the vector index that are looked into."""
+
+Listen = Literal["sound", "speech", "picture"]
+EXPERT_OF: dict[Listen, str] = {"sound": "nonverbal", "speech": "verbal", "picture": "video"}
+"""The expert of a model with experts that stands for each."""
+EXPERT_LABELS: dict[str, str] = {expert: name for name, expert in EXPERT_OF.items()} | {"none": "audio"}
+"""What an expert listens for; `none` is the audio expert without a type token."""
 
 Item = TypeVar("Item")
 
@@ -85,7 +91,8 @@ class Hit:
     start_s: float
     end_s: float
     scores: Mapping[Modality, float]
-    """Cosine of the query with the clip by each modality; a modality that the clip lacks is left out."""
+    """Score by each modality, a cosine or, with experts, a weighted sum of cosines; those that the clip lacks are left
+    out."""
     pictures: tuple[bytes, ...]
     sound: bytes | None
 
@@ -222,10 +229,8 @@ def _write(directory: Path, rows: Sequence[dict[str, Any]], embedder: Embedder) 
     finished = []
     for start in range(0, len(rows), CLIPS_AT_ONCE):
         part = rows[start : start + CLIPS_AT_ONCE]
-        embeddings = embedder.embed_clips([row["clip"] for row in part], MODALITIES)
-        has_video, has_audio = embeddings.has_video.tolist(), embeddings.has_audio.tolist()
-        present = {"video": has_video, "audio": has_audio, "both": [True] * len(part)}
-        vectors = {modality: getattr(embeddings, modality).cpu().numpy() for modality in MODALITIES}
+        vectors = embedder.embed_by_modality([row["clip"] for row in part])
+        present = {modality: (vectors[modality] != 0).any(axis=1).tolist() for modality in MODALITIES}
         for place, row in enumerate(part):
             facts = {key: value for key, value in row.items() if key != "clip"}
             embedded = {m: vectors[m][place] if present[m][place] else None for m in MODALITIES}
@@ -288,15 +293,40 @@ class Index:
     def _embedder(self) -> Embedder:
         return Embedder.open(self._directory / MODEL, self.model.inference)
 
-    def search(self, sentence: str, top: int, by: Modality = "both") -> list[Hit]:
-        """The `top` clips that match `sentence` best by one modality, the best first.
+    def search(self, sentence: str, top: int, by: Modality = "both", listen: Listen | None = None) -> list[Hit]:
+        """The `top` clips that match `sentence` best, the best first.
+
+        Args:
+            sentence: what to search for.
+            top: how many clips.
+            by: the modality that must match; with `both`, a model with experts weighs them by the sentence.
+            listen: the one expert that must match, in place of the weights of the sentence.
 
         Raises:
-            ValueError: there is nothing in the sentence.
+            ValueError: the sentence is empty, or the model has no such expert.
         """
         if not sentence.strip():
             raise ValueError("there is nothing to search for")
-        return nearest(self._clips, self._embedder.encode_text([sentence])[0], top, by)
+        query = self._embedder.encode_text([sentence])[0]
+        if listen is not None:
+            query = query * self._embedder.expert_mask(EXPERT_OF[listen])
+            query = query / np.linalg.norm(query)  # whatever its weight
+            by = "video" if listen == "picture" else "audio"
+        return nearest(self._clips, query, top, by)
+
+    def listens_for(self, sentence: str, listen: Listen | None = None) -> dict[str, float]:
+        """The weights of a search by what is listened for, largest first; empty where the model has no experts.
+
+        Args:
+            sentence: what is searched for.
+            listen: the one expert that must match, in place of the weights of the sentence.
+        """
+        if not self._embedder.experts:
+            return {}
+        if listen is not None:
+            return {listen: 1.0}
+        weights = zip(self._embedder.experts, self._embedder.weigh([sentence])[0].tolist(), strict=True)
+        return {EXPERT_LABELS.get(name, name): weight for name, weight in sorted(weights, key=lambda pair: -pair[1])}
 
 
 def nearest(dataset: Any, query: NDArray[np.float32], top: int, by: Modality) -> list[Hit]:

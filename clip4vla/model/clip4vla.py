@@ -21,6 +21,7 @@ from clip4vla.config import AudioConfig, AudioToken, ModelConfig
 from clip4vla.model.audio_tower import AudioTower
 from clip4vla.model.caption_decoder import CaptionDecoder, Memory
 from clip4vla.model.cross_encoder import CrossEncoder, as_sequences
+from clip4vla.model.experts import Experts, weighted
 from clip4vla.model.fusion import SequenceFusion, mean_of_present, pool
 from clip4vla.model.media_features import MediaFeatures
 from clip4vla.model.pixels import PixelNormalizer
@@ -39,9 +40,14 @@ from clip4vla.records import Modality
 if TYPE_CHECKING:
     from clip4vla.clips.transform import ClipTransform
 
-EmbeddingName = Literal["text", "video", "audio", "augmented_audio", "both"]
-"""The embeddings of a batch: its texts, its video, its audio, its audio under SpecAugment, video and audio fused."""
+EmbeddingName = Literal[
+    "text", "query", "video_query", "expert_queries", "expert_weights", "video", "audio", "augmented_audio", "both"
+]
+"""The embeddings of a batch: its texts, and the texts as queries for `both` and for `video`, which differ from `text`
+only with experts; the queries for each expert and their weights, which only a model with experts has; its video, its
+audio, its audio under SpecAugment; video and audio fused."""
 EMBEDDING_NAMES: tuple[EmbeddingName, ...] = get_args(EmbeddingName)
+TEXT_NAMES: frozenset[EmbeddingName] = frozenset({"text", "query", "video_query", "expert_queries", "expert_weights"})
 TEXTS_AT_ONCE = 64
 """Texts of similar length that a CPU encodes together."""
 MAX_SCALE = 100.0
@@ -50,7 +56,9 @@ MAX_SCALE = 100.0
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Unit vectors (B, D) float32 of a batch, of its texts (B, K, D); None where one was not asked for.
+    """Vectors (B, D) float32 of a batch, of its texts (B, K, D); None where one was not asked for.
+
+    They have unit length, except `both` of a model with experts, which is a concatenation, and weights (see `experts`).
 
     `video` and `audio` are what the fusion makes of one modality alone. A clip without frames has zeros in `video`,
     one without sound zeros in `audio` and `augmented_audio`: see the masks.
@@ -61,6 +69,12 @@ class Embeddings:
     has_audio: Tensor
     """(B,) bool."""
     text: Tensor | None = None
+    query: Tensor | None = None
+    video_query: Tensor | None = None
+    expert_queries: Tensor | None = None
+    """(B, K, E, D), of a model with experts."""
+    expert_weights: Tensor | None = None
+    """(B, K, E), likewise."""
     video: Tensor | None = None
     audio: Tensor | None = None
     augmented_audio: Tensor | None = None
@@ -109,10 +123,11 @@ class Clip4Vla(nn.Module):
             load_clip_weights(self.clip, self.architecture, config.weights)
         self.audio = AudioTower(self.clip.visual)
         self.fusion = SequenceFusion(self.clip, config.fusion_layers) if config.fusion == "sequence" else None
+        self.experts = Experts(1 + len(config.audio_experts), self.width) if config.fusion == "experts" else None
         self.decoder = None if vocabulary is None else CaptionDecoder(self.clip, vocabulary)
         if has_cross_encoder and self.fusion is None:
             raise ValueError(f"model.fusion is {config.fusion!r}: the cross encoder needs 'sequence'")
-        self.cross_encoder = CrossEncoder(self.clip.text_projection.shape[1]) if has_cross_encoder else None
+        self.cross_encoder = CrossEncoder(self.width) if has_cross_encoder else None
         self.pixels = PixelNormalizer(self.architecture.image_mean, self.architecture.image_std)
         self.log_mel = LogMel(audio_config, self.image_size)
         self.logit_scale.requires_grad_(config.temperature == "learned")
@@ -127,6 +142,11 @@ class Clip4Vla(nn.Module):
     def image_size(self) -> int:
         """R: pixels of an image's side, rows and bands of a tile."""
         return self.architecture.image_size
+
+    @property
+    def width(self) -> int:
+        """D: width of the embedding of one modality."""
+        return int(self.clip.text_projection.shape[1])
 
     @property
     def context_length(self) -> int:
@@ -149,13 +169,23 @@ class Clip4Vla(nn.Module):
         captions_per_clip: int = 1,
         circular_shift: bool = False,
         min_words: int = 0,
+        shared_captions_per_clip: int = 0,
+        identical_captions_match: bool = False,
     ) -> "ClipTransform":
         """How clips become batches of this model; see `TrainingConfig` for the arguments."""
         from clip4vla.clips.transform import ClipTransform  # the model itself needs neither PyArrow nor PyAV
 
-        samples = max_samples(self.audio_config, self.image_size)
-        tokenizer = self.tokenizer(max_tokens)
-        return ClipTransform(frames, self.image_size, samples, tokenizer, captions_per_clip, circular_shift, min_words)
+        return ClipTransform(
+            frames,
+            self.image_size,
+            max_samples(self.audio_config, self.image_size),
+            self.tokenizer(max_tokens),
+            captions_per_clip,
+            circular_shift,
+            min_words,
+            shared_captions_per_clip,
+            identical_captions_match,
+        )
 
     def scale(self) -> Tensor:
         """(1,) float32: the factor of similarities, learned but at most 100, or fixed at 100."""
@@ -184,11 +214,7 @@ class Clip4Vla(nn.Module):
 
         A CPU encodes them in groups of similar length, so that little of its time goes into padding.
         """
-        if self.clip.text_pool_type == "eos":
-            end = (tokens == self.clip.text_eos_id).int().argmax(dim=1)
-        else:
-            # CLIP's end token has the highest id
-            end = tokens.argmax(dim=1)
+        end = self._end_of(tokens)
         if tokens.device.type != "cpu" or len(tokens) <= TEXTS_AT_ONCE:
             return encode_tokens(self.clip, tokens, end)
         order = end.argsort(stable=True)
@@ -196,7 +222,7 @@ class Clip4Vla(nn.Module):
         embedded = embed_tokens(self.clip, tokens)
         features = []
         for group in order.split(TEXTS_AT_ONCE):
-            length = -(-int(end[group[-1]] + 1) // 8) * 8  # few shapes
+            length = self._length_of(end[group])
             features.append(encode_embedded(self.clip, embedded[group, :length], end[group]))
         return torch.cat(features)[order.argsort()]
 
@@ -255,6 +281,8 @@ class Clip4Vla(nn.Module):
     ) -> tuple[Embeddings, MediaFeatures]:
         """The embeddings of a batch, and the features of frames and tiles that they were made of.
 
+        With experts they hold no features of tiles for `both`, whose tokens are not `audio_token`.
+
         Args:
             batch: B clips on the model's device.
             audio_token: type token of the audio tower; `sample` reads `batch.audio_types`.
@@ -265,25 +293,93 @@ class Clip4Vla(nn.Module):
             ValueError: see `encode_text`, `encode_video` and `LogMel`.
         """
         vectors: dict[str, Tensor] = {}
-        if "text" in names:
-            text = self.encode_text(batch.tokens.flatten(0, 1))
-            vectors["text"] = F.normalize(text.float(), dim=1).unflatten(0, batch.tokens.shape[:2])
+        if TEXT_NAMES & set(names):
+            vectors |= self._embed_texts(batch.tokens, names)
         none = self._no_features(len(batch))
         video = audio = none
         if "video" in names or "both" in names:
             video = (self.encode_video(batch.frames), batch.video_mask)
-        if {"audio", "augmented_audio", "both"} & set(names):
-            audio, augmented = self._encode_waveform(batch, audio_token, names, generator)
+        # with experts, `both` has audio features of its own
+        from_audio = {"audio", "augmented_audio"} | ({"both"} if self.experts is None else set())
+        if from_audio & set(names):
+            audio, augmented = self._encode_waveform(batch, audio_token, from_audio & set(names), generator)
         if "video" in names:
             vectors["video"] = F.normalize(self.fuse(*video, *none), dim=1)
         if "audio" in names:
             vectors["audio"] = F.normalize(self.fuse(*none, *audio), dim=1)
         if "augmented_audio" in names:
             vectors["augmented_audio"] = F.normalize(self.fuse(*none, *augmented), dim=1)
-        if "both" in names:
-            vectors["both"] = F.normalize(self.fuse(*video, *audio), dim=1)
         has_video, has_audio = batch.video_mask.any(1), batch.samples > 0
+        if "both" in names and self.experts is None:
+            vectors["both"] = F.normalize(self.fuse(*video, *audio), dim=1)
+        elif "both" in names:
+            vectors["both"] = self._embed_by_experts(video, batch, has_video, has_audio)
         return Embeddings(has_video, has_audio, **vectors), MediaFeatures(*video, *audio)
+
+    def _embed_texts(self, tokens: Tensor, names: Collection[EmbeddingName]) -> dict[str, Tensor]:
+        """The embeddings of texts that are among `names`."""
+        if self.experts is None:
+            text = F.normalize(self.encode_text(tokens.flatten(0, 1)).float(), dim=1)
+            vectors = {"text": text, "query": text, "video_query": text}
+        else:
+            text, queries, weights = self._read_by_experts(tokens.flatten(0, 1))
+            vectors = {"text": text, "query": weighted(queries, weights), "video_query": queries[:, 0]}
+            vectors |= {"expert_queries": queries, "expert_weights": weights}
+        return {name: vector.unflatten(0, tokens.shape[:2]) for name, vector in vectors.items() if name in names}
+
+    def _read_by_experts(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Texts (N, D), query vectors (N, E, D) and weights (N, E) of `tokens` (N, L); see `TextExperts`."""
+        assert self.experts is not None
+        end = self._end_of(tokens)
+        if tokens.device.type != "cpu" or len(tokens) <= TEXTS_AT_ONCE:
+            text, queries, weights = self.experts.texts(encode_tokens(self.clip, tokens), end)
+            return text, queries, weights
+        embedded = embed_tokens(self.clip, tokens)
+        order, parts = end.argsort(stable=True), []
+        for group in order.split(TEXTS_AT_ONCE):
+            features = encode_embedded(self.clip, embedded[group, : self._length_of(end[group])])
+            parts.append(self.experts.texts(features, end[group]))
+        back = order.argsort()
+        text, queries, weights = (torch.cat(of_groups)[back] for of_groups in zip(*parts, strict=True))
+        return text, queries, weights
+
+    def _end_of(self, tokens: Tensor) -> Tensor:
+        """(N,) position of the end token of `tokens` (N, L)."""
+        if self.clip.text_pool_type == "eos":
+            return (tokens == self.clip.text_eos_id).int().argmax(dim=1)
+        # CLIP's end token has the highest id
+        return tokens.argmax(dim=1)
+
+    @staticmethod
+    def _length_of(end: Tensor) -> int:
+        """Tokens to encode of texts with end tokens at `end`, a multiple of 8 so that there are few shapes."""
+        return -(-int(end.max() + 1) // 8) * 8
+
+    def _embed_by_experts(
+        self, video: tuple[Tensor, Tensor], batch: Batch, has_video: Tensor, has_audio: Tensor
+    ) -> Tensor:
+        """`both` (B, E * D) of a model with experts: the vector of each expert, concatenated."""
+        assert self.experts is not None
+        tiles, mask = self.log_mel(batch.waveform, batch.samples)
+        vectors = [pool(*video)]
+        for token in self.config.audio_experts:
+            vectors.append(pool(self.encode_audio(tiles, token), mask))
+        present = torch.stack([has_video] + [has_audio] * len(self.config.audio_experts), dim=1)
+        return self.experts.clips(torch.stack(vectors, dim=1), present).flatten(1)
+
+    def embed_queries(self, tokens: Tensor) -> Tensor:
+        """The text side (N, D or E * D) float32 of the score with `both`, for texts (N, L)."""
+        return self._embed_texts(tokens.unsqueeze(1), TEXT_NAMES)["query"][:, 0]
+
+    def weigh(self, tokens: Tensor) -> Tensor:
+        """Weights (N, E) of the experts for texts (N, L), the video expert first.
+
+        Raises:
+            ValueError: the model has no experts.
+        """
+        if self.experts is None:
+            raise ValueError(f"model.fusion is {self.config.fusion!r}: only 'experts' have weights")
+        return self._read_by_experts(tokens)[2]
 
     def caption_loss(self, tokens: Tensor, media: MediaFeatures, label_smoothing: float) -> Tensor:
         """Loss (B,) of the captions `tokens` (B, K, L) of each clip: see `CaptionDecoder.loss`."""
@@ -333,7 +429,7 @@ class Clip4Vla(nn.Module):
 
     def _no_features(self, number: int) -> tuple[Tensor, Tensor]:
         """Features (B, 0, D) and mask (B, 0) of a modality that is not read."""
-        empty = self.logit_scale.new_empty((number, 0, self.clip.text_projection.shape[1]))
+        empty = self.logit_scale.new_empty((number, 0, self.width))
         return empty, torch.empty((number, 0), dtype=torch.bool, device=empty.device)
 
     def _encode_waveform(

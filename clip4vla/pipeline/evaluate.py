@@ -12,6 +12,7 @@ from clip4vla.config import Config, load_config
 from clip4vla.corpora.stampscenes.scenes import caption_slots
 from clip4vla.evaluation.caption_evaluator import CaptionEvaluator, Captions, Slots, score_captions
 from clip4vla.evaluation.labels import Labels
+from clip4vla.evaluation.queries import NO_QUERIES, QuerySet
 from clip4vla.evaluation.retrieval_evaluator import EmbeddedSplit, RetrievalEvaluator
 from clip4vla.evaluation.scores import Scores
 from clip4vla.inference.embedder import Embedder
@@ -19,7 +20,7 @@ from clip4vla.pipeline.project import EVALUATIONS, METRICS, REPORT_FILE, ROOT, R
 from clip4vla.pipeline.training import log_datasets
 from clip4vla.records import Split, TaskName
 from clip4vla.reports.captioning_report import captioning_page
-from clip4vla.reports.figures import retrieval_figure, save_figure, similarity_figure
+from clip4vla.reports.figures import query_figure, retrieval_figure, save_figure, similarity_figure
 from clip4vla.reports.pages import Page, write_page
 from clip4vla.reports.retrieval_report import retrieval_page
 from clip4vla.tracking.run import Run, headline, reopen_run
@@ -55,7 +56,7 @@ def score_retrieval(config: Config, directory: Path, split: Split) -> tuple[Embe
     dataset = ClipDataset(find_clips(config, "finetuning", split))
     labels = read_labels(config)
     probe = evaluator.probe(dataset, labels) if labels else None
-    embedded = evaluator.embed(dataset)
+    embedded = evaluator.embed(dataset, read_queries(config, split))
     return embedded, evaluator.score(embedded, probe)
 
 
@@ -64,7 +65,8 @@ def score_captioning(config: Config, directory: Path, split: Split, java: bool =
     embedder = Embedder.open(directory)
     embedder.inference = embedder.inference.with_beam_search(config.evaluation.beam_search)
     evaluator = CaptionEvaluator(embedder, config.evaluation)
-    captions = evaluator.caption(ClipDataset(find_clips(config, "finetuning", split)))
+    clips = ClipDataset(find_clips(config, "finetuning", split), config.captioning.min_words)
+    captions = evaluator.caption(clips)
     return captions, score_captions(captions, _slots(config), config.evaluation, java)
 
 
@@ -75,6 +77,16 @@ def read_labels(config: Config) -> Labels | None:
         ValueError: the file isn't there or isn't one.
     """
     return None if config.evaluation.labels is None else Labels.read(Path(config.evaluation.labels))
+
+
+def read_queries(config: Config, split: Split) -> QuerySet:
+    """The queries of `split` that `evaluation.queries` names; none where it names none.
+
+    Raises:
+        ValueError: the file isn't there or isn't one.
+    """
+    path = config.evaluation.queries
+    return NO_QUERIES if path is None else QuerySet.read(Path(path), split)
 
 
 def log_scores(config: Config, scores: Scores, run_id: str, split: Split) -> None:
@@ -96,8 +108,11 @@ def _evaluate_retrieval(config: Config, model: ModelName) -> None:
     log_scores(config, scores, trained["run_id"], "test")
     first = [embedded.caption_clips.index(clip_id) for clip_id in embedded.clip_ids[:SHOWN]]
     similarity = embedded.similarity("both")[first, :SHOWN]
+    figures = {"retrieval": retrieval_figure(scores), "similarity": similarity_figure(similarity)}
+    if scores.query_kinds():
+        figures["queries"] = query_figure(scores)
     with reopen_run(ROOT, trained["run_id"]) as run:
-        for title, figure in (("retrieval", retrieval_figure(scores)), ("similarity", similarity_figure(similarity))):
+        for title, figure in figures.items():
             save_figure(figure, out / f"{title}.png")
             run.log_figure(figure, title)
         page = retrieval_page(f"Retrieval, {model} model", scores, embedded, _test_clips(config), _rate(config))

@@ -17,6 +17,7 @@ from clip4vla.pipeline.ablate import read_trials
 from clip4vla.pipeline.project import EVALUATIONS, METRICS, ROOT, RUNS
 from clip4vla.pipeline.promote import decision_file
 from clip4vla.records import TASKS, TaskName
+from clip4vla.reports.retrieval_report import query_tables
 from clip4vla.reports.tables import Table, comparison_table, score_cell, to_markdown, value_table
 from clip4vla.tracking.run import HEADLINES
 from clip4vla.tracking.store import comparison_page, run_page, runs_table_page, version_page
@@ -131,16 +132,16 @@ def _clips(name: str) -> StageSummary:
 def _ablation() -> StageSummary:
     trials = read_trials(load_config())
     score = HEADLINE_SCORE["retrieval"]
-    best = max(trials, key=lambda token: trials[token].values[score])
-    headline = f"best token {best}: R@1 {score_cell(trials[best], score)}"
-    return StageSummary(headline, f"# Audio token\n\n{to_markdown(comparison_table(trials))}")
+    best = max(trials, key=lambda arm: trials[arm].values[score])
+    headline = f"best arm {best}: R@1 {score_cell(trials[best], score)}"
+    return StageSummary(headline, f"# Fusion and audio tokens\n\n{to_markdown(comparison_table(trials))}")
 
 
 def _evaluation(name: str) -> StageSummary:
     scores, score = Scores.read(EVALUATIONS / name), HEADLINE_SCORE[name]
-    table = to_markdown(comparison_table({name: scores}))
+    tables = "\n\n".join(map(to_markdown, [comparison_table({name: scores}), *query_tables(scores)]))
     headline = f"{score.rpartition('/')[2]} {score_cell(scores, score)}"
-    return StageSummary(headline, f"# Test scores\n\n{table}\n\n{_run_link(read_run(RUNS / name)['run_id'])}")
+    return StageSummary(headline, f"# Test scores\n\n{tables}\n\n{_run_link(read_run(RUNS / name)['run_id'])}")
 
 
 def _promotion(task: TaskName) -> StageSummary:

@@ -36,7 +36,7 @@ def make_spec(
         start_from=start_from,
         audio_token=audio_token,
         training=training,
-        model=config.model,
+        model=config.model_of(task),
         audio=config.audio,
         trainer=config.trainer,
         inference=InferenceConfig.of(config.clips, training, config.evaluation.beam_search),

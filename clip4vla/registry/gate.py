@@ -7,6 +7,8 @@ conditions are checked and reported, not only the first that fails:
 - the *primary* score stands against the champion's, both measured on the same queries or clips and paired: with
   `require_better` the lower end of the difference's 95 % interval is above 0; without, the difference itself
   is not below 0 (an equal candidate passes; chance may pass a slightly worse one);
+- with `never_worse_than_best_modality`, for every kind of query, both modalities together are not worse than the
+  better single one by more than the tolerance, paired on the same queries;
 - no *guard* score is worse than the champion's by more than its tolerance, as measured, without an interval.
 
 A difference is always counted so that more is better: champion minus candidate for `MdR` and `MnR`. Without a
@@ -20,8 +22,8 @@ import numpy as np
 
 from clip4vla.config import GateConfig, GuardConfig
 from clip4vla.evaluation.retrieval_metrics import METRICS, FloatArray, Statistic, paired_difference, weighted_mean
-from clip4vla.evaluation.scores import Scores, lower_is_better
-from clip4vla.records import Decision
+from clip4vla.evaluation.scores import BY_QUERY, Scores, lower_is_better
+from clip4vla.records import MODALITIES, Decision
 from clip4vla.utils.numbers import format_bound, format_difference, format_score
 
 ROUNDING = 1e-9
@@ -39,11 +41,14 @@ def decide(candidate: Scores, champion: Scores | None, gate: GateConfig, resampl
         seed: of the bootstrap; the same scores and seed give the same decision.
 
     Raises:
-        ValueError: the gate names a score that candidate or champion lacks, the primary has no per-query results,
+        ValueError: the gate compares modalities, but the candidate has no scores by kind of query; it names a score
+            that candidate or champion lacks, the primary has no per-query results,
             or the two were measured on different test sets or queries, so that the champion must be evaluated again.
     """
     _check_names(candidate, gate, "the candidate", "see gates in params.yaml")
     verdicts = list(_floors(candidate, gate))
+    if gate.never_worse_than_best_modality is not None:
+        verdicts.extend(_against_modalities(candidate, gate.never_worse_than_best_modality, resamples, seed))
     if champion is None:
         verdicts.append((True, "there is no champion yet, so the floors alone decide"))
     else:
@@ -80,6 +85,26 @@ def _floors(candidate: Scores, gate: GateConfig) -> Iterator[Verdict]:
         bound = "<=" if lower_is_better(name) else ">="
         sentence = f"{name} is {format_bound(value)}, required: {bound} {format_bound(floor)}"
         yield sign * (value - floor) >= -ROUNDING, sentence
+
+
+def _against_modalities(candidate: Scores, tolerance: float, resamples: int, seed: int) -> Iterator[Verdict]:
+    """For each kind of query: both modalities together against the better single one, paired on the same queries."""
+    kinds = candidate.query_kinds()
+    if not kinds:
+        raise ValueError("the candidate has no scores by kind of query, which never_worse_than_best_modality compares")
+    for kind in kinds:
+        group = f"{BY_QUERY}/{kind}"
+        single = {m: candidate.values[f"{group}/{m}/R@1"] for m in MODALITIES if m != "both"}
+        best = max(single, key=lambda modality: single[modality])
+        both, alone = _sample(candidate, f"{group}/both/R@1"), _sample(candidate, f"{group}/{best}/R@1")
+        difference, low, high = paired_difference(both.values, alone.values, both.clip_ids, resamples, seed)
+        yield (
+            difference >= -tolerance - ROUNDING,
+            f"queries of the kind {kind!r}: R@1 of both modalities together is "
+            f"{format_bound(candidate.values[f'{group}/both/R@1'])}, of {best} alone {format_bound(single[best])}, a "
+            f"difference of {format_difference(difference)} (95 % interval {format_difference(low)} to "
+            f"{format_difference(high)}); required: >= {format_bound(-tolerance)}",
+        )
 
 
 def _primary(candidate: Scores, champion: Scores, gate: GateConfig, resamples: int, seed: int) -> Verdict:

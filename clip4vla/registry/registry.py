@@ -22,7 +22,7 @@ from uuid import uuid4
 
 import clip4vla
 from clip4vla.config import BeamSearchConfig, InferenceConfig
-from clip4vla.evaluation.scores import Scores
+from clip4vla.evaluation.scores import Scores, is_headline
 from clip4vla.inference.embedder import Embedder
 from clip4vla.model.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_inference_config
 from clip4vla.records import Decision
@@ -451,8 +451,8 @@ def _bar_other_champion(decision: Decision, against: str | None, champion: str |
 
 
 def _headlines(scores: Scores) -> dict[str, str]:
-    """Tags to be read in the registry: the test set, every R@1 and CIDEr. MLflow allows no `@` in a tag's name."""
-    shown = {name: value for name, value in scores.values.items() if name.endswith(("/R@1", "/CIDEr"))}
+    """Tags to be read in the registry: the test set, headline scores and CIDEr. MLflow allows no `@` in their names."""
+    shown = {name: value for name, value in scores.values.items() if is_headline(name) or name.endswith("/CIDEr")}
     tags = {name.replace("@", "_at_"): format_score(name, value) for name, value in shown.items()}
     return {"test_set": scores.test_set} | tags
 

@@ -9,6 +9,9 @@ from clip4vla.reports.pages import Card, Sound
 from clip4vla.reports.tables import MODALITY_LABELS
 from clip4vla.utils.numbers import format_score
 
+SCORE_NOTE = "the cosine similarity, or the sum of those of a model's experts, weighted by the sentence"
+"""What the score of a sentence and a clip is."""
+
 
 def clip_card(clip: Clip, sample_rate: int, title: str) -> Card:
     """A card with pictures and sound of `clip`, and a note where it has none of them or where the sound is cut.
@@ -21,7 +24,7 @@ def clip_card(clip: Clip, sample_rate: int, title: str) -> Card:
 
 
 def cosine_facts(cosines: Mapping[Modality, float]) -> dict[str, str]:
-    """Cosines of a sentence and a clip, as a card shows them; a modality that the clip lacks is left out."""
+    """Scores of a sentence and a clip, as a card shows them; a modality that the clip lacks is left out."""
     return {MODALITY_LABELS[m]: format_score("cosine", cosines[m]) for m in MODALITIES if m in cosines}
 
 

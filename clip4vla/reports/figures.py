@@ -2,13 +2,14 @@
 
 Nothing here keeps state: figures are objects that the caller saves or hands to the tracker, drawn without
 pyplot, so that any process or thread may draw. One colour means one modality in every figure, from a palette
-that colour-blind readers can tell apart (Okabe and Ito); every bar carries its value and, where the scores
-have one, its 95 % interval.
+that colour-blind readers can tell apart (Okabe and Ito), and the arms of an ablation have shades of their own; every
+bar carries its value and, where the scores have one, its 95 % interval.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,9 +20,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from clip4vla.evaluation.retrieval_metrics import CUTOFFS, FloatArray, Interval
-from clip4vla.evaluation.scores import Scores
+from clip4vla.evaluation.scores import BY_QUERY, Scores, query_kind_place
 from clip4vla.records import MODALITIES
-from clip4vla.reports.tables import DIRECTION_LABELS, MODALITY_LABELS
+from clip4vla.reports.tables import DIRECTION_LABELS, MODALITY_LABELS, QUERY_GROUP_LABELS
 from clip4vla.utils.numbers import format_score
 
 DPI = 200
@@ -32,7 +33,11 @@ LINES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 
 SERIES: tuple[str, ...] = (*MODALITIES, "sound", "speech")
 COLOURS = dict(zip(SERIES, (BLUE, ORANGE, GREEN, VERMILLION, PURPLE), strict=True))
+ARMS = ("#c9ced6", "#8f99a5", SKY, "#3d7ea6")
 LABELS: dict[str, str] = {**MODALITY_LABELS, "sound": "the sound", "speech": "the spoken word"}
+
+UNRELATED = "unrelated_sound"
+"""The kind of query that compares modalities, not arms."""
 
 _LEGEND_POINTS = 28
 """Room between title and axes for a line of legend."""
@@ -44,26 +49,22 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=DPI, facecolor="white")
 
 
-def ablation_figure(
-    trials: Mapping[str, Scores],
-    probe: Scores | None = None,
-    direction: str = "text_to_clip",
-    metric: str = "R@1",
-) -> Figure:
-    """What the audio token and each modality are worth.
+def ablation_figure(trials: Mapping[str, Scores], probe: Scores | None = None) -> Figure:
+    """What fusion and audio tokens are worth.
 
-    Left, a group of bars per trial (audio token) with a bar per modality; right, where `probe` has values
-    `probe/<token>/<target>/R@1`, how often the tower tells the target with the token set so.
+    Left, a group of bars per kind of query with a bar per trial (arm), by video and audio together; where the corpus
+    has no queries, a group per modality. Right, where `probe` has values `probe/<token>/<target>/R@1`, how often the
+    audio tower recognises the target with that token.
 
     Raises:
-        ValueError: there is no trial, or a trial lacks a modality that another one has.
+        ValueError: there is no trial, or a trial lacks a score that another one has.
     """
     if not trials:
         raise ValueError("an ablation without trials can't be drawn")
-    charts = [_trial_chart(trials, direction, metric)]
+    charts = [_arm_chart(trials)]
     if probe is not None and any(name.startswith("probe/") for name in probe.values):
         charts.append(_probe_chart(probe))
-    widths = [max(2.4, 0.62 * chart.values.size) for chart in charts]
+    widths = [max(3.4, 0.55 * chart.values.size) for chart in charts]
     figure = Figure(figsize=(1.6 * len(charts) + sum(widths), 4.6), layout=_layout())
     panels = figure.subplots(1, len(charts), width_ratios=widths, squeeze=False)[0]
     for axes, chart in zip(panels, charts, strict=True):
@@ -88,6 +89,24 @@ def retrieval_figure(scores: Scores) -> Figure:
     for axes, chart in zip(panels, charts, strict=True):
         _draw(axes, chart, max(each.top for each in charts))
     _legend(panels[0], len(shown))
+    return figure
+
+
+def query_figure(scores: Scores) -> Figure:
+    """R@1 of every modality by kind of query; below it the same in held-out phrasings, where there are any.
+
+    Raises:
+        ValueError: `scores` hold no queries by kind.
+    """
+    charts = [_query_chart(scores, group) for group in QUERY_GROUP_LABELS if scores.query_kinds(group)]
+    if not charts:
+        raise ValueError("scores without queries by kind can't be drawn")
+    width = 1.6 + 0.62 * max(chart.values.size for chart in charts)
+    figure = Figure(figsize=(max(6.4, width), 4.2 * len(charts)), layout=_layout())
+    panels = figure.subplots(len(charts), 1, sharey=True, squeeze=False)[:, 0]
+    for axes, chart in zip(panels, charts, strict=True):
+        _draw(axes, chart, max(each.top for each in charts))
+        _legend(axes, len(MODALITIES))
     return figure
 
 
@@ -144,6 +163,18 @@ def _layout() -> ConstrainedLayoutEngine:
 Ends = list[list[Interval | None]]
 
 
+class _Series(NamedTuple):
+    """The bars of one colour."""
+
+    label: str
+    colour: str
+
+
+def _series(names: Sequence[str]) -> list[_Series]:
+    """Modalities, or what the audio tower recognises."""
+    return [_Series(LABELS.get(name, name), COLOURS.get(name, MUTED)) for name in names]
+
+
 @dataclass(frozen=True)
 class _Chart:
     """Grouped bars: `values` (groups, series), each with its interval where there is one."""
@@ -154,7 +185,7 @@ class _Chart:
     y_label: str
     x_label: str
     groups: Sequence[str]
-    series: Sequence[str]
+    series: Sequence[_Series]
     values: FloatArray
     ends: Ends
 
@@ -164,15 +195,17 @@ class _Chart:
         return max([1.0, *self.values.ravel(), *(ends[1] for line in self.ends for ends in line if ends is not None)])
 
 
-def _trial_chart(trials: Mapping[str, Scores], direction: str, metric: str) -> _Chart:
-    names = {modality: f"{direction}/{modality}/{metric}" for modality in MODALITIES}
-    shown = [m for m, name in names.items() if any(name in scores.values for scores in trials.values())]
-    if not shown:
-        raise ValueError(f"no trial has a score {direction}/.../{metric}")
-    table = _table(list(trials.values()), [[names[modality] for modality in shown]] * len(trials))
-    unit = " (%)" if metric.startswith("R@") else ""
-    y_label = f"{DIRECTION_LABELS[direction]} {metric}{unit}"
-    return _Chart("Effect of the audio token", metric, y_label, "audio token of the trial", list(trials), shown, *table)
+def _arm_chart(trials: Mapping[str, Scores]) -> _Chart:
+    kinds = {kind for scores in trials.values() for kind in scores.query_kinds() if kind != UNRELATED}
+    groups = {kind: f"{BY_QUERY}/{kind}/both/R@1" for kind in sorted(kinds, key=query_kind_place)}
+    x_label = "kind of query"
+    if not groups:
+        groups, x_label = {MODALITY_LABELS[m]: f"text_to_clip/{m}/R@1" for m in MODALITIES}, "modality"
+    values, ends = _table(list(trials.values()), [list(groups.values())] * len(trials))
+    by_group = [list(column) for column in zip(*ends, strict=True)]
+    arms = [_Series(arm, ARMS[index % len(ARMS)]) for index, arm in enumerate(trials)]
+    title = "Effect of fusion and audio tokens"
+    return _Chart(title, "R@1", "text → clip R@1 (%)", x_label, list(groups), arms, values.T, by_group)
 
 
 def _probe_chart(probe: Scores) -> _Chart:
@@ -180,7 +213,7 @@ def _probe_chart(probe: Scores) -> _Chart:
     tokens, targets = sorted({part[0] for part in parts}), sorted({part[-1] for part in parts})
     table = _table([probe] * len(tokens), [[f"probe/{token}/{target}/R@1" for target in targets] for token in tokens])
     title, y_label = "What the audio tower recognises", "clips recognised (%)"
-    return _Chart(title, "R@1", y_label, "audio token", tokens, targets, *table)
+    return _Chart(title, "R@1", y_label, "audio token", tokens, _series(targets), *table)
 
 
 def _retrieval_chart(scores: Scores, direction: str, shown: Sequence[str]) -> _Chart:
@@ -188,7 +221,14 @@ def _retrieval_chart(scores: Scores, direction: str, shown: Sequence[str]) -> _C
     y_label = "queries answered (%)" if direction == "text_to_clip" else ""
     groups = [f"R@{k}" for k in CUTOFFS]
     table = _table([scores] * len(CUTOFFS), names)
-    return _Chart(DIRECTION_LABELS[direction], "R@1", y_label, "", groups, shown, *table)
+    return _Chart(DIRECTION_LABELS[direction], "R@1", y_label, "", groups, _series(shown), *table)
+
+
+def _query_chart(scores: Scores, group: str) -> _Chart:
+    kinds = scores.query_kinds(group)
+    names = [[f"{group}/{kind}/{modality}/R@1" for modality in MODALITIES] for kind in kinds]
+    table = _table([scores] * len(kinds), names)
+    return _Chart(QUERY_GROUP_LABELS[group], "R@1", "R@1 (%)", "", kinds, _series(MODALITIES), *table)
 
 
 def _table(scores: Sequence[Scores], names: Sequence[Sequence[str]]) -> tuple[FloatArray, Ends]:
@@ -205,9 +245,8 @@ def _table(scores: Sequence[Scores], names: Sequence[Sequence[str]]) -> tuple[Fl
 def _draw(axes: Axes, chart: _Chart, top: float) -> None:
     """A group of bars per row of the chart's values, a colour per column, whiskers and the value above."""
     width = min(0.26, 0.8 / len(chart.series))
-    for column, name in enumerate(chart.series):
+    for column, (label, colour) in enumerate(chart.series):
         places = np.arange(len(chart.groups)) + (column - (len(chart.series) - 1) / 2) * width
-        colour, label = COLOURS.get(name, MUTED), LABELS.get(name, name)
         axes.bar(places, chart.values[:, column], width * 0.9, color=colour, label=label, zorder=2)
         for row, place in enumerate(places):
             _whisker(axes, float(place), chart.metric, float(chart.values[row, column]), chart.ends[row][column])

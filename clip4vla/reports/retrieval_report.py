@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clip4vla.clips.dataset import ClipDataset
+from clip4vla.evaluation.queries import WEIGHT
 from clip4vla.evaluation.retrieval_evaluator import EmbeddedSplit
 from clip4vla.evaluation.retrieval_metrics import METRICS
 from clip4vla.evaluation.scores import Scores
+from clip4vla.inference.index import EXPERT_LABELS
 from clip4vla.records import MODALITIES, Modality
-from clip4vla.reports.cards import clip_card, cosine_facts
+from clip4vla.reports.cards import SCORE_NOTE, clip_card, cosine_facts
 from clip4vla.reports.examples import pick_examples
 from clip4vla.reports.pages import Card, Lines, Mark, Page, Section
-from clip4vla.reports.tables import DIRECTION_LABELS, MODALITY_LABELS, Table, score_table
+from clip4vla.reports.tables import DIRECTION_LABELS, MODALITY_LABELS, QUERY_GROUP_LABELS, Table, score_table
 from clip4vla.utils.numbers import format_count
 
 QUERIES = 3
@@ -27,7 +29,7 @@ FOUND = 5
 
 NOTE = (
     f"Scores with 95 % intervals, then the best, median and worst test sentences by {MODALITY_LABELS['both']}, each "
-    f"with the {FOUND} clips whose cosine similarity with it is highest. A card shows the cosine by modality."
+    f"with the {FOUND} clips whose score is highest. A card shows the score by modality: {SCORE_NOTE}."
 )
 
 
@@ -60,7 +62,10 @@ def retrieval_page(title: str, scores: Scores, split: EmbeddedSplit, dataset: Cl
 
 
 def retrieval_tables(scores: Scores) -> list[Table]:
-    """A table for each direction, by modality, and the probe of the audio type token; those that have scores."""
+    """A table for each direction, by modality, those of `query_tables`, and the probe of the audio type token.
+
+    Those without scores are left out.
+    """
     tables = []
     columns = {name: name for name in METRICS}
     for direction, label in DIRECTION_LABELS.items():
@@ -69,7 +74,31 @@ def retrieval_tables(scores: Scores) -> list[Table]:
         if rows:
             title = f"{label}: recall in per cent, median and mean rank"
             tables.append(score_table(title, scores, rows, columns))
-    return tables + _probe_tables(scores)
+    return [*tables, *query_tables(scores), *_probe_tables(scores)]
+
+
+def query_tables(scores: Scores) -> list[Table]:
+    """R@1 by kind of query and modality, with the mean weights of the experts, for trained and for held-out phrasings.
+
+    Those without scores are left out.
+    """
+    tables = []
+    for group, label in QUERY_GROUP_LABELS.items():
+        rows = {kind: f"{group}/{kind}" for kind in scores.query_kinds(group)}
+        if not rows:
+            continue
+        columns = {MODALITY_LABELS[m]: f"{m}/R@1" for m in MODALITIES}
+        experts = _weighted_experts(scores, next(iter(rows.values())))
+        columns |= {f"weight of {EXPERT_LABELS.get(expert, expert)}": f"{WEIGHT}/{expert}" for expert in experts}
+        title = f"{label}: R@1 in per cent" + (", mean weights of the experts" if experts else "")
+        tables.append(score_table(title, scores, rows, columns))
+    return tables
+
+
+def _weighted_experts(scores: Scores, kind: str) -> list[str]:
+    """The experts whose mean weights `scores` have for a kind of query, such as `by_query/seen`."""
+    start = f"{kind}/{WEIGHT}/"
+    return [name.removeprefix(start) for name in scores.values if name.startswith(start)]
 
 
 def _probe_tables(scores: Scores) -> list[Table]:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from clip4vla.inference.index import Hit, Index
+from clip4vla.inference.index import Hit, Index, Listen
 from clip4vla.records import MODALITIES
-from clip4vla.reports.cards import cosine_facts
+from clip4vla.reports.cards import SCORE_NOTE, cosine_facts
 from clip4vla.reports.pages import Card, Page, Section, Sound
 from clip4vla.reports.tables import MISSING, MODALITY_LABELS, Table
-from clip4vla.utils.numbers import format_count, format_span
+from clip4vla.utils.numbers import format_count, format_span, format_weights
 
 
 def hits_table(title: str, hits: Sequence[Hit]) -> Table:
@@ -21,15 +21,17 @@ def hits_table(title: str, hits: Sequence[Hit]) -> Table:
     return Table(title, ["clip", "span", *labels], rows)
 
 
-def search_page(sentence: str, hits: Sequence[Hit], index: Index) -> Page:
-    """A page with a card for each of the `hits` of `sentence`, the best first."""
+def search_page(sentence: str, hits: Sequence[Hit], index: Index, listen: Listen | None = None) -> Page:
+    """A page with a card for each of the `hits` of `sentence`, the best first; `listen` as in `Index.search`."""
     facts = {
         "model": f"{index.model.name} version {index.model.version}",
         "folder": str(index.folder),
         "clips": format_count(len(index)),
     }
+    if weights := index.listens_for(sentence, listen):
+        facts["listened for"] = format_weights(weights)
     cards = [_card(rank, hit) for rank, hit in enumerate(hits, 1)]
-    note = "A card shows the cosine similarity of the sentence and the clip, by modality."
+    note = f"A card shows the score of the sentence and the clip by modality: {SCORE_NOTE}."
     return Page(f"“{sentence}”", note, facts, sections=[Section(f"{len(hits)} best clips", cards=cards)])
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from clip4vla.evaluation.scores import Scores
+from clip4vla.evaluation.scores import BY_QUERY, HELD_OUT, Scores, is_headline, query_kind_place
 from clip4vla.records import MODALITIES
 from clip4vla.utils.numbers import NOT_FINITE, format_score
 
@@ -20,6 +20,10 @@ MODALITY_LABELS: dict[str, str] = {
     m: " + ".join(o for o in MODALITIES if o != "both") if m == "both" else m for m in MODALITIES
 }
 DIRECTION_LABELS = {"text_to_clip": "text → clip", "clip_to_text": "clip → text"}
+QUERY_GROUP_LABELS = {
+    BY_QUERY: "text → clip by kind of query",
+    HELD_OUT: "text → clip by kind of query, in phrasings that training does not have",
+}
 
 _NUMBER = re.compile(r"[+-]?\d[\d,.]*(e[+-]\d+)?( \[[^\]]+\]|–[\d.]+ s)?")
 """With an interval, or with an end and a unit."""
@@ -85,18 +89,19 @@ def value_table(head: str, values: Mapping[str, float]) -> Table:
 
 
 def headlines(models: Iterable[Scores]) -> list[str]:
-    """Names of the scores that models are compared by: every R@1 and every caption score, sorted for reading."""
+    """Names of the scores that models are compared by, sorted for reading: `is_headline`, and every caption score."""
     names = {name for scores in models for name in scores.values}
-    return sorted((name for name in names if name.endswith("/R@1") or name.startswith("caption/")), key=_place)
+    return sorted((name for name in names if is_headline(name) or name.startswith("caption/")), key=_place)
 
 
 def _place(name: str) -> tuple[int, int, str]:
-    """Directions in their order, then the rest; within each, modalities in their order, then the rest."""
+    """Directions in their order, kinds of query in theirs, then the rest; within each, modalities, then the rest."""
     family, group = name.split("/")[:2]
-    directions, modalities = list(DIRECTION_LABELS), list[str](MODALITIES)
-    first = directions.index(family) if family in directions else len(directions)
-    second = modalities.index(group) if group in modalities else len(modalities)
-    return first, second, name
+    families, modalities = [*DIRECTION_LABELS, BY_QUERY], list[str](MODALITIES)
+    first = families.index(family) if family in families else len(families)
+    if family == BY_QUERY:
+        return first, *query_kind_place(group)
+    return first, modalities.index(group) if group in modalities else len(modalities), name
 
 
 def score_cell(scores: Scores, name: str) -> str:

@@ -33,6 +33,9 @@ SYSTEM_SECONDS = 10.0
 
 HEADLINES = {
     "text_to_clip/both/R@1": "R1 both",
+    "by_query/seen/both/R@1": "R1 seen",
+    "by_query/heard/both/R@1": "R1 heard",
+    "by_query/said/both/R@1": "R1 said",
     "text_to_clip/video/R@1": "R1 video",
     "text_to_clip/audio/R@1": "R1 audio",
     "clip_to_text/both/R@1": "R1 clip_to_text",

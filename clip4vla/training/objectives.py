@@ -14,9 +14,11 @@ from torch import Tensor
 
 from clip4vla.clips.batch import Batch
 from clip4vla.config import AudioToken, CaptioningConfig, PretrainingConfig, RetrievalConfig
-from clip4vla.losses.contrastive import info_nce, nt_xent
+from clip4vla.losses.contrastive import info_nce, multi_positive_info_nce, nt_xent
 from clip4vla.losses.gather import world
-from clip4vla.model.clip4vla import Clip4Vla, EmbeddingName
+from clip4vla.losses.mixture import mixture_nll
+from clip4vla.model.clip4vla import TEXT_NAMES, Clip4Vla, EmbeddingName
+from clip4vla.model.experts import weighted
 from clip4vla.records import Modality
 
 Outputs = Mapping[str, Tensor]
@@ -36,9 +38,88 @@ def _pair(first: EmbeddingName, second: EmbeddingName) -> Loss:
     return loss
 
 
+def _texts(query: EmbeddingName, media: EmbeddingName, shared: bool = False) -> Loss:
+    """InfoNCE between captions and clips; with caption ids, a caption is right for every clip that has it.
+
+    Args:
+        query: embedding of the captions.
+        media: embedding of the clips.
+        shared: where those are trained apart, whether the captions are those that several clips have, or those of one
+            clip.
+    """
+    plain = _pair(query, media)
+
+    def loss(outputs: Outputs, scale: Tensor) -> Tensor:
+        if TEXT_IDS not in outputs:
+            return plain(outputs, scale)
+        of_sort = None
+        if SHARED in outputs:
+            of_sort = (outputs[SHARED] if shared else ~outputs[SHARED]).flatten()
+        return multi_positive_info_nce(
+            outputs[query].flatten(0, 1),
+            outputs[media],
+            scale,
+            text_ids=outputs[TEXT_IDS].flatten(),
+            clip_ids=outputs[CLIP_TEXT_IDS],
+            valid_texts=of_sort,
+            valid_clips=_has(outputs, media),
+        )
+
+    return loss
+
+
+def _text_experts(outputs: Outputs, scale: Tensor) -> Tensor:
+    """Likelihood of the right clips of shared captions under the mixture of experts."""
+    return mixture_nll(
+        outputs["expert_queries"].flatten(0, 1),
+        outputs["expert_weights"].flatten(0, 1),
+        outputs["both"].unflatten(1, outputs["expert_queries"].shape[2:]),
+        scale,
+        text_ids=outputs[TEXT_IDS].flatten(),
+        clip_ids=outputs[CLIP_TEXT_IDS],
+        valid_texts=outputs[SHARED].flatten(),
+        valid_clips=_has(outputs, "both"),
+    )
+
+
+def _text_audio_experts(outputs: Outputs, scale: Tensor) -> Tensor:
+    """InfoNCE between own captions and the audio experts of clips, without the video expert."""
+    queries, weights = outputs["expert_queries"].flatten(0, 1), outputs["expert_weights"].flatten(0, 1)
+    return multi_positive_info_nce(
+        weighted(queries[:, 1:], weights[:, 1:]),
+        outputs["both"][:, queries.shape[2] :],
+        scale,
+        text_ids=outputs[TEXT_IDS].flatten(),
+        clip_ids=outputs[CLIP_TEXT_IDS],
+        valid_texts=~outputs[SHARED].flatten(),
+        valid_clips=outputs["has_audio"],
+    )
+
+
+def _text_text_experts(outputs: Outputs, scale: Tensor) -> Tensor:
+    """Own captions as keys of the shared ones, by expert: a sentence is found by each part that is true of its clip.
+
+    The shared captions are constants here: they teach each expert which words of a longer sentence to read.
+    """
+    queries = outputs["expert_queries"].flatten(0, 1)
+    captions = outputs["expert_queries"].shape[1]
+    shared = outputs[SHARED].flatten()
+    return mixture_nll(
+        queries.detach(),
+        outputs["expert_weights"].flatten(0, 1).detach(),
+        queries,
+        scale,
+        text_ids=outputs[TEXT_IDS].flatten(),
+        clip_ids=outputs[CLIP_TEXT_IDS].repeat_interleave(captions, 0),
+        valid_texts=shared,
+        valid_clips=~shared,
+        expectation=True,
+    )
+
+
 def _vectors(outputs: Outputs, name: EmbeddingName) -> tuple[Tensor, ...]:
     """The vectors (B, D) of an embedding: of texts one per caption."""
-    return outputs[name].unbind(1) if name == "text" else (outputs[name],)
+    return outputs[name].unbind(1) if name in TEXT_NAMES else (outputs[name],)
 
 
 def _has(outputs: Outputs, name: EmbeddingName) -> Tensor:
@@ -57,14 +138,20 @@ def _cross_encoder(outputs: Outputs, scale: Tensor) -> Tensor:  # noqa: ARG001
     return outputs[CROSS_ENCODER_LOSS].mean() / ranks
 
 
+TEXT_IDS, CLIP_TEXT_IDS, SHARED = "text_ids", "clip_text_ids", "shared"
+"""Outputs that say which captions are identical, see `Batch`."""
 CROSS_ENCODER_LOSS, CAPTION_LOSS = "cross_encoder_loss", "caption_loss"
 """Outputs (B,) that are losses of single clips."""
 
 TERMS: Mapping[str, tuple[tuple[EmbeddingName, ...], Loss]] = {
-    "text_audio": (("text", "audio"), _pair("text", "audio")),
+    "text_audio": (("text", "audio"), _texts("text", "audio")),
     "video_audio": (("video", "audio"), _pair("video", "audio")),
-    "text_video": (("text", "video"), _pair("text", "video")),
-    "text_both": (("text", "both"), _pair("text", "both")),
+    "text_video": (("video_query", "video"), _texts("video_query", "video")),
+    "text_both": (("query", "both"), _texts("query", "both")),
+    "shared_text_both": (("query", "both"), _texts("query", "both", shared=True)),
+    "text_experts": (("expert_queries", "expert_weights", "both"), _text_experts),
+    "text_audio_experts": (("expert_queries", "expert_weights", "both"), _text_audio_experts),
+    "text_text_experts": (("expert_queries", "expert_weights"), _text_text_experts),
     "audio_audio": (("audio", "augmented_audio"), _audio_audio),
     "cross_encoder": (("text", "both"), _cross_encoder),
     "text_text": (("text",), _pair("text", "text")),
@@ -139,7 +226,8 @@ class ContrastiveObjective:
         """The embeddings of the batch and, where it is a term, the cross encoder's loss of each clip."""
         # not a module call of its own: see `engine`
         embeddings, media = model.embed(batch, audio_token=self.audio_token, names=self.names)
-        outputs = embeddings.tensors()
+        ids = {TEXT_IDS: batch.text_ids, CLIP_TEXT_IDS: batch.clip_text_ids, SHARED: batch.shared}
+        outputs = embeddings.tensors() | {name: value for name, value in ids.items() if value is not None}
         if "cross_encoder" in self.weights:
             # one caption of each clip, drawn again each step
             first = outputs["text"][:, 0]

@@ -37,7 +37,9 @@ def _ratio(name: str, config: OptimizerConfig) -> float:
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and "embedding" not in name and "memory_type" not in name
+    # the heads of experts start from the identity, which decay would pull to zero
+    without = ("embedding", "memory_type", "experts.")
+    return parameter.ndim >= 2 and not any(part in name for part in without)
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:

@@ -46,7 +46,7 @@ def train(spec: TrainSpec) -> None:
     rank, world_size, device = join_ranks()
     torch.manual_seed(spec.seed)
     model = build_model(spec)
-    dataset = ClipDataset([corpus.clips for corpus in spec.corpora])
+    dataset = ClipDataset([corpus.clips for corpus in spec.corpora], _min_words(spec))
     sampler = build_sampler(spec, dataset, world_size)
     micro_batches = -(-(sampler.clips_per_step // world_size) // spec.training.micro_batch_size)
     objective = build_objective(spec.training, spec.audio_token)
@@ -66,12 +66,12 @@ def build_model(spec: TrainSpec) -> Clip4Vla:
     """The model to start from: as it is initialised, or with the weights of a run result.
 
     A fusion or a caption decoder that the run result doesn't have starts from its text tower, as `SequenceFusion` and
-    `CaptionDecoder` do; a cross-attending score that it doesn't have starts at zero.
+    `CaptionDecoder` do; experts start as the mean fusion; a cross-attending score starts at zero.
     Captioning freezes the text tower.
 
     Raises:
-        ValueError: the run result's fusion is of another depth than the spec's, or its decoder's vocabulary isn't of
-            the size of the spec's.
+        ValueError: the run result's fusion is of another depth than the spec's, its experts are of other tokens, or
+            its decoder's vocabulary isn't of the size of the spec's.
     """
     if spec.start_from is None:
         vocabulary = _vocabulary(spec, spec.model.architecture)
@@ -93,6 +93,13 @@ def _continued(spec: TrainSpec, before: Clip4Vla) -> Clip4Vla:
         fusion = (before.fusion or SequenceFusion(before.clip, spec.model.fusion_layers)).state_dict()
         check_state(model.fusion.state_dict(), fusion, f"the fusion of {spec.start_from}")
         model.fusion.load_state_dict(fusion)
+    if model.experts is not None and before.experts is not None:
+        if spec.model.audio_experts != before.config.audio_experts:
+            raise ValueError(
+                f"model.audio_experts is {spec.model.audio_experts}, but {spec.start_from} has "
+                f"{before.config.audio_experts}"
+            )
+        model.experts.load_state_dict(before.experts.state_dict())
     if vocabulary is not None and model.decoder is not None:
         decoder = (before.decoder or CaptionDecoder(before.clip, vocabulary)).state_dict()
         check_state(model.decoder.state_dict(), decoder, f"the caption decoder of {spec.start_from}")
@@ -100,6 +107,11 @@ def _continued(spec: TrainSpec, before: Clip4Vla) -> Clip4Vla:
     if model.cross_encoder is not None and before.cross_encoder is not None:
         model.cross_encoder.load_state_dict(before.cross_encoder.state_dict())
     return model
+
+
+def _min_words(spec: TrainSpec) -> int:
+    """Words of the shortest captions that the training reads."""
+    return spec.training.min_words if isinstance(spec.training, CaptioningConfig) else 0
 
 
 def _trains_cross_encoder(spec: TrainSpec) -> bool:
@@ -141,7 +153,9 @@ def clip_transform(spec: TrainSpec, model: Clip4Vla) -> ClipTransform:
         training.max_tokens,
         training.captions_per_clip,
         training.circular_shift,
-        training.min_words if isinstance(training, CaptioningConfig) else 0,
+        _min_words(spec),
+        training.shared_captions_per_clip if isinstance(training, RetrievalConfig) else 0,
+        isinstance(training, RetrievalConfig) and training.identical_captions_match,
     )
 
 

@@ -27,6 +27,11 @@ def hash_text(text: str, digits: int = DIGITS) -> str:
     return hash_bytes([text.encode(errors="surrogatepass")], digits)
 
 
+def hash_to_int64(text: str) -> int:
+    """A non-negative 63-bit hash of the text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()) >> 1
+
+
 def hash_json(tree: Any, digits: int = DIGITS) -> str:
     """The hash of the tree as JSON with sorted keys."""
     return hash_text(json.dumps(tree, sort_keys=True), digits)

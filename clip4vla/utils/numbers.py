@@ -5,6 +5,7 @@ registry and the reasons of a decision.
 """
 
 import math
+from collections.abc import Mapping
 
 NOT_FINITE = "not finite"
 """Text of NaN and of the infinities."""
@@ -15,8 +16,8 @@ def format_score(name: str, value: float, interval: tuple[float, float] | None =
 
     Args:
         name: of the score, with or without its groups: `R@1`, `text_to_clip/both/R@1`, `caption/both/slot/sound`,
-            `cosine`. It selects the format: recalls and slot accuracies are per cent with one decimal, cosines have
-            three decimals, every other score has three significant digits.
+            `cosine`. It selects the format: recalls and slot accuracies are per cent with one decimal, weights have
+            two decimals, cosines three, every other score has three significant digits.
         value: in the unit of the score.
         interval: `(low, high)`, written with as many decimals as `value`.
     """
@@ -40,6 +41,11 @@ def format_bound(value: float) -> str:
     return f"{value:.4f}".rstrip("0").rstrip(".") if math.isfinite(value) else NOT_FINITE
 
 
+def format_weights(weights: Mapping[str, float]) -> str:
+    """Shares of a whole in per cent: `sound 78 %, speech 12 %, picture 10 %`."""
+    return ", ".join(f"{name} {_text(100 * weight, '.0f')} %" for name, weight in weights.items())
+
+
 def format_count(count: int) -> str:
     """A number of things: `12,345`."""
     return f"{count:,}"
@@ -55,6 +61,8 @@ def _spec(name: str, value: float) -> str:
     *groups, metric = name.split("/")
     if metric.startswith("R@") or "slot" in groups:
         return "z,.1f"
+    if "weight" in groups:
+        return "z,.2f"
     return "z,.3f" if metric == "cosine" else _significant(value)
 
 

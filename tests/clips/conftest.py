@@ -1,6 +1,6 @@
 """A miniature corpus: eleven training clips and a few more, of every kind."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +17,7 @@ from clip4vla.clips.ingest import ingest
 from clip4vla.clips.transform import ClipTransform
 from clip4vla.config import AudioConfig, ClipsConfig
 from clip4vla.corpora.manifest import write_manifest
-from clip4vla.records import SourceRecord, Split, Text
+from clip4vla.records import AudioType, SourceRecord, Split, Text
 from tests.media.sample import grey, tone, write_media
 
 RATE = 8000
@@ -55,8 +55,19 @@ def write_kind(media: Path, kind: str) -> str:
     return write_media(media / f"{kind}.mkv", "libx264", "pcm_s16le", layout=kind, wave=wave, size=(48, 64)).name
 
 
-def write_corpus(directory: Path, counts: dict[Split, int], broken: int = 0) -> Corpus:
-    """Clips of all kinds in turn, then `broken` ones that can't be decoded."""
+def own_texts(split: Split, index: int) -> tuple[Text, ...]:
+    """One to three texts that only this clip has."""
+    kinds: tuple[AudioType | None, ...] = ("verbal", "nonverbal", None)
+    return tuple(Text(f"{split} {index} text {t}", kinds[t]) for t in range(index % 3 + 1))
+
+
+def write_corpus(
+    directory: Path,
+    counts: dict[Split, int],
+    broken: int = 0,
+    texts_of: Callable[[Split, int], tuple[Text, ...]] = own_texts,
+) -> Corpus:
+    """Clips of all kinds in turn, with the texts of `texts_of`, then `broken` ones that can't be decoded."""
     media = directory / "media"
     media.mkdir(parents=True)
     names = [write_kind(media, kind) for kind in KINDS]
@@ -66,7 +77,7 @@ def write_corpus(directory: Path, counts: dict[Split, int], broken: int = 0) -> 
             f"{split}{index}",
             names[index % len(names)],
             split,
-            tuple(Text(f"{split} {index} text {t}", ("verbal", "nonverbal", None)[t]) for t in range(index % 3 + 1)),
+            texts_of(split, index),
             start_s=0.1 * (index % 2),
             end_s=None if index % 3 else 1.9,
         )
@@ -110,3 +121,25 @@ def clips(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(clips: Path) -> ClipDataset:
     """The training clips of both corpora."""
     return ClipDataset(sorted(clips.glob("*/train.lance")))
+
+
+WITH_BOTH, ONLY_OWN, ONLY_SHARED = range(6), (6,), (7,)
+"""Clips of `sharing` by which captions they have."""
+
+
+def some_shared_texts(_: Split, index: int) -> tuple[Text, ...]:
+    """Long texts that only this clip has, and short ones of four that others have, too."""
+    own = [Text(f"only clip {index} has sentence {t}") for t in range(3)]
+    shared = [Text(f"bell {number % 4}") for number in range(index, index + 2)]
+    if index in WITH_BOTH:
+        return (*own, *shared)
+    return tuple(own[:1] if index in ONLY_OWN else shared)
+
+
+@pytest.fixture(scope="session")
+def sharing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight training clips of which most have captions of their own and captions that others have."""
+    directory = tmp_path_factory.mktemp("sharing")
+    corpus = write_corpus(directory / "source", {"train": 8}, texts_of=some_shared_texts)
+    ingest(corpus.manifest, corpus.media, directory / "clips", CLIPS, AUDIO)
+    return directory / "clips" / "train.lance"

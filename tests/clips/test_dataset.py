@@ -1,12 +1,17 @@
 """Clips by index, over one or several data sets, and the version that identifies a data set."""
 
+import pickle
 import shutil
 from pathlib import Path
 
 import lance
+import numpy as np
 import pytest
 
 from clip4vla.clips.dataset import ClipDataset, data_version
+from clip4vla.clips.ingest import ingest
+from clip4vla.records import Text
+from tests.clips.conftest import AUDIO, CLIPS, write_corpus
 
 
 def test_the_clips_of_all_data_sets_are_taken_in_the_order_of_the_indices(dataset: ClipDataset) -> None:
@@ -39,6 +44,43 @@ def test_all_sentences_are_read_in_order(dataset: ClipDataset) -> None:
 
 def test_ids_are_listed_in_the_order_of_the_indices(dataset: ClipDataset) -> None:
     assert dataset.clip_ids == tuple(clip.clip_id for clip in dataset.take(range(len(dataset))))
+
+
+def test_captions_that_several_clips_have_are_shared(sharing: Path, dataset: ClipDataset) -> None:
+    assert ClipDataset([sharing]).shared_captions() == {f"bell {number}" for number in range(4)}
+    # the clips of the second data set have the ids and texts of the first
+    first = {text.text for clip in dataset.take(range(5)) for text in clip.texts}
+    assert dataset.shared_captions() == first
+    assert ClipDataset([dataset.paths[0]]).shared_captions() == frozenset()
+
+
+def test_a_caption_that_a_clip_has_twice_is_not_shared(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, {"train": 2}, texts_of=lambda _, index: (Text(f"bell {index}"),) * 2)
+    ingest(corpus.manifest, corpus.media, tmp_path / "clips", CLIPS, AUDIO)
+    assert ClipDataset([tmp_path / "clips" / "train.lance"]).shared_captions() == frozenset()
+
+
+def test_clips_without_a_caption_of_enough_words_are_left_out(sharing: Path, clips: Path) -> None:
+    paths = [sharing, clips / "one" / "train.lance"]
+    complete, long_enough = ClipDataset(paths), ClipDataset(paths, min_words=6)
+    is_long = [any(len(text.text.split()) >= 6 for text in clip.texts) for clip in complete.take(range(len(complete)))]
+    kept = np.flatnonzero(is_long)
+    assert long_enough.sizes == (7, 0)
+    assert len(long_enough) == len(kept) == 7
+    assert long_enough.clip_ids == tuple(complete.clip_ids[index] for index in kept)
+    order = [6, 0, 3]
+    expected, taken = complete.take(kept[order]), long_enough.take(order)
+    assert [(clip.clip_id, clip.texts) for clip in taken] == [(clip.clip_id, clip.texts) for clip in expected]
+    with pytest.raises(IndexError, match="of 7 clips there is none at"):
+        long_enough.take([7])
+    assert set(long_enough.sentences()) == {text.text for clip in long_enough.take(range(7)) for text in clip.texts}
+    assert long_enough.shared_captions() == complete.shared_captions()
+
+
+def test_a_data_set_in_another_process_leaves_out_the_same_clips(sharing: Path) -> None:
+    dataset = ClipDataset([sharing], min_words=6)
+    assert len(dataset) == 7
+    assert pickle.loads(pickle.dumps(dataset)).clip_ids == dataset.clip_ids
 
 
 def test_another_write_of_the_same_clips_is_another_version(clips: Path, tmp_path: Path) -> None:

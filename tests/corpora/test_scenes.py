@@ -1,23 +1,26 @@
 """What the clips of StampScenes show, whatever the seed: no leak between splits, no clip that gives itself away."""
 
+import re
 from collections import Counter
 from itertools import combinations
 
 import pytest
 
 from clip4vla.config import StampScenesConfig
+from clip4vla.corpora.stampscenes.phrasings import CAPTION_TEMPLATES, ROLES, TEMPLATES
 from clip4vla.corpora.stampscenes.scenes import (
-    CAPTION_TEMPLATES,
-    PARTIAL_TEMPLATES,
+    Scene,
     caption_scenes,
     caption_slots,
     captions,
+    fill,
     pretraining_scenes,
     pretraining_text,
     sound_text,
+    words_of,
 )
 
-STAMPS_USED, SOUNDING = 30, 12
+STAMPS_USED, SOUNDING = 30, 14
 LABELS = [f"a stamp{index}" for index in range(STAMPS_USED)]
 SPOKEN = [f"una cosa{index}" for index in range(STAMPS_USED)]
 
@@ -29,6 +32,8 @@ def config(stampscenes_config: StampScenesConfig, seed: int) -> StampScenesConfi
         "pretraining_clips": 100,
         "caption_pairs": pairs,
         "pictures_per_pair": dict.fromkeys(pairs, 3),
+        "unrelated_sound": 0.15,
+        "no_sound": 0.05,
     }
     return stampscenes_config.model_copy(update=changes)
 
@@ -37,10 +42,13 @@ def config(stampscenes_config: StampScenesConfig, seed: int) -> StampScenesConfi
 def test_no_pair_of_sound_and_word_is_in_two_splits(stampscenes_config: StampScenesConfig, seed: int) -> None:
     scenes = caption_scenes(config(stampscenes_config, seed), STAMPS_USED, SOUNDING)
     pairs = {
-        split: {(s.heard, s.said) for s in scenes if s.split == split}
+        split: {(s.heard, s.said) for s in scenes if s.split == split and s.soundtrack == "related"}
         for split in config(stampscenes_config, 0).caption_pairs
     }
     assert {split: len(found) for split, found in pairs.items()} == {"train": 150, "val": 30, "test": 60}
+    for scene in scenes:
+        if scene.soundtrack == "unrelated":
+            pairs[scene.split].add((scene.heard, scene.said))
     for one, other in combinations(pairs.values(), 2):
         assert not one & other
 
@@ -48,11 +56,27 @@ def test_no_pair_of_sound_and_word_is_in_two_splits(stampscenes_config: StampSce
 @pytest.mark.parametrize("seed", range(5))
 def test_the_three_stamps_of_a_caption_clip_differ(stampscenes_config: StampScenesConfig, seed: int) -> None:
     scenes = caption_scenes(config(stampscenes_config, seed), STAMPS_USED, SOUNDING)
-    assert len(scenes) == 3 * 240
-    assert all(len({s.seen, s.heard, s.said}) == 3 for s in scenes)
-    assert all(s.heard < SOUNDING and max(s.seen, s.said) < STAMPS_USED for s in scenes)
-    assert len({(s.seen, s.heard, s.said) for s in scenes}) == len(scenes)
+    kinds = Counter(s.soundtrack for s in scenes)
+    assert kinds == {"related": 720, "unrelated": 68 + 14 + 27, "none": 23 + 5 + 9}
+    for scene in scenes:
+        assert len(set(scene.stamps.values())) == len(scene.stamps) == (1 if scene.soundtrack == "none" else 3)
+        assert scene.stamps.get("heard", 0) < SOUNDING
+        assert max(scene.stamps.values()) < STAMPS_USED
+    related = [s for s in scenes if s.soundtrack == "related"]
+    assert len({(s.seen, s.heard, s.said) for s in related}) == len(related)
     assert [s.clip_id for s in scenes] == [f"video{index}" for index in range(len(scenes))]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_what_clips_without_related_sound_show_no_other_clip_shows(
+    stampscenes_config: StampScenesConfig, seed: int, split: str
+) -> None:
+    scenes = [s for s in caption_scenes(config(stampscenes_config, seed), STAMPS_USED, SOUNDING) if s.split == split]
+    shown = {kind: {s.seen for s in scenes if s.soundtrack == kind} for kind in ("related", "unrelated", "none")}
+    assert all(shown.values())
+    for one, other in combinations(shown.values(), 2):
+        assert not one & other
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -80,20 +104,52 @@ def test_scenes_and_captions_are_a_function_of_the_seed(stampscenes_config: Stam
 def test_captions_say_what_is_seen_heard_and_said_and_in_training_parts_of_it(
     stampscenes_config: StampScenesConfig,
 ) -> None:
-    scenes = caption_scenes(config(stampscenes_config, 1), STAMPS_USED, SOUNDING)
-    for scene in [s for split in ("train", "val", "test") for s in scenes if s.split == split][:50] + scenes[-10:]:
+    for scene in caption_scenes(config(stampscenes_config, 1), STAMPS_USED, SOUNDING):
         sentences = captions(scene, LABELS, SPOKEN, 1)
-        assert len(set(sentences)) == len(sentences) == (5 if scene.split == "train" else 3)
-        seen, rest = LABELS[scene.seen], (LABELS[scene.heard], SPOKEN[scene.said])
-        for sentence in sentences[:3]:
-            assert all(word in sentence for word in (seen, *rest))
-        for sentence in sentences[3:]:
-            assert (seen in sentence) != all(word in sentence for word in rest)
+        assert len(set(sentences)) == len(sentences)
+        named = Counter(frozenset(named_by(sentence, scene)) for sentence in sentences)
+        if scene.soundtrack != "related":
+            assert named == {frozenset({"seen"}): 5 if scene.split == "train" else 3}
+        elif scene.split == "train":
+            assert named == {roles: {1: 3, 2: 2, 3: 8}[len(roles)] for roles in TEMPLATES}
+        else:
+            assert named == {frozenset(ROLES): 3}
 
 
 def test_too_many_pairs_are_refused(stampscenes_config: StampScenesConfig) -> None:
-    with pytest.raises(ValueError, match=r"asks for 240 pairs, but 8 stamps give"):
+    with pytest.raises(ValueError, match=r"asks for 240 pairs besides those of unrelated sound, but 8 stamps give 28"):
         caption_scenes(config(stampscenes_config, 1), 8, 4)
+
+
+def named_by(sentence: str, scene: Scene) -> set[str]:
+    """The roles of a scene that a sentence names."""
+    words = words_of(scene.stamps, LABELS, SPOKEN)
+    return {role for role, word in words.items() if re.search(rf"\b{word}\b", sentence)}
+
+
+def test_clips_shown_apart_that_show_the_same_thing_have_the_same_captions(
+    stampscenes_config: StampScenesConfig,
+) -> None:
+    found: dict[tuple[str, int], set[tuple[str, ...]]] = {}
+    for scene in caption_scenes(config(stampscenes_config, 1), STAMPS_USED, SOUNDING):
+        if scene.soundtrack != "related" and scene.split != "train":
+            found.setdefault((scene.split, scene.seen), set()).add(tuple(captions(scene, LABELS, SPOKEN, 1)))
+    assert found
+    assert all(len(captions_of_thing) == 1 for captions_of_thing in found.values())
+
+
+def test_no_training_clip_has_a_held_out_phrasing(stampscenes_config: StampScenesConfig) -> None:
+    for phrasings in TEMPLATES.values():
+        assert not set(phrasings["trained"]) & set(phrasings["held_out"])
+    for scene in caption_scenes(config(stampscenes_config, 1), STAMPS_USED, SOUNDING):
+        words = words_of(scene.stamps, LABELS, SPOKEN)
+        held_out = {
+            fill(template, words)
+            for roles, phrasings in TEMPLATES.items()
+            if roles <= words.keys()
+            for template in phrasings["held_out"]
+        }
+        assert not held_out & set(captions(scene, LABELS, SPOKEN, 1))
 
 
 SLOTS = {"seen": "a T-shirt", "sound": sound_text("an owl (barn)"), "speech": "un cucú"}
@@ -115,19 +171,32 @@ def test_the_right_thing_in_another_role_is_wrong() -> None:
         assert caption_slots(template.format(**swapped), SLOTS) == {"seen": False, "sound": False, "speech": True}
 
 
-def test_a_partial_caption_is_right_in_what_it_says() -> None:
-    seen, heard = (template.format(**WORDS) for template in PARTIAL_TEMPLATES)
-    assert caption_slots(seen, SLOTS) == {"seen": True, "sound": False, "speech": False}
-    assert caption_slots(heard, SLOTS) == {"seen": False, "sound": True, "speech": True}
+BARE = {"{seen}", "{said}"}
 
 
-@pytest.mark.parametrize("caption", ["", "a T-shirt an owl un cucú", "one sees a t - shirt"])
+@pytest.mark.parametrize(
+    ("roles", "template"),
+    [
+        pytest.param(roles, template, id=template)
+        for roles, phrasings in TEMPLATES.items()
+        for template in (*phrasings["trained"], *phrasings["held_out"])
+        if template not in BARE
+    ],
+)
+def test_a_caption_is_right_in_what_it_says(roles: frozenset[str], template: str) -> None:
+    names = {"seen": "seen", "sound": "heard", "speech": "said"}
+    assert caption_slots(template.format(**WORDS), SLOTS) == {slot: role in roles for slot, role in names.items()}
+
+
+@pytest.mark.parametrize("caption", ["", "a T-shirt an owl un cucú", "someone spots a t - shirt"])
 def test_a_caption_in_other_words_names_nothing(caption: str) -> None:
     assert caption_slots(caption, SLOTS) == dict.fromkeys(SLOTS, False)
 
 
 def test_the_corpus_own_captions_are_right(stampscenes_config: StampScenesConfig) -> None:
     for scene in caption_scenes(config(stampscenes_config, 1), STAMPS_USED, SOUNDING):
-        right = {"seen": LABELS[scene.seen], "sound": sound_text(LABELS[scene.heard]), "speech": SPOKEN[scene.said]}
-        for caption in captions(scene, LABELS, SPOKEN, 1)[:3]:
-            assert all(caption_slots(caption, right).values()), caption
+        if scene.soundtrack == "related":
+            words = words_of(scene.stamps, LABELS, SPOKEN)
+            right = {"seen": words["seen"], "sound": sound_text(words["heard"]), "speech": words["said"]}
+            for caption in captions(scene, LABELS, SPOKEN, 1)[:8]:
+                assert all(caption_slots(caption, right).values()), caption

@@ -1,5 +1,6 @@
 """A split embedded and scored: similarities of the towers, the re-ranked order of the cross encoder, and the probe."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from benchmarks.clips import write_clips
 from clip4vla.clips.dataset import ClipDataset
 from clip4vla.config import EvaluationConfig
 from clip4vla.evaluation.labels import Labels
+from clip4vla.evaluation.queries import Query, QuerySet
 from clip4vla.evaluation.retrieval_evaluator import RetrievalEvaluator, digest
 from clip4vla.inference.embedder import Embedder
 from clip4vla.records import MODALITIES
-from tests.inference.tiny import INFERENCE, WIDTH, tiny_model
+from tests.inference.tiny import INFERENCE, WIDTH, expert_model, tiny_model
 
 CLIPS, NEAREST = 6, 3
 
@@ -129,3 +131,98 @@ def test_another_sound_or_frame_is_another_test_set(dataset: ClipDataset, tmp_pa
     test_sets = {evaluator(rerank=0).embed(found).test_set for found in (dataset, dataset, other)}
     assert len(test_sets) == 2
     assert len({digest(clip) for clip in dataset.take(range(CLIPS))}) == CLIPS
+
+
+QUERIES = QuerySet(
+    tuple(
+        Query(query=sentence, kind=kind, phrasing=phrasing, clips=clips)
+        for sentence, kind, phrasing, clips in (
+            ("a thing is heard", "heard", "trained", ("clip1", "clip4")),
+            ("one hears a thing", "heard", "trained", ("clip1", "clip4")),
+            ("someone says word2", "said", "trained", ("clip2",)),
+            ("one can hear a thing", "heard", "held_out", ("clip3",)),
+        )
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def experts() -> RetrievalEvaluator:
+    config = EvaluationConfig(bootstrap=100, batch_size=4)
+    return RetrievalEvaluator(Embedder(expert_model(), INFERENCE), config)
+
+
+def test_queries_are_scored_by_kind_and_modality_with_the_mean_weights(
+    experts: RetrievalEvaluator, dataset: ClipDataset
+) -> None:
+    split = experts.embed(dataset, QUERIES)
+    scores = experts.score(split)
+    groups = ("by_query/heard", "by_query/said", "held_out/heard")
+    assert {f"{group}/{modality}" for group in groups for modality in MODALITIES} < scores.queries.keys()
+    weights = experts.embedder.weigh(QUERIES.sentences)
+    for column, expert in enumerate(("video", "verbal", "nonverbal")):
+        assert scores.values[f"by_query/heard/weight/{expert}"] == pytest.approx(float(weights[:2, column].mean()))
+    vectors = experts.embedder.encode_text(QUERIES.sentences[:2])
+    for modality in MODALITIES:
+        similarity = vectors @ split.clips[modality].T
+        rank = [1 + int((row > max(row[1], row[4])).sum()) for row in similarity]
+        assert scores.queries[f"by_query/heard/{modality}"].ranks.rank.tolist() == rank
+        assert f"by_query/heard/{modality}/R@1" in scores.intervals
+
+
+def test_a_model_without_experts_is_scored_by_kind_without_weights(dataset: ClipDataset) -> None:
+    one = evaluator(rerank=0)
+    scores = one.score(one.embed(dataset, QUERIES))
+    assert scores.query_kinds() == ("heard", "said")
+    assert not [name for name in scores.values if "/weight/" in name]
+
+
+def test_other_queries_are_another_test_set(experts: RetrievalEvaluator, dataset: ClipDataset) -> None:
+    fewer = QuerySet(QUERIES.queries[1:])
+    splits = [experts.embed(dataset, queries) for queries in (QUERIES, QUERIES, fewer, QuerySet(()))]
+    assert len({split.test_set for split in splits}) == 3
+    assert splits[-1].test_set == experts.embed(dataset).test_set
+
+
+def test_experts_score_by_the_weighted_sum_and_a_missing_modality_scores_nothing_alone(
+    experts: RetrievalEvaluator, dataset: ClipDataset
+) -> None:
+    split = experts.embed(dataset)
+    assert split.captions.shape == (2 * CLIPS, 3 * WIDTH)
+    both, alone = split.similarity("both"), split.similarity("video") + split.similarity("audio")
+    np.testing.assert_allclose(both[:, 1:], alone[:, 1:], atol=1e-6)
+    np.testing.assert_array_equal(split.similarity("audio")[:, 0], 0)  # the first clip has no sound
+    assert np.abs(both[:, 0] - alone[:, 0]).max() > 1e-3  # the learned vector stands for it
+    scores = experts.score(split)
+    assert scores.values["text_to_clip/both/MnR"] == pytest.approx(
+        np.mean([1 + (row > row[query // 2]).sum() for query, row in enumerate(both)])
+    )
+
+
+def test_only_the_tokens_of_the_experts_are_probed(dataset: ClipDataset) -> None:
+    labels = Labels({"sound": ("a bell", "a cow")}, {"clip1": {"sound": "a cow"}, "clip2": {"sound": "a bell"}})
+    for tokens, probed in (
+        (("verbal", "nonverbal"), ("verbal", "nonverbal")),
+        (("nonverbal",), ("nonverbal",)),
+        (("none",), ()),
+    ):
+        model = expert_model(tokens)
+        found = RetrievalEvaluator(Embedder(model, INFERENCE), EvaluationConfig(bootstrap=100)).probe(dataset, labels)
+        assert set(found) == {f"probe/{token}/sound/R@1" for token in probed}
+
+
+def test_an_identical_caption_is_right_for_every_clip_that_has_it(dataset: ClipDataset) -> None:
+    embedder = Embedder(tiny_model(), INFERENCE)
+    split = RetrievalEvaluator(embedder, EvaluationConfig()).embed(dataset)
+    sentences = ("the same", *split.sentences[1:-1], "the same")
+    same = replace(split, sentences=sentences, captions=embedder.encode_text(sentences))
+    own, matched = (
+        RetrievalEvaluator(embedder, EvaluationConfig(bootstrap=100, identical_captions_match=match)).score(same)
+        for match in (False, True)
+    )
+    before, after = (scores.queries["text_to_clip/video"].ranks.rank for scores in (own, matched))
+    assert before[0] != before[-1]
+    assert after[0] == after[-1] == min(before[0], before[-1])
+    np.testing.assert_array_equal(before[1:-1], after[1:-1])
+    back = [scores.queries["clip_to_text/video"].ranks.rank for scores in (own, matched)]
+    assert (back[1] <= back[0]).all()

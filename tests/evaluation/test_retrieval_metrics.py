@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from clip4vla.evaluation.retrieval_metrics import (
     CUTOFFS,
     QueryRanks,
+    caption_correspondence,
     correspondence,
     paired_difference,
     ranks,
@@ -304,3 +305,28 @@ def test_wrong_pairs_are_refused(candidate, champion, groups, resamples, message
 def test_impossible_ranks_are_refused(rank: list[float], hits: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         QueryRanks(np.array(rank), hits)
+
+
+def test_a_caption_belongs_to_every_clip_that_has_it() -> None:
+    captions = ["a bat", "a cow", "a bat", "a dog", "a bat"]
+    owners = ["one", "one", "two", "three", "three"]
+    found = caption_correspondence(captions, owners, ["two", "three", "one"])
+    naive = [
+        (query, item)
+        for query, caption in enumerate(captions)
+        for item, clip in enumerate(["two", "three", "one"])
+        if any(other == caption and owner == clip for other, owner in zip(captions, owners, strict=True))
+    ]
+    assert sorted(map(tuple, found.tolist())) == naive
+    assert len(ranks(np.eye(5, 3), found)) == 5
+
+
+def test_a_caption_that_a_clip_has_twice_is_one_pair_and_different_captions_are_as_before() -> None:
+    assert caption_correspondence(["a bat", "a bat"], ["one", "one"], ["one"]).tolist() == [[0, 0], [1, 0]]
+    captions, owners, clips = ["a bat", "a cow", "a dog"], ["one", "one", "two"], ["one", "two"]
+    np.testing.assert_array_equal(caption_correspondence(captions, owners, clips), correspondence(owners, clips))
+
+
+def test_captions_and_their_clips_are_as_many() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        caption_correspondence(["a bat", "a cow"], ["one"], ["one"])

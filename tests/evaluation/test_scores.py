@@ -175,7 +175,7 @@ def test_impossible_scores_are_refused() -> None:
     found = table()
     with pytest.raises(ValueError, match=r"x is nan"):
         Scores("abc", {"x": float("nan")})
-    with pytest.raises(ValueError, match="direction/modality"):
+    with pytest.raises(ValueError, match="are not named group/modality"):
         Scores("abc", {}, {}, {"both": found})
     with pytest.raises(ValueError, match=r"MnR is 1\.0, but its queries give"):
         Scores("abc", {"text_to_clip/both/MnR": 1.0}, {}, {"text_to_clip/both": found})

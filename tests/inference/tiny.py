@@ -8,6 +8,7 @@ import torch
 
 from clip4vla.config import (
     AudioConfig,
+    AudioToken,
     CaptioningConfig,
     ClipsConfig,
     InferenceConfig,
@@ -17,6 +18,7 @@ from clip4vla.config import (
 )
 from clip4vla.media.encode import encode
 from clip4vla.model.clip4vla import Clip4Vla
+from clip4vla.model.experts import GATE_SCALE
 from clip4vla.model.pretrained import save_model
 from clip4vla.model.tokenizer import Tokenizer
 from clip4vla.model.towers import find_architecture
@@ -37,7 +39,12 @@ SENTENCES = ("a dog barks", "perro")
 """Their words are all that the captioning model can generate."""
 
 
-def tiny_model(fusion: str = "mean", captioning: bool = False, has_cross_encoder: bool = False) -> Clip4Vla:
+def tiny_model(
+    fusion: str = "mean",
+    captioning: bool = False,
+    has_cross_encoder: bool = False,
+    audio_experts: tuple[AudioToken, ...] = ("verbal", "nonverbal"),
+) -> Clip4Vla:
     """A model of random weights, always the same ones."""
     architecture = find_architecture(MODEL.architecture, None)
     config = dict(architecture.config) | {"embed_dim": WIDTH}
@@ -46,7 +53,7 @@ def tiny_model(fusion: str = "mean", captioning: bool = False, has_cross_encoder
     vocabulary = Tokenizer(architecture.name, 12).vocabulary(SENTENCES) if captioning else None
     torch.manual_seed(0)
     model = Clip4Vla(
-        MODEL.model_copy(update={"fusion": fusion}),
+        MODEL.model_copy(update={"fusion": fusion, "audio_experts": audio_experts}),
         AUDIO,
         replace(architecture, config=config),
         vocabulary,
@@ -57,6 +64,17 @@ def tiny_model(fusion: str = "mean", captioning: bool = False, has_cross_encoder
         for parameter in model.decoder.parameters():
             torch.nn.init.normal_(parameter, std=0.5)  # so that captions depend on the clip
     return model.eval()
+
+
+def expert_model(audio_experts: tuple[AudioToken, ...] = ("verbal", "nonverbal")) -> Clip4Vla:
+    """A model with experts whose queries, weights and vectors of missing modalities differ from their initial ones."""
+    model = tiny_model("experts", audio_experts=audio_experts)
+    assert model.experts is not None
+    torch.manual_seed(2)
+    for parameter in model.experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    torch.nn.init.normal_(model.experts.texts.gate.weight, std=1 / GATE_SCALE)
+    return model
 
 
 def save_retrieval(directory: Path, inference: InferenceConfig | None = INFERENCE) -> Path:

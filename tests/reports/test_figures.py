@@ -15,10 +15,12 @@ from clip4vla.records import MODALITIES
 from clip4vla.reports.figures import (
     ablation_figure,
     loss_figure,
+    query_figure,
     retrieval_figure,
     save_figure,
     similarity_figure,
 )
+from tests.evaluation.by_kind import scores_by_kind
 
 
 def scores(shift: float = 0.0, **others: float) -> Scores:
@@ -47,15 +49,47 @@ def words(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
-def test_ablation_has_a_bar_per_trial_and_modality() -> None:
-    figure = ablation_figure({"none": scores(), "both": scores(40)}, probed())
-    trials, probe = figure.axes
-    assert heights(trials) == [[1, 41], [2, 42], [3, 43]]
-    assert [tick.get_text() for tick in trials.get_xticklabels()] == ["none", "both"]
-    assert [text.get_text() for text in trials.get_legend().get_texts()] == ["video", "audio", "video + audio"]
-    assert sorted(words(trials)) == sorted(["1.0", "41.0", "2.0", "42.0", "3.0", "43.0"])
+MEAN = scores_by_kind({"unrelated_sound": (3, 4, 5), "heard": (0, 9, 2), "seen": (19, 0, 17), "mood": (1, 1, 1)})
+EXPERTS = scores_by_kind({"seen": (19, 0, 19), "heard": (0, 9, 18), "mood": (1, 1, 2), "unrelated_sound": (3, 4, 5)})
+
+
+def groups(axes: Axes) -> list[str]:
+    return [tick.get_text() for tick in axes.get_xticklabels()]
+
+
+def legend(axes: Axes) -> list[str]:
+    found = axes.get_legend()
+    assert found is not None
+    return [text.get_text() for text in found.get_texts()]
+
+
+def test_ablation_has_a_group_per_kind_of_query_with_a_bar_per_arm() -> None:
+    figure = ablation_figure({"mean-none": MEAN, "experts-types": EXPERTS}, probed())
+    arms, probe = figure.axes
+    assert groups(arms) == ["seen", "heard", "mood"]
+    assert legend(arms) == ["mean-none", "experts-types"]
+    assert heights(arms) == [[85, 10, 5], [95, 90, 10]]
+    assert sorted(words(arms)) == sorted(["85.0", "10.0", "5.0", "95.0", "90.0", "10.0"])
+    ends = [segment[:, 1].tolist() for lines in arms.collections for segment in lines.get_segments()]
+    assert list(MEAN.intervals["by_query/seen/both/R@1"]) in ends
+    assert list(EXPERTS.intervals["by_query/mood/both/R@1"]) in ends
+    assert len(ends) == 6
     assert heights(probe) == [[66, 6], [2, 13]]
     assert [tick.get_text() for tick in probe.get_xticklabels()] == ["nonverbal", "verbal"]
+
+
+def test_every_arm_has_a_colour_of_its_own() -> None:
+    arms = dict.fromkeys(("mean-none", "mean-both", "experts-none", "experts-types"), EXPERTS)
+    axes = ablation_figure(arms).axes[0]
+    colours = {bars.patches[0].get_facecolor() for bars in axes.containers if hasattr(bars, "patches")}
+    assert len(colours) == len(arms)
+
+
+def test_ablation_without_queries_has_a_group_per_modality() -> None:
+    axes = ablation_figure({"none": scores(), "both": scores(40)}).axes[0]
+    assert groups(axes) == ["video", "audio", "video + audio"]
+    assert legend(axes) == ["none", "both"]
+    assert heights(axes) == [[1, 2, 3], [41, 42, 43]]
 
 
 def test_whiskers_end_at_the_interval() -> None:
@@ -77,6 +111,21 @@ def test_retrieval_has_a_panel_per_direction_on_one_scale() -> None:
     assert heights(back) == [[11, 15, 20], [12, 16, 21], [13, 17, 22]]
     assert there.get_ylim() == back.get_ylim()
     assert there.get_ylim()[1] > 30
+
+
+def test_queries_have_a_group_per_kind_and_a_panel_for_held_out_phrasings() -> None:
+    kinds = {"said": (0, 9, 12), "all": (2, 5, 19), "mood": (1, 1, 1)}
+    found = scores_by_kind(kinds, {"said": (0, 7, 8)})
+    trained, held_out = query_figure(found).axes
+    assert groups(trained) == ["all", "said", "mood"]
+    assert legend(trained) == ["video", "audio", "video + audio"]
+    assert heights(trained) == [[10, 0, 5], [25, 45, 5], [95, 60, 5]]
+    assert groups(held_out) == ["said"]
+    assert heights(held_out) == [[0], [35], [40]]
+    assert trained.get_ylim() == held_out.get_ylim()
+    ends = [segment[:, 1].tolist() for lines in trained.collections for segment in lines.get_segments()]
+    assert list(found.intervals["by_query/said/both/R@1"]) in ends
+    assert len(query_figure(scores_by_kind(kinds)).axes) == 1
 
 
 def test_similarity_is_drawn_as_given() -> None:
@@ -105,7 +154,12 @@ def test_names_of_curves_that_end_together_do_not_overlap() -> None:
     ("draw", "message"),
     [
         (lambda: ablation_figure({}), "without trials"),
-        (lambda: ablation_figure({"both": Scores("abc", {"x": 1.0})}), "no trial has a score"),
+        (lambda: ablation_figure({"both": Scores("abc", {"x": 1.0})}), "text_to_clip/video/R@1 is missing"),
+        (
+            lambda: ablation_figure({"a": MEAN, "b": scores_by_kind({"seen": (1, 1, 1)})}),
+            "by_query/heard/both/R@1 is missing",
+        ),
+        (lambda: query_figure(scores()), "scores without queries by kind"),
         (
             lambda: ablation_figure({"a": scores(), "b": Scores("abc", {"text_to_clip/both/R@1": 1.0})}),
             "text_to_clip/video/R@1 is missing",

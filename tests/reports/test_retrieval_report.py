@@ -16,10 +16,11 @@ from clip4vla.evaluation.scores import QueryTable, Scores, summarise
 from clip4vla.media.decode import decode
 from clip4vla.records import MODALITIES
 from clip4vla.reports.pages import Mark, Page, Section, render_page
-from clip4vla.reports.retrieval_report import retrieval_page, retrieval_tables
-from clip4vla.reports.tables import DIRECTION_LABELS, MODALITY_LABELS
+from clip4vla.reports.retrieval_report import query_tables, retrieval_page, retrieval_tables
+from clip4vla.reports.tables import DIRECTION_LABELS, MODALITY_LABELS, to_markdown
 from clip4vla.utils.numbers import format_score
 from tests.clips.conftest import AUDIO, CLIPS, RATE, write_corpus
+from tests.evaluation.by_kind import WEIGHTS, scores_by_kind
 from tests.markup import data_of, parse
 
 COUNT = 14
@@ -179,6 +180,47 @@ def test_reranked_scores_have_a_row_of_their_own(split: EmbeddedSplit) -> None:
     scores = scores_of(split)
     reranked = replace(scores, values={**scores.values, "text_to_clip/reranked/R@1": 71.0})
     assert retrieval_tables(reranked)[0].rows[-1][:2] == ["reranked", "71.0"]
+
+
+KINDS = {"unrelated_sound": (19, 1, 20), "heard": (0, 9, 18), "mood": (1, 1, 1), "all": (2, 6, 18)}
+
+
+def test_kinds_of_query_have_a_row_with_recalls_by_modality_and_the_weights_of_the_experts() -> None:
+    scores = scores_by_kind(KINDS, {"heard": (0, 8, 16)}, WEIGHTS)
+    trained, held_out = query_tables(scores)
+    assert trained.head == [
+        *("", "video", "audio", "video + audio"),
+        *("weight of picture", "weight of speech", "weight of sound"),
+    ]
+    assert [row[0] for row in trained.rows] == ["all", "heard", "unrelated_sound", "mood"]
+    low, high = scores.intervals["by_query/heard/audio/R@1"]
+    assert trained.rows[1][1:3] == ["0.0 [0.0, 0.0]", f"45.0 [{low:.1f}, {high:.1f}]"]
+    assert trained.rows[1][4:] == ["0.25", "0.12", "0.62"]
+    assert trained.numeric == (False, *[True] * 6)
+    assert [row[0] for row in held_out.rows] == ["heard"]
+    assert held_out.rows[0][3].startswith("80.0 [")
+    assert "in phrasings that training does not have" in held_out.title
+
+
+def test_without_experts_a_table_by_kind_has_no_weights_and_without_queries_there_is_none() -> None:
+    [table] = query_tables(scores_by_kind(KINDS))
+    assert table.head == ["", "video", "audio", "video + audio"]
+    assert query_tables(scores_by_kind({})) == []
+
+
+def test_tables_by_kind_are_on_the_page_and_in_markdown(dataset: ClipDataset, split: EmbeddedSplit) -> None:
+    by_kind = scores_by_kind(KINDS, {"heard": (0, 8, 16)}, WEIGHTS)
+    own = scores_of(split)
+    joined = replace(
+        own,
+        values={**own.values, **{name: value for name, value in by_kind.values.items() if "_to_" not in name}},
+        queries={**own.queries, **{name: table for name, table in by_kind.queries.items() if "_to_" not in name}},
+    )
+    page = retrieval_page("report", joined, split, dataset, RATE)
+    titles = [caption.text for caption in parse(render_page(page)).all("figcaption")]
+    assert [table.title for table in query_tables(joined)] == titles[1:3]
+    text = to_markdown(query_tables(joined)[0])
+    assert "| unrelated_sound | 95.0 | 5.0 | 100.0 | 0.25 | 0.12 | 0.62 |" in text
 
 
 @pytest.mark.parametrize(("clips", "titles"), [(1, ["Best"]), (2, ["Best", "Worst"]), (3, ["Best", "Median", "Worst"])])

@@ -21,8 +21,14 @@ HITS = [
 
 
 class FakeIndex(SimpleNamespace):
+    weights: dict[str, float] = {}  # noqa: RUF012
+
     def __len__(self) -> int:
         return 1234
+
+    def listens_for(self, sentence: str, listen: str | None = None) -> dict[str, float]:
+        assert sentence == "a <cow> moos"
+        return {listen: 1.0} if listen else self.weights
 
 
 @pytest.fixture
@@ -48,3 +54,11 @@ def test_a_page_has_a_card_for_each_hit(index: Any) -> None:
     sounds = [[data_of(each.attribute("src"), "audio/mpeg") for each in card.all("audio")] for card in cards]
     assert sounds == [[b"sound"], [b"other"], []]
     assert [cell.text for cell in cards[1].all("dd")] == ["0.125", "0.200"]
+
+
+def test_a_page_shows_what_the_sentence_listened_for(index: Any) -> None:
+    index.weights = {"sound": 0.784, "speech": 0.121, "picture": 0.095}
+    for listen, shown in ((None, "sound 78 %, speech 12 %, picture 10 %"), ("speech", "speech 100 %")):
+        header = parse(render_page(search_page("a <cow> moos", HITS, index, listen))).one("header")
+        names, values = ([part.text for part in header.all(tag)] for tag in ("dt", "dd"))
+        assert dict(zip(names, values, strict=True))["listened for"] == shown

@@ -17,6 +17,7 @@ from clip4vla.reports.tables import (
     to_terminal,
     value_table,
 )
+from tests.evaluation.by_kind import scores_by_kind
 
 
 def scores(**notes: str) -> Scores:
@@ -40,6 +41,15 @@ def test_headlines_are_sorted_for_reading() -> None:
         "caption/both/CIDEr",
         "probe/verbal/sound/R@1",
         "probe/verbal/speech/R@1",
+    ]
+
+
+def test_kinds_of_query_follow_the_directions_by_both_modalities_and_in_trained_phrasings() -> None:
+    kinds = {"mood": (1, 1, 1), "said": (1, 1, 1), "all": (1, 1, 1), "unrelated_sound": (1, 1, 1)}
+    found = headlines([scores(), scores_by_kind(kinds, kinds, {"video": 0.5})])
+    assert found[7:] == [
+        *(f"by_query/{kind}/both/R@1" for kind in ("all", "said", "unrelated_sound", "mood")),
+        *("caption/both/CIDEr", "probe/verbal/speech/R@1"),
     ]
 
 

@@ -190,6 +190,11 @@ def test_the_headlines_of_scores_are_few_and_short() -> None:
     assert headline({"text_to_clip/both/R@5": 80.0}) == {}
 
 
+def test_the_kinds_of_query_that_name_one_thing_are_headlines_by_both_modalities() -> None:
+    scores = {f"by_query/{kind}/{m}/R@1": 90.0 for kind in ("all", "seen", "heard", "said") for m in ("video", "both")}
+    assert headline(scores) == {"R1 seen": 90.0, "R1 heard": 90.0, "R1 said": 90.0}
+
+
 def test_trials_are_children_of_the_sweep(root: Path, client: MlflowClient) -> None:
     with start_run(root, "ablate", "sweep") as sweep, start_run(root, "ablate", "t", parent=sweep.run_id) as trial:
         pass

@@ -8,16 +8,17 @@ import multiprocessing
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from clip4vla.config import TrainerConfig
+from clip4vla.clips.batch import Batch
+from clip4vla.config import EXPERT_TERMS, TrainerConfig
 from clip4vla.training.engine import Engine, join_ranks
 from clip4vla.training.objectives import CaptioningObjective, ContrastiveObjective, Objective
-from tests.training.tiny import EVERYTHING, OPTIMIZER, build, build_captioner, make_batch
+from tests.training.tiny import EVERYTHING, OPTIMIZER, build, build_captioner, make_batch, with_identical_captions
 
 CLIPS = 12
 SEED = 5
@@ -41,6 +42,7 @@ class Case:
     leave_out: tuple[str, ...] = ()
     captions: bool = False
     cross_encoder: bool = False
+    identical: bool = False
 
     @property
     def objective(self) -> Objective:
@@ -49,9 +51,13 @@ class Case:
 
     @property
     def contrastive(self) -> ContrastiveObjective:
-        """Every term but those that the case leaves out."""
+        """Every term but those that the case leaves out; identical texts are not pushed apart."""
         everything = dict(EVERYTHING.weights) | ({"cross_encoder": 0.8} if self.cross_encoder else {})
-        weights = {name: weight for name, weight in everything.items() if name not in self.leave_out}
+        everything |= {"shared_text_both": 0.9} if self.identical else {}
+        if self.identical and self.fusion == "experts":
+            everything |= dict(zip(EXPERT_TERMS, (1.1, 0.4, 0.7), strict=True))
+        left_out = {*self.leave_out, *(["text_text"] if self.identical else [])}
+        weights = {name: weight for name, weight in everything.items() if name not in left_out}
         return ContrastiveObjective(weights, EVERYTHING.audio_token)
 
     def trainer(self) -> TrainerConfig:
@@ -61,6 +67,11 @@ class Case:
             activation_checkpointing=self.activation_checkpointing,
             compile=self.compile,
         )
+
+    def batch(self, step: int) -> Batch:
+        """The clips of all ranks."""
+        batch = make_batch(CLIPS, step)
+        return with_identical_captions(batch) if self.identical else batch
 
     def rows(self, rank: int) -> slice:
         """The clips of a rank."""
@@ -82,6 +93,14 @@ EXACT = {
     "ranks_zero3": Case(2, 2, zero_stage=3, dropout=0.2),
     "ranks_cross_encoder_zero3": Case(2, 2, zero_stage=3, fusion="sequence", cross_encoder=True),
     "three_zero1": Case(3, 3, zero_stage=1, dropout=0.2),
+    "identical": Case(1, 1, identical=True),
+    "experts": Case(1, 1, fusion="experts", dropout=0.2),
+    "experts_uneven": Case(1, 5, fusion="experts", identical=True, dropout=0.2, activation_checkpointing=True),
+    "ranks_experts": Case(2, 1, fusion="experts", identical=True),
+    "ranks_experts_zero1": Case(2, 2, zero_stage=1, fusion="experts", identical=True, clip_norm=0.05),
+    "ranks_experts_zero2": Case(2, 3, zero_stage=2, fusion="experts", identical=True, dropout=0.2),
+    "ranks_experts_zero3": Case(2, 2, zero_stage=3, fusion="experts", identical=True, activation_checkpointing=True),
+    "three_experts": Case(3, 2, fusion="experts", identical=True, dropout=0.2),
 }
 """Must equal the naive training."""
 CAPTIONS = {
@@ -93,9 +112,18 @@ CAPTIONS = {
     "captions_zero3": Case(2, 2, captions=True, zero_stage=3),
 }
 """Must equal one pass over the whole batch."""
-HALF = {"half": Case(2, 2, zero_stage=1, precision="bf16", leave_out=("text_text", "video_video"))}
+HALF = {
+    "half": Case(2, 2, zero_stage=1, precision="bf16", leave_out=("text_text", "video_video")),
+    "half_experts_zero3": Case(
+        2, 2, zero_stage=3, precision="bf16", fusion="experts", identical=True, leave_out=("text_text", "video_video")
+    ),
+}
 """Must come near it. Terms of embeddings with themselves are differences of numbers that bf16 rounds to the same."""
-RESUMED = {f"zero{stage}": Case(2, 2, zero_stage=stage, leave_out=("audio_audio",)) for stage in (0, 1, 3)}
+RESUMED = {
+    "zero0": Case(2, 2, leave_out=("audio_audio",)),
+    "zero1": Case(2, 2, zero_stage=1, leave_out=("audio_audio",), fusion="experts", identical=True),
+    "zero3": Case(2, 2, zero_stage=3, leave_out=("audio_audio",), fusion="experts", identical=True),
+}
 """Saved at step 2 by two ranks, resumed by two and by one, which would draw other masks for SpecAugment."""
 OTHER_STAGE = {"zero0": 0, "zero1": 2, "zero3": 3}
 """ZeRO stage that each is resumed with on one rank."""
@@ -120,7 +148,7 @@ def start(case: Case, device: torch.device, checkpoints: Path) -> Engine:
 
 
 def go_on(engine: Engine, case: Case, rank: int, steps: range) -> list[dict[str, float]]:
-    batches = {step: make_batch(CLIPS, step)[case.rows(rank)] for step in steps}
+    batches = {step: case.batch(step)[case.rows(rank)] for step in steps}
     return [engine.step(batch, OPTIMIZER.lr, (SEED, step, rank)) for step, batch in batches.items()]
 
 
@@ -148,7 +176,7 @@ def of_ranks(world_size: int, rank: int, port: int, out: Path) -> None:
             keep(out, f"{name}.through", rank, go_on(engine, case, rank, range(2, 4)), engine)
             _resume(case, device, checkpoints, out, f"{name}.again", rank)
         elif world_size == 1:
-            other = Case(1, 2, zero_stage=OTHER_STAGE[name], leave_out=case.leave_out)
+            other = replace(case, world_size=1, zero_stage=OTHER_STAGE[name])
             _resume(other, device, checkpoints, out, f"{name}.elsewhere", rank)
     if world_size == 2:
         _agree(device, out, rank)

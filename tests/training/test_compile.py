@@ -19,7 +19,8 @@ from tests.training.engine_cases import CLIPS, SEED, Case, start
 from tests.training.test_engine import CLOSE, micro_batches
 from tests.training.tiny import EVERYTHING, OPTIMIZER, NaiveTraining, build, make_batch
 
-COMPILED = Case(1, 2, dropout=0.2, compile=True)
+COMPILED = Case(1, 2, fusion="experts", dropout=0.2, compile=True)
+"""The audio tower passes with the token of the training and with that of each expert."""
 LENGTHS = (9, 5, 7)
 """Tokens of each step's texts: after the second kind of shape, any length."""
 
@@ -91,7 +92,7 @@ def test_a_compiled_training_is_an_eager_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = torch.load(tmp_path / "compiled.pt", weights_only=False)
     assert found["compiled"]
-    model = build(dropout=COMPILED.dropout)
+    model = build(fusion=COMPILED.fusion, dropout=COMPILED.dropout)
     eager = NaiveTraining(model, COMPILED.objective, OPTIMIZER)
     for step, losses in enumerate(found["losses"]):
         assert losses == pytest.approx(eager.step(batch_of(step), micro_batches(COMPILED), SEED, step), rel=1e-4)

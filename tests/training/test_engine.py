@@ -55,7 +55,7 @@ def naive(case: Case, steps: int) -> tuple[list[dict[str, float]], Weights]:
     model = build(case.temperature, case.fusion, case.dropout, case.cross_encoder)
     optimizer = OPTIMIZER.model_copy(update={"clip_norm": case.clip_norm})
     training = NaiveTraining(model, case.contrastive, optimizer)
-    losses = [training.step(make_batch(CLIPS, step), micro_batches(case), SEED, step) for step in range(steps)]
+    losses = [training.step(case.batch(step), micro_batches(case), SEED, step) for step in range(steps)]
     return losses, model.state_dict()
 
 

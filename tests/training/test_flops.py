@@ -54,8 +54,24 @@ def test_a_real_pass_over_an_uneven_batch_has_as_many(fusion: str) -> None:
     model, objective, batch = build(fusion=fusion), ContrastiveObjective({"text_video": 1.0}, "both"), make_batch(7, 0)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         embeddings = model(batch, audio_token="both", names=objective.names)
-        (embeddings.text.sum() + embeddings.video.sum()).backward()
+        (embeddings.video_query.sum() + embeddings.video.sum()).backward()
     assert StepFlops(model, objective)(batch) == counter.get_total_flops()
+
+
+def test_a_real_pass_of_experts_has_as_many() -> None:
+    model, objective, batch = (
+        build(fusion="experts"),
+        ContrastiveObjective({"text_both": 1.0}, "both"),
+        make_batch(7, 0),
+    )
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        outputs = objective.outputs(model, batch)
+        (outputs["query"].sum() + outputs["both"].sum()).backward()
+    with FlopCounterMode(display=False) as front_end:
+        model.log_mel(batch.waveform, batch.samples)
+    found = StepFlops(model, objective)(batch)
+    assert found == counter.get_total_flops() - front_end.get_total_flops()
+    assert found > 7 * (text() + FRAMES * image(0) + 2 * TILES * image(1))
 
 
 def test_a_real_pass_of_captioning_has_as_many() -> None:

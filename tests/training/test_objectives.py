@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.parity.losses import TOTALS
-from clip4vla.config import CaptioningConfig, PretrainingConfig, RetrievalConfig
+from clip4vla.clips.batch import Batch
+from clip4vla.config import EXPERT_TERMS, CaptioningConfig, PretrainingConfig, RetrievalConfig
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.records import Modality
 from clip4vla.training.objectives import (
@@ -20,10 +21,23 @@ from clip4vla.training.objectives import (
     build_objective,
     total_loss,
 )
-from tests.training.tiny import EVERYTHING, OPTIMIZER, build, build_captioner, make_batch, naive_losses
+from tests.training.tiny import (
+    EVERYTHING,
+    OPTIMIZER,
+    build,
+    build_captioner,
+    make_batch,
+    naive_losses,
+    with_identical_captions,
+)
 
 SETTINGS = {"epochs": 1, "batch_size": 8, "optimizer": OPTIMIZER}
 SCALE = torch.tensor([4.0])  # low enough for vectors compared with themselves to leave a loss
+
+
+WITH_IDS = ("text_audio", "text_video", "text_both", "shared_text_both", *EXPERT_TERMS)
+"""Terms for which identical captions match."""
+WITHOUT_IDS = [name for name in TERMS if name not in EXPERT_TERMS]
 
 
 @pytest.fixture
@@ -34,7 +48,8 @@ def outputs() -> dict[str, Tensor]:
     has_audio[1], has_video[2] = False, False
     names = ("video", "audio", "augmented_audio", "both")
     vectors = {name: F.normalize(torch.randn(8, 16, generator=generator), dim=1) for name in names}
-    vectors["text"] = F.normalize(torch.randn(8, 2, 16, generator=generator), dim=2)
+    texts = ("text", "query", "video_query")
+    vectors |= {name: F.normalize(torch.randn(8, 2, 16, generator=generator), dim=2) for name in texts}
     vectors |= {name: vectors[name] * has_audio[:, None] for name in ("audio", "augmented_audio")}
     vectors["video"] *= has_video[:, None]
     vectors["cross_encoder_loss"] = torch.rand(8, generator=generator)
@@ -42,26 +57,75 @@ def outputs() -> dict[str, Tensor]:
     return {"has_video": has_video, "has_audio": has_audio, **leaves}
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.fixture
+def identical(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with ids of captions and, as of a model with four experts of width 4, their queries and weights."""
+    generator = torch.Generator().manual_seed(1)
+    batch = with_identical_captions(make_batch(8, 0))
+    queries = F.normalize(torch.randn(8, 2, 4, 4, generator=generator), dim=3).requires_grad_()
+    weights = torch.randn(8, 2, 4, generator=generator).softmax(2).requires_grad_()
+    ids = {"text_ids": batch.text_ids, "clip_text_ids": batch.clip_text_ids, "shared": batch.shared}
+    return {**outputs, **ids, "expert_queries": queries, "expert_weights": weights}
+
+
+@pytest.mark.parametrize("name", WITHOUT_IDS)
 def test_a_term_is_the_naive_loss_over_the_clips_that_have_what_it_compares(outputs: Outputs, name: str) -> None:
     loss = ContrastiveObjective({name: 0.5}, "both").losses(outputs, SCALE)
     assert loss[name].item() == pytest.approx(naive_losses(outputs, SCALE, {name: 0.5})[name].item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", WITH_IDS)
+def test_with_ids_a_caption_is_right_for_every_clip_that_has_it(identical: Outputs, name: str) -> None:
+    loss = ContrastiveObjective({name: 0.5}, "both").losses(identical, SCALE)[name]
+    assert loss.item() == pytest.approx(naive_losses(identical, SCALE, {name: 0.5})[name].item(), rel=1e-5)
+    without = {key: value for key, value in identical.items() if key not in ("text_ids", "clip_text_ids")}
+    if name in WITHOUT_IDS:
+        plain = ContrastiveObjective({name: 0.5}, "both").losses(without, SCALE)[name]
+        assert abs(loss.item() - plain.item()) > 0.01
+
+
+@pytest.mark.parametrize("name", ["text_both", "text_video", "text_audio"])
+def test_captions_that_are_not_trained_apart_are_all_compared(identical: Outputs, name: str) -> None:
+    together = {key: value for key, value in identical.items() if key != "shared"}
+    loss = ContrastiveObjective({name: 1.0}, "both").losses(together, SCALE)[name]
+    everyone = {**identical, "shared": torch.zeros(8, 2, dtype=torch.bool)}
+    assert loss.item() == pytest.approx(naive_losses(everyone, SCALE, {name: 1.0})[name].item(), rel=1e-5)
+
+
+def test_shared_captions_pull_own_ones_and_are_not_pulled(identical: Outputs) -> None:
+    objective = ContrastiveObjective({"text_text_experts": 1.0}, "both")
+    total_loss(objective.losses(identical, SCALE)).backward()
+    reached = identical["expert_queries"].grad.flatten(2).any(2)
+    assert torch.equal(reached, ~identical["shared"])
+
+
+def test_own_and_shared_captions_are_separate_terms(identical: Outputs) -> None:
+    own, shared = ~identical["shared"], identical["shared"]
+    for name, rows in (("text_both", own), ("shared_text_both", shared)):
+        query = identical["query"].detach().clone().requires_grad_()
+        objective = ContrastiveObjective({name: 1.0}, "both")
+        total_loss(objective.losses({**identical, "query": query}, SCALE)).backward()
+        assert torch.equal(query.grad.any(2), rows)
+
+
 @pytest.mark.parametrize("name", TERMS)
-def test_the_gradient_of_a_term_reaches_what_it_compares_and_nothing_else(outputs: Outputs, name: str) -> None:
+def test_the_gradient_of_a_term_reaches_what_it_compares_and_nothing_else(identical: Outputs, name: str) -> None:
+    outputs = identical
     objective = ContrastiveObjective({name: 1.0}, "both")
     total_loss(objective.losses(outputs, SCALE)).backward()
     reached = {key for key, value in outputs.items() if value.grad is not None}
-    assert reached == ({"cross_encoder_loss"} if name == "cross_encoder" else set(TERMS[name][0]))
+    compared = {"cross_encoder": {"cross_encoder_loss"}, "text_text_experts": {"expert_queries"}}
+    assert reached == compared.get(name, set(TERMS[name][0]))
     assert all(outputs[key].grad.abs().max() > 1e-3 for key in reached)
     assert set(objective.names) == set(TERMS[name][0])
 
 
-def gradients(everything: ContrastiveObjective, model: Clip4Vla) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(
+    everything: ContrastiveObjective, model: Clip4Vla, batch: Batch | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Of the total, and of each term alone, by all parameters of `model` in one vector."""
     torch.manual_seed(0)
-    outputs = everything.outputs(model, make_batch(8, 0))
+    outputs = everything.outputs(model, batch or make_batch(8, 0))
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def of(weights: Mapping[str, float]) -> Tensor:
@@ -79,6 +143,35 @@ def test_the_gradient_of_the_total_is_the_weighted_sum_of_the_terms_gradients() 
     torch.testing.assert_close(total, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_every_term_of_experts_adds_its_gradient() -> None:
+    everything = ContrastiveObjective(
+        {"text_both": 1.5, "shared_text_both": 1.0, "text_video": 0.5, **dict.fromkeys(EXPERT_TERMS, 0.8)}, "both"
+    )
+    total, by_term = gradients(everything, build(fusion="experts"), with_identical_captions(make_batch(8, 0)))
+    assert all(term.norm() > 1e-3 for term in by_term.values())
+    expected = torch.stack([weight * by_term[name] for name, weight in everything.weights.items()]).sum(0)
+    torch.testing.assert_close(total, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("term", "reached"),
+    [
+        ("text_video", {"clip", "experts.texts"}),
+        ("text_experts", {"clip", "audio", "experts.texts", "experts.clips"}),
+        ("text_audio_experts", {"clip", "audio", "experts.texts"}),
+        ("text_text_experts", {"clip", "experts.texts"}),
+        ("shared_text_both", {"clip", "audio", "experts.texts", "experts.clips"}),
+    ],
+)
+def test_a_term_of_experts_trains_towers_queries_and_missing_vectors(term: str, reached: set[str]) -> None:
+    model, objective = build(fusion="experts"), ContrastiveObjective({term: 1.0}, "none")
+    outputs = objective.outputs(model, with_identical_captions(make_batch(8, 0)))
+    total_loss(objective.losses(outputs, model.scale())).backward()
+    found = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    parts = {".".join(name.split(".")[: 2 if name.startswith("experts.") else 1]) for name in found}
+    assert parts == reached
+
+
 def test_the_cross_encoder_s_loss_adds_its_gradient_as_a_weighted_term() -> None:
     model = build(fusion="sequence", has_cross_encoder=True)
     torch.nn.init.normal_(model.cross_encoder.similarity.weight, std=0.02)
@@ -92,10 +185,10 @@ def test_the_cross_encoder_s_loss_is_an_output_only_where_it_is_a_term() -> None
     model, batch = build(fusion="sequence", has_cross_encoder=True), make_batch(8, 0)
     torch.nn.init.normal_(model.cross_encoder.similarity.weight, std=0.02)
     without = ContrastiveObjective({"text_both": 1.0}, "both").outputs(model, batch)
-    assert without.keys() == {"has_video", "has_audio", "text", "both"}
+    assert without.keys() == {"has_video", "has_audio", "query", "both"}
     objective = ContrastiveObjective({"cross_encoder": 0.5}, "both")
     found = objective.outputs(model, batch)
-    assert found.keys() == {*without, "cross_encoder_loss"}
+    assert found.keys() == {"has_video", "has_audio", "text", "both", "cross_encoder_loss"}
     embeddings, media = model.embed(batch, audio_token="both", names=("text", "both"))
     expected = model.cross_encoder_loss(embeddings.text[:, 0], embeddings.both, media)
     torch.testing.assert_close(found["cross_encoder_loss"], expected)
@@ -126,7 +219,7 @@ def test_the_total_is_the_sum(outputs: Outputs) -> None:
 
 @pytest.mark.parametrize("total", TOTALS)
 def test_the_published_totals_are_weights_of_a_pretraining(outputs: Outputs, total: str) -> None:
-    terms = naive_losses(outputs, SCALE, dict.fromkeys(TERMS, 1.0))
+    terms = naive_losses(outputs, SCALE, dict.fromkeys(WITHOUT_IDS, 1.0))
     nce = terms["text_audio"] + terms["video_audio"]
     tav_nce = nce + terms["video_audio"]
     expected = {
@@ -148,7 +241,7 @@ def test_only_terms_with_a_weight_and_the_embeddings_that_they_need_are_computed
     assert objective.names == ("text", "audio", "augmented_audio")
     retrieval = ContrastiveObjective.of(RetrievalConfig(**SETTINGS, text_both=2.0), "both")
     assert retrieval.weights == {"text_both": 2.0}
-    assert retrieval.names == ("text", "both")
+    assert retrieval.names == ("query", "both")
 
 
 def test_an_objective_without_terms_is_refused() -> None:

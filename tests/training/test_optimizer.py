@@ -56,6 +56,13 @@ def test_clip_s_towers_have_lower_rates_than_new_parts() -> None:
         assert ratio == expected, name
 
 
+def test_experts_are_new_parts_and_do_not_decay() -> None:
+    model = build(fusion="experts")
+    found = {name: setting for name, setting in settings(model).items() if name.startswith("experts.")}
+    assert found == {f"experts.{name}": (1.0, 0.0) for name, _ in model.experts.named_parameters()}
+    assert {"experts.texts.heads", "experts.texts.gate.weight", "experts.clips.missing"} <= found.keys()
+
+
 def test_a_decoder_has_the_text_tower_s_rate_except_for_new_parts() -> None:
     found = settings(build_captioner())
     new = ("ln_cross", "cross_attention", "ln_memory", "memory_type")

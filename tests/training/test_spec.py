@@ -15,7 +15,7 @@ from clip4vla.model.tokenizer import Tokenizer
 from clip4vla.training.spec import TrainSpec, read_run
 from clip4vla.training.trainer import build_model, build_sampler, clip_transform, write_result
 from tests.training.specs import make_spec
-from tests.training.tiny import build
+from tests.training.tiny import build, make_batch
 
 SETTINGS = {"epochs": 1, "batch_size": 8, "frames": 1, "max_tokens": 12, "optimizer": OptimizerConfig(lr=0.01)}
 
@@ -142,6 +142,66 @@ def test_a_fusion_of_another_depth_is_refused(spec: TrainSpec, tmp_path: Path) -
     config = spec.model.model_copy(update={"fusion": "sequence", "fusion_layers": 1})
     with pytest.raises(ValueError, match=r"the fusion of .* doesn't fit"):
         build_model(spec.model_copy(update={"start_from": tmp_path, "model": config}))
+
+
+def test_experts_start_as_the_mean_of_the_run_result_or_with_its_own(spec: TrainSpec, tmp_path: Path) -> None:
+    before = build()
+    save_model(before, tmp_path / "mean")
+    config = spec.model.model_copy(update={"fusion": "experts"})
+    of_experts = spec.model_copy(update={"task": "retrieval", "model": config})
+    model = build_model(of_experts.model_copy(update={"start_from": tmp_path / "mean"}))
+    fresh = Clip4Vla(config, spec.audio, before.architecture).experts.state_dict()
+    assert torch.equal(model.audio.proj, before.audio.proj)
+    assert torch.equal(model.clip.text_projection, before.clip.text_projection)
+    drawn = {name for name, value in model.experts.state_dict().items() if not torch.equal(value, fresh[name])}
+    assert drawn <= {"texts.keys"}
+    batch = make_batch(4, 0)
+    found = model(batch, audio_token="both", names=("text", "query"))
+    torch.testing.assert_close(
+        found.query.unflatten(2, (3, -1)),
+        found.text.unsqueeze(2) * torch.tensor([2, 1, 1]).unsqueeze(1) / 6**0.5,
+    )
+    with torch.no_grad():
+        model.experts.clips.missing.add_(1)
+    save_model(model, tmp_path / "experts")
+    again = build_model(of_experts.model_copy(update={"start_from": tmp_path / "experts"}))
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_experts_start_from_scratch_as_the_mean(spec: TrainSpec) -> None:
+    config = spec.model.model_copy(update={"architecture": "stamp-small", "fusion": "experts"})
+    model = build_model(spec.model_copy(update={"task": "retrieval", "model": config}))
+    assert model.training
+    assert torch.equal(model.experts.texts.heads, torch.eye(128).expand(3, -1, -1))
+    torch.testing.assert_close(model.experts.texts.gate.bias.exp(), torch.tensor([0.5, 0.25, 0.25]))
+    assert not model.experts.texts.gate.weight.any()
+    assert not model.experts.clips.missing.any()
+
+
+@pytest.mark.parametrize("tokens", [("both",), ("nonverbal", "verbal")])
+def test_experts_of_other_tokens_are_refused(spec: TrainSpec, tmp_path: Path, tokens: tuple[str, ...]) -> None:
+    save_model(build(fusion="experts"), tmp_path)
+    config = spec.model.model_copy(update={"fusion": "experts", "audio_experts": tokens})
+    with pytest.raises(ValueError, match=r"model\.audio_experts is \(.*\), but .* has \('verbal', 'nonverbal'\)"):
+        build_model(spec.model_copy(update={"start_from": tmp_path, "model": config}))
+
+
+def test_the_mean_leaves_out_the_experts_of_the_run_result(spec: TrainSpec, tmp_path: Path) -> None:
+    before = build(fusion="experts")
+    save_model(before, tmp_path)
+    model = build_model(spec.model_copy(update={"start_from": tmp_path}))
+    assert model.experts is None
+    assert torch.equal(model.audio.type_embedding, before.audio.type_embedding)
+
+
+def test_retrieval_alone_reads_shared_and_identical_captions(spec: TrainSpec) -> None:
+    training = RetrievalConfig(
+        **SETTINGS, captions_per_clip=3, shared_captions_per_clip=2, identical_captions_match=True
+    )
+    found = clip_transform(spec.model_copy(update={"training": training}), build())
+    assert (found.captions_per_clip, found.shared_captions_per_clip, found.identical_captions_match) == (3, 2, True)
+    found = clip_transform(spec, build())
+    assert (found.shared_captions_per_clip, found.identical_captions_match) == (0, False)
 
 
 def test_a_cross_encoder_that_is_trained_starts_from_the_run_result_s_or_at_zero(

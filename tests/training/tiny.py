@@ -1,12 +1,13 @@
 """Tiny towers, batches of noise, and one optimizer step written out naively, for the tests of training."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clip4vla.clips.batch import Batch
+from clip4vla.clips.batch import NO_ID, Batch
 from clip4vla.config import AudioConfig, ModelConfig, OptimizerConfig
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.towers import Architecture
@@ -79,6 +80,21 @@ def make_batch(clips: int, seed: int) -> Batch:
     )
 
 
+def with_identical_captions(batch: Batch) -> Batch:
+    """`batch` whose second captions are of only four sentences; the sixth clip has no such caption, the fifth no other.
+
+    Every other clip also has a sentence of the four that is not in the batch.
+    """
+    rows = torch.arange(len(batch))
+    tokens, ids = batch.tokens.clone(), torch.stack([100 + rows, rows % 4], dim=1)
+    tokens[:, 1] = tokens[:4, 1][rows % 4]
+    tokens[4], ids[4] = tokens[4, 1].clone(), ids[4, 1].clone()
+    tokens[5], ids[5] = tokens[5, 0].clone(), ids[5, 0].clone()
+    other = torch.where((rows % 2 == 0) & (rows != 4), (rows + 1) % 4, NO_ID)
+    clip_text_ids = torch.cat([ids, other.unsqueeze(1)], dim=1)
+    return replace(batch, tokens=tokens, text_ids=ids, clip_text_ids=clip_text_ids, shared=ids < 4)
+
+
 def naive_info_nce(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     logits = scale * a @ b.T
     target = torch.arange(len(a))
@@ -87,6 +103,50 @@ def naive_info_nce(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
 
 def naive_of_texts(texts: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     return (naive_info_nce(texts[:, 0], b, scale) + naive_info_nce(texts[:, 1], b, scale)) / 2
+
+
+def naive_of_identical(outputs: Outputs, query: str, media: str, scale: Tensor, shared: bool, has: Tensor) -> Tensor:
+    """By a full matrix of logits, and one that says which caption is right for which clip."""
+    of_sort = (outputs["shared"] == shared).flatten()
+    texts, ids = outputs[query].flatten(0, 1)[of_sort], outputs["text_ids"].flatten()[of_sort]
+    right = (ids[:, None, None] == outputs["clip_text_ids"][has]).any(2)
+    logits = scale * texts @ outputs[media][has].T
+    return (_naive_direction(logits, right) + _naive_direction(logits.T, right.T)) / 2
+
+
+def _naive_direction(logits: Tensor, right: Tensor) -> Tensor:
+    asked = right.any(1)
+    weights = right[asked] / right[asked].sum(1, keepdim=True)
+    return -(logits[asked].log_softmax(1) * weights).sum(1).mean()
+
+
+def naive_of_experts(outputs: Outputs, scale: Tensor, has: Tensor) -> Tensor:
+    """-log of the mixture of the experts' softmaxes over clips, of captions that several clips have."""
+    of_sort = outputs["shared"].flatten()
+    queries, weights = (outputs[name].flatten(0, 1)[of_sort] for name in ("expert_queries", "expert_weights"))
+    right = (outputs["text_ids"].flatten()[of_sort, None, None] == outputs["clip_text_ids"][has]).any(2)
+    clips = outputs["both"][has].unflatten(1, (queries.shape[1], -1))
+    likelihood = (weights * (scale * torch.einsum("ned,ced->cne", queries, clips)).softmax(0)).sum(2).T
+    return -((likelihood.log() * right).sum(1) / right.sum(1))[right.any(1)].mean()
+
+
+def naive_of_audio_experts(outputs: Outputs, scale: Tensor, has: Tensor) -> Tensor:
+    """As if there was no video expert."""
+    weights = F.normalize(outputs["expert_weights"][..., 1:], dim=2)
+    queries = (outputs["expert_queries"][:, :, 1:] * weights.unsqueeze(3)).flatten(2)
+    clips = outputs["both"][:, -queries.shape[2] :]
+    return naive_of_identical({**outputs, "query": queries, "both": clips}, "query", "both", scale, False, has)
+
+
+def naive_of_captions(outputs: Outputs, scale: Tensor) -> Tensor:
+    """Each expert by itself finds own captions by the shared ones of their clips, which are constants."""
+    shared, ids = outputs["shared"].flatten(), outputs["text_ids"].flatten()
+    queries, weights = (outputs[name].flatten(0, 1) for name in ("expert_queries", "expert_weights"))
+    of_clips = outputs["clip_text_ids"].repeat_interleave(outputs["shared"].shape[1], 0)
+    right = (ids[shared][:, None, None] == of_clips[~shared]).any(2)
+    logits = scale * torch.einsum("ned,ced->nec", queries[shared].detach(), queries[~shared])
+    likelihood = (weights[shared].detach().unsqueeze(2) * logits.log_softmax(2)).sum(1)
+    return -((likelihood * right).sum(1) / right.sum(1))[right.any(1)].mean()
 
 
 def naive_nt_xent(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
@@ -104,11 +164,20 @@ def naive_losses(outputs: Outputs, scale: Tensor, weights: dict[str, float]) -> 
     def of(name: str, present: Tensor) -> Tensor:
         return outputs[name][present]
 
+    def of_texts(query: str, media: str, has: Tensor, shared: bool = False) -> Tensor:
+        if "text_ids" in outputs:
+            return naive_of_identical(outputs, query, media, scale, shared, has)
+        return naive_of_texts(of(query, has), of(media, has), scale)
+
     terms = {
-        "text_audio": lambda: naive_of_texts(of("text", has_audio), of("audio", has_audio), scale),
+        "text_audio": lambda: of_texts("text", "audio", has_audio),
         "video_audio": lambda: naive_info_nce(of("video", has_both), of("audio", has_both), scale),
-        "text_video": lambda: naive_of_texts(of("text", has_video), of("video", has_video), scale),
-        "text_both": lambda: naive_of_texts(outputs["text"], outputs["both"], scale),
+        "text_video": lambda: of_texts("video_query", "video", has_video),
+        "text_both": lambda: of_texts("query", "both", has_video | has_audio),
+        "shared_text_both": lambda: of_texts("query", "both", has_video | has_audio, shared=True),
+        "text_experts": lambda: naive_of_experts(outputs, scale, has_video | has_audio),
+        "text_text_experts": lambda: naive_of_captions(outputs, scale),
+        "text_audio_experts": lambda: naive_of_audio_experts(outputs, scale, has_audio),
         "audio_audio": lambda: naive_nt_xent(of("audio", has_audio), of("augmented_audio", has_audio), scale),
         "cross_encoder": lambda: outputs["cross_encoder_loss"].mean(),
         "text_text": lambda: sum(naive_info_nce(text, text, scale) for text in outputs["text"].unbind(1)) / 2,
@@ -147,7 +216,8 @@ class NaiveTraining:
     def _outputs(self, batch: Batch) -> dict[str, Tensor]:
         token, names = self.objective.audio_token, self.objective.names
         embeddings, media = self.model.embed(batch, audio_token=token, names=names)
-        outputs = embeddings.tensors()
+        ids = {name: getattr(batch, name) for name in ("text_ids", "clip_text_ids", "shared")}
+        outputs = embeddings.tensors() | {name: value for name, value in ids.items() if value is not None}
         if "cross_encoder" in self.objective.weights:
             first = embeddings.text[:, 0]
             outputs["cross_encoder_loss"] = self.model.cross_encoder_loss(first, embeddings.both, media)

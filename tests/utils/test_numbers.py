@@ -14,6 +14,8 @@ from clip4vla.utils.numbers import format_bound, format_count, format_difference
         ("text_to_clip/both/R@10", 100.0, "100.0"),
         ("probe/verbal/speech/R@1", -0.01, "0.0"),
         ("caption/both/slot/sound", 1.3, "1.3"),
+        ("by_query/heard/weight/nonverbal", 0.8917, "0.89"),
+        ("by_query/heard/weight/video", 0.00012, "0.00"),
         ("cosine", -1.0, "-1.000"),
         ("caption/both/CIDEr", 5.0299, "5.03"),
         ("BLEU-4", 0.78, "0.780"),

@@ -1,15 +1,17 @@
 """Stage `corpus`: the stamp package in, StampScenes out.
 
 Out, under `data/corpora/stampscenes/`:
-    pretraining/annotations/stampscenes.json  a list of {clip_id, video, split, text, audio_type}
+    pretraining/annotations/stampscenes.json a list of {clip_id, video, split, text, audio_type}
     pretraining/videos/*.mp4
-    captions/annotations/MSRVTT_data.json     MSR-VTT's schema
+    captions/annotations/MSRVTT_data.json   MSR-VTT's schema
     captions/videos/*.mp4
-    labels.json                               what is seen, heard and said in each clip, for the probe
+    labels.json                             what is seen, heard and said in each clip, for the probe
+    queries.json                            what people ask for in val and test, and all clips that are right
 """
 
 import multiprocessing
 import os
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from clip4vla.config import StampScenesConfig
+from clip4vla.corpora.stampscenes.phrasings import Role
+from clip4vla.corpora.stampscenes.queries import queries
 from clip4vla.corpora.stampscenes.render import render_audio, render_frames
 from clip4vla.corpora.stampscenes.scenes import (
     Scene,
@@ -25,6 +29,7 @@ from clip4vla.corpora.stampscenes.scenes import (
     pretraining_scenes,
     pretraining_text,
     sound_text,
+    words_of,
 )
 from clip4vla.corpora.stampscenes.stamps import Stamp, decode_stamp, likeness, read_stamps
 from clip4vla.media.encode import encode
@@ -104,7 +109,7 @@ def _render(scene: Scene) -> None:
     stamps, config, videos = _worker["stamps"], _worker["config"], _worker["videos"]
     rng = np.random.default_rng((config.seed, 4, *scene.clip_id.encode()))
     frames = render_frames(stamps[scene.seen], config, rng)
-    audio = render_audio(scene, stamps, config, SAMPLE_RATE, rng)
+    audio = None if scene.soundtrack == "none" else render_audio(scene, stamps, config, SAMPLE_RATE, rng)
     encode(videos / f"{scene.clip_id}.mp4", frames, config.fps, audio, SAMPLE_RATE)
 
 
@@ -125,6 +130,7 @@ def write_annotations(
     sentences = [{"caption": c, "video_id": clip_id, "sen_id": index} for index, (clip_id, c) in enumerate(pairs)]
     write_json(directory / "captions/annotations/MSRVTT_data.json", {"videos": videos, "sentences": sentences})
     write_json(directory / "labels.json", _labels(stamps, captioned))
+    write_json(directory / "queries.json", queries(captioned, labels, spoken, seed))
 
 
 def _msrvtt_video(scene: Scene) -> dict[str, Any]:
@@ -134,15 +140,16 @@ def _msrvtt_video(scene: Scene) -> dict[str, Any]:
 
 def _labels(stamps: list[Stamp], captioned: list[Scene]) -> dict[str, Any]:
     """The texts a probe chooses among, and the right ones of each caption clip."""
+    labels, spoken = [stamp.label for stamp in stamps], [stamp.spoken for stamp in stamps]
     return {
         "sound": [sound_text(stamp.label) for stamp in stamps if stamp.sound is not None],
         "speech": [stamp.spoken for stamp in stamps],
-        "clips": {
-            scene.clip_id: {
-                "seen": stamps[scene.seen].label,
-                "sound": sound_text(stamps[scene.heard].label),
-                "speech": stamps[scene.said].spoken,
-            }
-            for scene in captioned
-        },
+        "clips": {scene.clip_id: _labels_of_clip(words_of(scene.stamps, labels, spoken)) for scene in captioned},
     }
+
+
+def _labels_of_clip(words: Mapping[Role, str]) -> dict[str, str]:
+    """A clip without an audio track has neither `sound` nor `speech`."""
+    named = {"seen": words["seen"], "speech": words.get("said")}
+    named["sound"] = sound_text(words["heard"]) if "heard" in words else None
+    return {kind: text for kind, text in named.items() if text is not None}

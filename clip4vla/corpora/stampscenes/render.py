@@ -49,6 +49,8 @@ def render_audio(
     scene: Scene, stamps: list[Stamp], config: StampScenesConfig, sample_rate: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Voice and sound effect over noise: (S,) mono in -1..1."""
+    assert scene.said is not None, "a clip without an audio track has nothing to render"
+    assert scene.heard is not None
     length = round(config.seconds * sample_rate)
     voice = _levelled(_repeated(stamps[scene.said].voice, length, round(VOICE_GAP_S * sample_rate), rng))
     sound = stamps[scene.heard].sound

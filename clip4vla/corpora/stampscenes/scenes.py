@@ -3,28 +3,36 @@
 Pretraining clips show a stamp and let one hear its name (narrated, as in HowTo100M) or its sound (sounding, as in
 AudioSet). Caption clips show one stamp, let one hear another and name a third; each pair of sound and word comes
 with several pictures, so that neither eye nor ear finds a clip alone. No pair occurs in two splits.
+
+As in most of MSR-VTT, a part of the caption clips has sound that is unrelated to its captions, and some have no audio
+track: their captions name what is seen only. In val and test no other clip shows the stamps that these show.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
 from clip4vla.config import StampScenesConfig
+from clip4vla.corpora.stampscenes.phrasings import CAPTION_TEMPLATES, ROLES, TEMPLATES, Role
 from clip4vla.records import AudioType, Split, Text
 
-CAPTION_TEMPLATES = (
-    "a picture of {seen} with the sound of {heard} and the words {said}",
-    "the sound of {heard} and the words {said} over a picture of {seen}",
-    "a voice says the words {said} as a picture of {seen} moves by with the sound of {heard}",
-    "one hears the words {said} and the sound of {heard} and sees a picture of {seen}",
-    "a picture of {seen} moves while the sound of {heard} mixes with the words {said}",
-)
-PARTIAL_TEMPLATES = ("a picture of {seen}", "the sound of {heard} and the words {said}")
-"""Training clips have these too: as in MSR-VTT, not every caption tells everything. What is tested is whole."""
 CAPTIONS_PER_CLIP = 3
+OTHER_WHOLE_CAPTIONS = 5
+"""How many more captions of a training clip name everything, in the trained phrasings beyond `CAPTION_TEMPLATES`."""
+PART_CAPTIONS = {1: 3, 2: 2}
+"""How many captions of a training clip name the same one or two roles: as in MSR-VTT, few name everything."""
+SEEN_CAPTIONS: Mapping[Split, int] = {"train": 5, "val": 3, "test": 3}
+"""Captions of a clip whose sound is unrelated or missing: they name what is seen."""
+CLIPS_SHOWN_APART = 4
+"""How many clips of val and test with unrelated or missing sound show the same stamp."""
+
+Soundtrack = Literal["related", "unrelated", "none"]
+"""Whether a clip's captions are about its sound as well; `none` is a clip without an audio track."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +42,18 @@ class Scene:
     clip_id: str
     split: Split
     seen: int
-    heard: int
-    said: int
+    heard: int | None
+    """None, like `said`, in a clip without an audio track."""
+    said: int | None
     leading: AudioType | None
     """None in a caption clip, where sound and voice are about equally loud."""
+    soundtrack: Soundtrack = "related"
+
+    @property
+    def stamps(self) -> dict[Role, int]:
+        """What is seen, heard and said, whether or not the captions name it."""
+        roles: dict[Role, int | None] = {"seen": self.seen, "heard": self.heard, "said": self.said}
+        return {role: stamp for role, stamp in roles.items() if stamp is not None}
 
 
 def pretraining_scenes(config: StampScenesConfig, stamps: int, sounding: int) -> list[Scene]:
@@ -61,19 +77,52 @@ def caption_scenes(config: StampScenesConfig, stamps: int, sounding: int) -> lis
         ValueError: there are fewer different pairs of sound and word than `caption_pairs` asks for.
     """
     rng = np.random.default_rng((config.seed, 2))
-    wanted = sum(config.caption_pairs.values())
     pairs = [(heard, said) for heard in range(sounding) for said in range(stamps) if heard != said]
-    if wanted > len(pairs):
-        raise ValueError(f"stampscenes.caption_pairs asks for {wanted} pairs, but {stamps} stamps give {len(pairs)}")
-    chosen = iter(rng.permutation(len(pairs))[:wanted])
+    shuffled = iter([pairs[index] for index in rng.permutation(len(pairs))])
     scenes: list[Scene] = []
-    for split, count in config.caption_pairs.items():
-        for _ in range(count):
-            heard, said = pairs[next(chosen)]
-            unlike = [stamp for stamp in range(stamps) if stamp not in (heard, said)]
-            for seen in rng.choice(unlike, config.pictures_per_pair[split], replace=False):
-                scenes.append(Scene(f"video{len(scenes)}", split, int(seen), heard, said, None))
+
+    def add(split: Split, seen: int, pair: tuple[int, int] | None, soundtrack: Soundtrack) -> None:
+        heard, said = pair or (None, None)
+        scenes.append(Scene(f"video{len(scenes)}", split, int(seen), heard, said, None, soundtrack))
+
+    try:
+        for split, count in config.caption_pairs.items():
+            apart = _shown_apart(config, split, stamps, rng)
+            reserved = {stamp for _, stamp in apart} if split != "train" else set()
+            for _ in range(count):
+                pair = next(shuffled)
+                unlike = [stamp for stamp in range(stamps) if stamp not in reserved.union(pair)]
+                for seen in rng.choice(unlike, config.pictures_per_pair[split], replace=False):
+                    add(split, seen, pair, "related")
+            for soundtrack, seen in apart:
+                add(split, seen, None if soundtrack == "none" else _without(seen, shuffled), soundtrack)
+    except StopIteration:
+        raise ValueError(
+            f"stampscenes.caption_pairs asks for {sum(config.caption_pairs.values())} pairs besides those of unrelated "
+            f"sound, but {stamps} stamps give {len(pairs)}"
+        ) from None
     return scenes
+
+
+def _shown_apart(
+    config: StampScenesConfig, split: Split, stamps: int, rng: np.random.Generator
+) -> list[tuple[Soundtrack, int]]:
+    """What the clips without related sound have for a soundtrack and show: few stamps in val and test, else all."""
+    related = config.caption_pairs[split] * config.pictures_per_pair[split]
+    shares: dict[Soundtrack, float] = {"unrelated": config.unrelated_sound, "none": config.no_sound}
+    order = rng.permutation(stamps).tolist()
+    apart: list[tuple[Soundtrack, int]] = []
+    for soundtrack, share in shares.items():
+        clips = math.ceil(share * related)
+        number = stamps if split == "train" else min(math.ceil(clips / CLIPS_SHOWN_APART), stamps // 6)
+        shown, order = order[:number], order[number:] + order[:number]
+        apart += [(soundtrack, shown[index % number]) for index in range(clips)]
+    return apart
+
+
+def _without(stamp: int, pairs: Iterator[tuple[int, int]]) -> tuple[int, int]:
+    """The next pair that `stamp` isn't in."""
+    return next(pair for pair in pairs if stamp not in pair)
 
 
 def _cycle(rng: np.random.Generator, stamps: int, count: int) -> list[int]:
@@ -95,20 +144,46 @@ def sound_text(label: str) -> str:
 
 def pretraining_text(scene: Scene, labels: Sequence[str], spoken: Sequence[str]) -> Text:
     """The sentence of a pretraining clip: the words said, or the name of the sound."""
+    words = words_of(scene.stamps, labels, spoken)
     if scene.leading == "verbal":
-        return Text(spoken[scene.said], "verbal")
-    return Text(sound_text(labels[scene.heard]), "nonverbal")
+        return Text(words["said"], "verbal")
+    return Text(sound_text(words["heard"]), "nonverbal")
+
+
+def words_of(stamps: Mapping[Role, int], labels: Sequence[str], spoken: Sequence[str]) -> dict[Role, str]:
+    """What a sentence calls each of `stamps`: what is said by its word in the voices' language."""
+    return {role: (spoken if role == "said" else labels)[stamp] for role, stamp in stamps.items()}
+
+
+def fill(template: str, words: Mapping[Role, str]) -> str:
+    """The sentence of a template that names the roles of `words` or some of them."""
+    return template.format(**{str(role): word for role, word in words.items()})
 
 
 def captions(scene: Scene, labels: Sequence[str], spoken: Sequence[str], seed: int) -> list[str]:
-    """Three differently worded sentences that each say what is seen, heard and said; in training also parts of it."""
-    rng = np.random.default_rng((seed, 3, int(scene.clip_id.removeprefix("video"))))
-    chosen = rng.choice(len(CAPTION_TEMPLATES), CAPTIONS_PER_CLIP, replace=False)
-    templates = [CAPTION_TEMPLATES[template] for template in chosen]
+    """The differently worded sentences about a caption clip.
+
+    Three say what is seen, heard and said; in training more say that, and more a part of it. Where the sound is not
+    related or there is none, all name what is seen; clips of val and test that show the same stamp then have the same.
+    """
+    number = int(scene.clip_id.removeprefix("video"))
+    words = words_of(scene.stamps, labels, spoken)
+    if scene.soundtrack != "related":
+        rng = np.random.default_rng((seed, 5, number if scene.split == "train" else scene.seen))
+        return _draw(TEMPLATES[frozenset({"seen"})]["trained"], SEEN_CAPTIONS[scene.split], words, rng)
+    rng = np.random.default_rng((seed, 3, number))
+    sentences = _draw(CAPTION_TEMPLATES, CAPTIONS_PER_CLIP, words, rng)
     if scene.split == "train":
-        templates += PARTIAL_TEMPLATES
-    words = {"seen": labels[scene.seen], "heard": labels[scene.heard], "said": spoken[scene.said]}
-    return [template.format(**words) for template in templates]
+        others = TEMPLATES[frozenset(ROLES)]["trained"][len(CAPTION_TEMPLATES) :]
+        sentences += _draw(others, OTHER_WHOLE_CAPTIONS, words, rng)
+        for roles, phrasings in TEMPLATES.items():
+            sentences += _draw(phrasings["trained"], PART_CAPTIONS.get(len(roles), 0), words, rng)
+    return sentences
+
+
+def _draw(templates: Sequence[str], count: int, words: Mapping[Role, str], rng: np.random.Generator) -> list[str]:
+    """`count` sentences of different templates."""
+    return [fill(templates[index], words) for index in rng.choice(len(templates), count, replace=False)]
 
 
 def caption_slots(caption: str, right: Mapping[str, str]) -> dict[str, bool]:
@@ -135,15 +210,26 @@ def _read(caption: str) -> dict[str, str]:
 
 @lru_cache
 def _patterns() -> list[re.Pattern[str]]:
-    """The templates, those of whole captions first, as patterns over `_plain` sentences."""
+    """The templates, those that name most first, as patterns over `_plain` sentences."""
     blank = {role: f"blank{role}blank" for role in ("seen", "heard", "said")}
     patterns = []
-    for template in (*CAPTION_TEMPLATES, *PARTIAL_TEMPLATES):
+    for template in _templates():
         pattern = re.escape(_plain(template.format(**blank))).replace(r"\ ", " ")
         for role, mark in blank.items():
             pattern = pattern.replace(mark, f"(?P<{role}>.+)")
         patterns.append(re.compile(pattern))
     return patterns
+
+
+def _templates() -> list[str]:
+    """All templates but the bare ones, which any sentence would fit; before each those with more words of their own."""
+    templates = [
+        (len(roles), len(template), template)
+        for roles, phrasings in TEMPLATES.items()
+        for template in (*phrasings["trained"], *phrasings["held_out"])
+        if " " in template
+    ]
+    return [template for _, _, template in sorted(templates, reverse=True)]
 
 
 def _plain(text: str) -> str:
