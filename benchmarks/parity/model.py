@@ -200,10 +200,12 @@ class Encoded:
         A clip without sound stays in every term, as published.
         """
         everyone = torch.ones(len(self.inputs.tokens), dtype=torch.bool)
+        text = self.sentences.unsqueeze(1)
         return Embeddings(
             has_video=everyone,
             has_audio=everyone,
-            text=self.sentences.unsqueeze(1),
+            text=text,
+            video_query=text,
             video=pool(*self.video),
             audio=pool(*self.audio),
             augmented_audio=pool(self.masked_tiles, self.inputs.audio_mask) if augmented else None,

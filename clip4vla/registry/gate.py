@@ -12,7 +12,7 @@ conditions are checked and reported, not only the first that fails:
 - no *guard* score is worse than the champion's by more than its tolerance, as measured, without an interval.
 
 A difference is always counted so that more is better: champion minus candidate for `MdR` and `MnR`. Without a
-champion the floors alone decide.
+champion, only what concerns the candidate alone decides.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def decide(candidate: Scores, champion: Scores | None, gate: GateConfig, resampl
     if gate.never_worse_than_best_modality is not None:
         verdicts.extend(_against_modalities(candidate, gate.never_worse_than_best_modality, resamples, seed))
     if champion is None:
-        verdicts.append((True, "there is no champion yet, so the floors alone decide"))
+        verdicts.append((True, "there is no champion yet to compare with"))
     else:
         _check_same_test(candidate, champion)
         _check_names(champion, gate, "the champion", "evaluate the champion again first")
