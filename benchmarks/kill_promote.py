@@ -28,13 +28,13 @@ import torch
 from benchmarks.measure import report, silence
 from clip4vla.config import AudioConfig, ClipsConfig, InferenceConfig, ModelConfig, load_config
 from clip4vla.evaluation.retrieval_metrics import QueryRanks
-from clip4vla.evaluation.scores import QueryTable, Scores, summarise
+from clip4vla.evaluation.scores import BY_QUERY, QueryTable, Scores, summarise
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.pretrained import save_model
 from clip4vla.model.towers import Architecture
 from clip4vla.pipeline import promote as stage
 from clip4vla.pipeline.project import EVALUATIONS, RUNS
-from clip4vla.records import TaskName
+from clip4vla.records import MODALITIES, TaskName
 from clip4vla.registry.registry import Registry, content_hash
 from clip4vla.tracking.run import start_run
 from clip4vla.tracking.store import open_client
@@ -93,7 +93,8 @@ def make_scores(number: int) -> Scores:
     hits = np.stack([rank <= k for k in (1, 5, 10)], axis=1).astype(np.float64)
     names = tuple(f"query{index}" for index in range(QUERIES))
     table = QueryTable(names, names, QueryRanks(rank, hits))
-    return summarise("of-this-benchmark", {"text_to_clip/both": table}, 100, 0)
+    by_query = {f"{BY_QUERY}/all/{modality}": table for modality in MODALITIES}
+    return summarise("of-this-benchmark", {"text_to_clip/both": table} | by_query, 100, 0)
 
 
 def promote() -> None:
