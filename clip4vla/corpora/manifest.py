@@ -31,7 +31,7 @@ MANIFEST_SCHEMA = pa.schema(
 GROUP = 10_000
 """Rows of a group in a Parquet file."""
 LISTED = 5
-"""Most rejected records that are told of one by one."""
+"""The greatest number of rejected records that are listed one by one."""
 REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("clip_id", "media", "split", "reason", "detail")])
 
 

@@ -45,7 +45,7 @@ class MediaIndex:
                 self._unknown.add(pure, path)
 
     def find(self, name: str) -> list[str]:
-        """Paths relative to the directory: none if there is no such file, several if it can't be told which."""
+        """Paths relative to the directory: none if there is no such file, several if the name is ambiguous."""
         wanted = _same(name)
         for tier in (self._exact, *self._media.tiers, *self._unknown.tiers):
             if paths := tier.get(wanted):

@@ -1,9 +1,9 @@
 """Beam search: the most likely sentences under a model of the next token.
 
-Independent of any model: words are numbers, of which `START` begins a sentence and `END` ends it. All clips are
+Independent of any model: tokens are numbers, of which `START` begins a sentence and `END` ends it. All clips are
 searched together and independently, so that neither batch nor order changes the result.
 
-Shapes: B clips, K hypotheses of each, V words, L words of the longest sentence.
+Shapes: B clips, K hypotheses of each, V tokens of the vocabulary, L tokens of the longest sentence.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from torch import Tensor
 START, END = 0, 1
 
 Advance = Callable[[Tensor, Tensor], Tensor]
-"""The last words (B * K,) of all hypotheses, and which hypothesis (B * K,) of the step before each continues, to the
-log probabilities (B * K, V) float32 of their next words. A model that keeps what it computed takes it from there."""
+"""The last tokens (B * K,) of all hypotheses, and which hypothesis (B * K,) of the step before each continues, to the
+log probabilities (B * K, V) float32 of their next tokens. A model that keeps what it computed takes it from there."""
 
 
 def beam_search(advance: Advance, start: Tensor, beam: int, length: int, length_penalty: float) -> Tensor:
     """The best sentence of each clip, (B, L) int64, without `START`; what follows its `END` is `END`.
 
-    A hypothesis is worth its log probability divided by its number of words, `END` included, to the power of
+    A hypothesis is worth its log probability divided by its number of tokens, `END` included, to the power of
     `length_penalty`. One that has ended stays among the K as long as it is worth it. With as many hypotheses as there
     are sentences the search is exhaustive; with one it is greedy.
 
@@ -29,32 +29,32 @@ def beam_search(advance: Advance, start: Tensor, beam: int, length: int, length_
         advance: the model.
         start: (B,) int64, `START` for each clip.
         beam: K.
-        length: the most words, `END` included; a sentence that has not ended by then counts as it is.
+        length: the most tokens, `END` included; a sentence that has not ended by then counts as it is.
         length_penalty: 0 or more.
     """
     clips, device = len(start), start.device
     said = start.view(clips, 1, 1).expand(clips, beam, 1)
     score = torch.full((clips, beam), -torch.inf, device=device)
-    score[:, 0] = 0.0  # the hypotheses of a clip begin alike: one of them counts
-    words = torch.zeros(clips, beam, device=device)
+    score[:, 0] = 0.0  # the hypotheses of a clip begin the same: one of them counts
+    lengths = torch.zeros(clips, beam, device=device)
     ended = torch.zeros(clips, beam, dtype=torch.bool, device=device)
     first = torch.arange(clips, device=device).unsqueeze(1) * beam
     origin = (first + torch.arange(beam, device=device)).flatten()
     for _ in range(length):
         log_probabilities = advance(said[:, :, -1].flatten(), origin).unflatten(0, (clips, beam))
         total = score.unsqueeze(2) + torch.where(ended.unsqueeze(2), _only_end(log_probabilities), log_probabilities)
-        words = words + ~ended
-        worth = total / (words**length_penalty).unsqueeze(2)
+        lengths = lengths + ~ended
+        worth = total / (lengths**length_penalty).unsqueeze(2)
         chosen = worth.flatten(1).topk(beam).indices
-        parent, word = chosen // total.shape[2], chosen % total.shape[2]
+        parent, token = chosen // total.shape[2], chosen % total.shape[2]
         score = total.flatten(1).gather(1, chosen)
-        words = words.gather(1, parent)
-        ended = ended.gather(1, parent) | (word == END)
-        said = torch.cat([said.gather(1, parent.unsqueeze(2).expand(-1, -1, said.shape[2])), word.unsqueeze(2)], dim=2)
+        lengths = lengths.gather(1, parent)
+        ended = ended.gather(1, parent) | (token == END)
+        said = torch.cat([said.gather(1, parent.unsqueeze(2).expand(-1, -1, said.shape[2])), token.unsqueeze(2)], dim=2)
         origin = (first + parent).flatten()
         if ended.all():
             break
-    best = (score / words**length_penalty).argmax(dim=1)
+    best = (score / lengths**length_penalty).argmax(dim=1)
     return said[torch.arange(clips, device=device), best, 1:]
 
 

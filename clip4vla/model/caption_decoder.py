@@ -5,7 +5,7 @@ each block. Its vocabulary is a subset of CLIP's, rows of the token embedding; t
 weights). `beam_search` finds the caption, over keys and values that are computed once.
 
 Shapes: B clips, F frames, T tiles, M positions of the memory (1 + F + T), K sentences or hypotheses of a clip,
-N = B * K sentences, L words, V words of the vocabulary, W width of the text tower, D embedding width, H heads.
+N = B * K sentences, L tokens, V tokens of the vocabulary, W width of the text tower, D embedding width, H heads.
 """
 
 from __future__ import annotations
@@ -98,17 +98,17 @@ class CaptionDecoder(nn.Module):
         return self._logits(hidden)
 
     def loss(self, tokens: Tensor, memory: Memory, label_smoothing: float) -> Tensor:
-        """Cross-entropy (B,) float32 of each clip's captions: the mean over all words of its K, ends included.
+        """Cross-entropy (B,) float32 of each clip's captions: the mean over all tokens of its K, ends included.
 
         Args:
             tokens: (B, K, L) int64, start and end included, anything after the end.
             memory: of the B clips.
-            label_smoothing: share of the target that goes to all words alike.
+            label_smoothing: share of the target that is spread evenly over all tokens.
         """
-        words = tokens.flatten(0, 1)
-        ended = (words == self.vocabulary[END]).cumsum(1) > 0
-        words = torch.where(ended, self.vocabulary[END], words)
-        logits, targets = self(words[:, :-1], memory), self.places[words[:, 1:]]
+        rows = tokens.flatten(0, 1)
+        ended = (rows == self.vocabulary[END]).cumsum(1) > 0
+        rows = torch.where(ended, self.vocabulary[END], rows)
+        logits, targets = self(rows[:, :-1], memory), self.places[rows[:, 1:]]
         each = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", label_smoothing=label_smoothing)
         each, counted = each.unflatten(0, tokens.shape[:2]), (~ended[:, :-1]).unflatten(0, tokens.shape[:2])
         return (each * counted).sum((1, 2)) / counted.sum((1, 2))
@@ -127,7 +127,7 @@ class CaptionDecoder(nn.Module):
             ValueError: `length` is more than the decoder's positions.
         """
         if length >= self.longest:
-            raise ValueError(f"captions of {length} words and a start don't fit the decoder, which has {self.longest}")
+            raise ValueError(f"captions of {length} tokens and a start don't fit the decoder, which has {self.longest}")
         steps = _Steps(self, self._project_memory(memory, beam))
         start = torch.full((len(memory.features),), START, device=memory.features.device)
         return self.vocabulary[beam_search(steps, start, beam, length, length_penalty)]
@@ -142,7 +142,7 @@ class CaptionDecoder(nn.Module):
     def _decode(
         self, places: Tensor, memory_kv: list[tuple[KeysValues, Tensor]], past: list[KeysValues] | None
     ) -> tuple[Tensor, list[KeysValues]]:
-        """Hidden states (N, Q, W) of the words at `places` (N, Q), which follow `past`; past and present together."""
+        """Hidden states (N, Q, W) of the tokens at `places` (N, Q), which follow `past`; past and present together."""
         before = 0 if past is None else past[0][0].shape[2]
         position = self.positional_embedding[before : before + places.shape[1]]
         hidden = self.embedding(places) + position.to(self.embedding.weight.dtype)
@@ -169,11 +169,11 @@ class _Steps:
         self._seen = memory_kv
         self._past: list[KeysValues] | None = None
 
-    def __call__(self, words: Tensor, origin: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, origin: Tensor) -> Tensor:
         past = self._past
         if past is not None:
             past = [(keys[origin], values[origin]) for keys, values in past]
-        hidden, self._past = self._decoder._decode(words.unsqueeze(1), self._seen, past)
+        hidden, self._past = self._decoder._decode(tokens.unsqueeze(1), self._seen, past)
         return self._decoder._logits(hidden)[:, 0].log_softmax(dim=1)
 
 
@@ -195,15 +195,15 @@ class _Block(nn.Module):
     def forward(
         self, hidden: Tensor, memory_kv: tuple[KeysValues, Tensor], past: KeysValues | None
     ) -> tuple[Tensor, KeysValues]:
-        """Hidden states (N, Q, W), and the keys and values of all words so far.
+        """Hidden states (N, Q, W), and the keys and values of all tokens so far.
 
-        Without a past the Q words attend causally; with one, Q is 1.
+        Without a past the Q tokens attend causally; with one, Q is 1.
         """
-        words = self.ln_1(hidden)
-        present = self.attention.project_kv(words)
+        normed = self.ln_1(hidden)
+        present = self.attention.project_kv(normed)
         if past is not None:
             present = (torch.cat([past[0], present[0]], dim=2), torch.cat([past[1], present[1]], dim=2))
-        hidden = hidden + self.ls_1(self.attention(words, present, causal=past is None))
+        hidden = hidden + self.ls_1(self.attention(normed, present, causal=past is None))
         hidden = hidden + self.cross_attention(self.ln_cross(hidden), memory_kv[0], memory_kv[1])
         return hidden + self.ls_2(self.mlp(self.ln_2(hidden))), present
 

@@ -86,6 +86,9 @@ def to_published(model: Clip4Vla) -> dict[str, Tensor]:
     """The tensors of `model` under their published names, shapes and number formats.
 
     A model without a type token (`audio_token` none) is written without one.
+
+    Raises:
+        ValueError: the model has a part that the published code lacks, such as experts.
     """
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
@@ -112,7 +115,10 @@ def published_name(name: str) -> str:
     for theirs, ours in RENAMED.items():
         if name == ours:
             return theirs
-    return next(theirs + name.removeprefix(ours) for theirs, ours in MOVED.items() if name.startswith(ours))
+    for theirs, ours in MOVED.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise ValueError(f"{name} has no published name: the published code has no such part")
 
 
 def _complete(ours: dict[str, Tensor], model: Clip4Vla) -> tuple[str, ...]:

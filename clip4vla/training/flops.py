@@ -66,8 +66,8 @@ def peak_flops(device: torch.device, precision: Precision, tflops: float | None 
 class StepFlops:
     """Useful FLOPs of batches, counted once for each shape.
 
-    A clip of the shape goes forth and back through a copy of the model that has shapes and no numbers (the meta
-    device): exact for any architecture, without memory, and a matter of a second.
+    A clip of the shape takes one forward and backward pass through a copy of the model that has shapes and no numbers
+    (the meta device): exact for any architecture, without memory, and a matter of a second.
     """
 
     def __init__(self, model: Clip4Vla, objective: Objective) -> None:

@@ -225,7 +225,7 @@ def test_a_model_without_a_decoder_has_no_caption_loss(build: Callable[..., Clip
 
 
 def test_captions_longer_than_the_decoder_are_refused(model: Clip4Vla, memory: Memory) -> None:
-    with pytest.raises(ValueError, match="captions of 12 words and a start don't fit the decoder, which has 12"):
+    with pytest.raises(ValueError, match="captions of 12 tokens and a start don't fit the decoder, which has 12"):
         model.decoder.generate(memory, beam=1, length=12, length_penalty=1.0)
 
 

@@ -19,6 +19,7 @@ from clip4vla.model.fusion import pool
 from clip4vla.model.pretrained import load_model
 from clip4vla.model.published import PUBLISHED_AUDIO, Published, convert, from_published, to_published
 from clip4vla.training.objectives import ContrastiveObjective, total_loss
+from tests.inference.tiny import expert_model
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 FEATURES = {"rtol": 1e-4, "atol": 2e-5}
@@ -94,6 +95,11 @@ def test_every_key_at_full_size(kind: str) -> None:
     assert exported.keys() | set(published.unused) == index.keys()
     got = {key: [list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in exported.items()}
     assert got == {key: index[key] for key in exported}
+
+
+def test_a_part_that_the_published_code_lacks_is_named() -> None:
+    with pytest.raises(ValueError, match=r"experts\.\S+ has no published name"):
+        to_published(expert_model())
 
 
 def test_a_checkpoint_is_converted_to_a_model_directory(
