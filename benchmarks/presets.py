@@ -1,6 +1,6 @@
 """Presets compared: pretraining and retrieval fine-tuning of each on the same data and budget, with several seeds.
 
-    python -m benchmarks.presets default paper published published-front-end --seeds 0 1 2 \\
+    python -m benchmarks.presets mean paper published published-front-end --seeds 0 1 2 \\
         --pretrain-epochs 4 --finetune-epochs 3 --out runs/presets
 
 Works on the clips that `dvc repro clips` leaves. It prints a JSON line for each run, with its scores and their 95 %

@@ -29,7 +29,7 @@ from clip4vla.training.throughput import peak_memory_gb
 
 OPTIMIZER = OptimizerConfig(lr=1e-4, text_lr_ratio=0.1, video_lr_ratio=0.1)
 OBJECTIVE = ContrastiveObjective({"text_both": 1.0, "text_video": 1.0, "text_audio": 1.0}, "both")
-"""Fine-tuning's: every tower once."""
+"""That of fine-tuning with the mean fusion: every tower once."""
 SWITCHES: Mapping[str, Mapping[str, bool]] = {
     "eager": {},
     "compiled": {"compile": True},

@@ -96,7 +96,7 @@ def finetune(task: Task) -> None:
 
 @app.command(rich_help_panel=STAGES)
 def ablate() -> None:
-    """Compare the settings of the audio token by short fine-tunings."""
+    """Compare fusions and audio tokens by short fine-tunings."""
     from clip4vla.pipeline import ablate
 
     ablate.ablate()
@@ -123,11 +123,12 @@ def summary() -> None:
     """Print the scores and decisions of the last run, and where MLflow compares them."""
     from rich.console import Console
 
-    from clip4vla.pipeline.summary import comparison_link, project_summary
+    from clip4vla.pipeline.summary import comparison_links, project_summary
     from clip4vla.reports.tables import to_terminal
 
     Console().print(to_terminal(project_summary()))
-    print(f"Compare the runs in MLflow (`make ui`): {comparison_link()}")
+    for task, link in comparison_links().items():
+        print(f"Compare the {task} runs in MLflow (`make ui`): {link}")
 
 
 @app.command(rich_help_panel=MODELS)
@@ -152,8 +153,8 @@ def rollback(model: RegisteredModel = None) -> None:
 
     name = _model_name(model)
     registry = Registry(Path.cwd())
-    deposed = registry.champion_version(name)
-    print(f"{name}: version {registry.rollback(name)} is the champion again; version {deposed} is tagged rolled_back")
+    replaced = registry.champion_version(name)
+    print(f"{name}: version {registry.rollback(name)} is the champion again; version {replaced} is tagged rolled_back")
 
 
 @app.command(rich_help_panel=MODELS)

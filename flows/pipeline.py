@@ -4,17 +4,16 @@
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 
-from clip4vla.records import TaskName
+from clip4vla.records import TASKS, TaskName
+from clip4vla.training.spec import TrainingName
 from flows.graph import Graph, read_graph
 from flows.stages import FAILED, StageResult, run_stage
-
-ModelName = Literal["pretraining", "retrieval", "captioning"]
 
 
 @flow(name="pretrain", log_prints=True)
@@ -38,12 +37,12 @@ def finetune(task: TaskName = "retrieval", force: bool = False, retries: int = 0
 
 @flow(name="ablate", log_prints=True)
 def ablate(force: bool = False, retries: int = 0) -> None:
-    """Compare the settings of the audio token; `force` does so even if nothing changed."""
+    """Compare fusions and audio tokens; `force` does so even if nothing changed."""
     _walk_to("ablate", force, retries)
 
 
 @flow(name="evaluate", log_prints=True)
-def evaluate(model: ModelName = "retrieval", force: bool = False, retries: int = 0) -> None:
+def evaluate(model: TrainingName = "retrieval", force: bool = False, retries: int = 0) -> None:
     """Score a model on the test clips; `force` does so even if nothing changed."""
     _walk_to(f"evaluate@{model}", force, retries)
 
@@ -104,14 +103,14 @@ def summary_table(results: Sequence[StageResult]) -> str:
     """Markdown: a row per stage with state, duration and headline score, and a link to the comparison in MLflow."""
     rows = [f"| {r.stage} | {r.state.lower()} | {_duration(r.seconds)} | {r.headline} |" for r in results]
     table = "\n".join(["| stage | state | duration | headline |", "| --- | --- | ---: | --- |", *rows])
-    judged = any(r.stage.startswith("promote@") and r.state != FAILED for r in results)
-    return f"{table}\n\n[Compare the runs in MLflow]({_comparison_link()})" if judged else table
+    judged = {r.stage.removeprefix("promote@") for r in results if r.stage.startswith("promote@") and r.state != FAILED}
+    return "\n\n".join([table, *(_comparison(task) for task in TASKS if task in judged)])
 
 
-def _comparison_link() -> str:
+def _comparison(task: TaskName) -> str:
     from clip4vla.pipeline.summary import comparison_link
 
-    return comparison_link()
+    return f"[Compare the {task} runs in MLflow]({comparison_link(task)})"
 
 
 def _duration(seconds: float) -> str:

@@ -166,7 +166,7 @@ def _wait_for_either(*processes: "subprocess.Popen[bytes]") -> None:
 
 
 def _settle_old_runs(url: str) -> None:
-    """Mark as crashed what an earlier server left running when it was killed: the pool would wait for it for ever."""
+    """Mark as crashed what an earlier server left running when it was killed: the pool would wait for it forever."""
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.states import Crashed
 
@@ -185,7 +185,8 @@ def _cancel_runs(url: str) -> None:
             print(f"cancelling {run.name}", flush=True)
             client.set_flow_run_state(run.id, Cancelling())
         ending = _going_on("PENDING", "RUNNING", "CANCELLING")
-        _wait_for(lambda: not client.read_flow_runs(flow_run_filter=ending), CANCEL_S)
+        if not _wait_for(lambda: not client.read_flow_runs(flow_run_filter=ending), CANCEL_S):
+            print(f"runs did not end within {CANCEL_S:.0f} s; their trainings continue from an earlier checkpoint")
 
 
 def _going_on(*states: str) -> "FlowRunFilter":
@@ -194,10 +195,14 @@ def _going_on(*states: str) -> "FlowRunFilter":
     return FlowRunFilter.model_validate({"state": {"type": {"any_": list(states)}}})
 
 
-def _wait_for(done: Callable[[], bool], seconds: float) -> None:
+def _wait_for(done: Callable[[], bool], seconds: float) -> bool:
+    """Whether `done` became true within `seconds`."""
     deadline = time.monotonic() + seconds
-    while not done() and time.monotonic() < deadline:
+    while not done():
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(1.0)
+    return True
 
 
 def main(port: Annotated[int, typer.Option(help="Port of Prefect's server.")] = PORT) -> None:

@@ -28,6 +28,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("texts", TEXTS),
     ]
 )
+MANIFEST_FILE = "manifest.parquet"
 GROUP = 10_000
 """Rows of a group in a Parquet file."""
 LISTED = 5
@@ -85,7 +86,7 @@ def write_manifest(entries: Iterable[SourceRecord | Reject], media: Path, out: P
     seen: set[str] = set()
     with (
         atomic_directory(out) as directory,
-        _Table(directory / "manifest.parquet", MANIFEST_SCHEMA) as manifest,
+        _Table(directory / MANIFEST_FILE, MANIFEST_SCHEMA) as manifest,
         _Table(directory / "rejects.parquet", REJECTS_SCHEMA) as rejects,
     ):
         for entry in entries:

@@ -5,11 +5,9 @@ from pathlib import Path
 from clip4vla.clips.ingest import ingest
 from clip4vla.config import Config, CorpusConfig, load_config
 from clip4vla.corpora.base import find_adapter
-from clip4vla.corpora.manifest import write_manifest
+from clip4vla.corpora.manifest import MANIFEST_FILE, write_manifest
 from clip4vla.corpora.stampscenes import compose, fetch
 from clip4vla.pipeline.project import MANIFESTS, clips_directory
-
-MANIFEST_FILE = "manifest.parquet"
 
 
 def fetch_package() -> None:

@@ -5,7 +5,7 @@ Out: `runs/evaluations/MODEL/` with `scores.json`, results per query or clip, fi
 """
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from clip4vla.clips.dataset import ClipDataset
 from clip4vla.config import Config, load_config
@@ -24,17 +24,16 @@ from clip4vla.reports.figures import query_figure, retrieval_figure, save_figure
 from clip4vla.reports.pages import Page, write_page
 from clip4vla.reports.retrieval_report import retrieval_page
 from clip4vla.tracking.run import Run, headline, reopen_run
-from clip4vla.training.spec import read_run
+from clip4vla.training.spec import TrainingName, read_run
 from clip4vla.utils.files import write_json
 
-ModelName = Literal["pretraining", "retrieval", "captioning"]
-MODELS: tuple[ModelName, ...] = get_args(ModelName)
+MODELS: tuple[TrainingName, ...] = get_args(TrainingName)
 CAPTIONS_FILE = "captions.json"
 SHOWN = 100
 """Clips in the similarity figure."""
 
 
-def evaluate(model: ModelName) -> None:
+def evaluate(model: TrainingName) -> None:
     """Score a model on the test clips, write a report, and add both to the MLflow run that trained it."""
     if model == "captioning":
         _evaluate_captioning(load_config())
@@ -100,7 +99,7 @@ def log_scores(config: Config, scores: Scores, run_id: str, split: Split) -> Non
         run.set_tags(notes | {f"{split}_set": scores.test_set})
 
 
-def _evaluate_retrieval(config: Config, model: ModelName) -> None:
+def _evaluate_retrieval(config: Config, model: TrainingName) -> None:
     out = EVALUATIONS / model
     embedded, scores = score_retrieval(config, RUNS / model, "test")
     trained = read_run(RUNS / model)
@@ -122,7 +121,7 @@ def _evaluate_retrieval(config: Config, model: ModelName) -> None:
 
 
 def _evaluate_captioning(config: Config) -> None:
-    model: ModelName = "captioning"
+    model: TrainingName = "captioning"
     out = EVALUATIONS / model
     captions, scores = score_captioning(config, RUNS / model, "test")
     trained = read_run(RUNS / model)

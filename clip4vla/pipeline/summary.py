@@ -12,16 +12,17 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from clip4vla.config import load_config
+from clip4vla.corpora.manifest import MANIFEST_FILE
 from clip4vla.evaluation.scores import Scores
 from clip4vla.pipeline.ablate import read_trials
-from clip4vla.pipeline.project import EVALUATIONS, METRICS, ROOT, RUNS
+from clip4vla.pipeline.project import EVALUATIONS, MANIFESTS, ROOT, RUNS, clips_directory
 from clip4vla.pipeline.promote import decision_file
 from clip4vla.records import TASKS, TaskName
 from clip4vla.reports.retrieval_report import query_tables
 from clip4vla.reports.tables import Table, comparison_table, score_cell, to_markdown, value_table
 from clip4vla.tracking.run import HEADLINES
 from clip4vla.tracking.store import comparison_page, run_page, runs_table_page, version_page
-from clip4vla.training.spec import read_run
+from clip4vla.training.spec import RUN_FILE, read_run
 from clip4vla.utils.numbers import format_count
 
 HEADLINE_SCORE = {
@@ -29,7 +30,14 @@ HEADLINE_SCORE = {
     "retrieval": "text_to_clip/both/R@1",
     "captioning": "caption/both/CIDEr",
 }
-COLUMNS = ("params.objective", "params.audio_token", "params.epochs", "params.seed", "tags.git_revision")
+COLUMNS = (
+    "params.objective",
+    "params.fusion",
+    "params.audio_token",
+    "params.epochs",
+    "params.seed",
+    "tags.git_revision",
+)
 """Columns of the runs table beside the headline metrics."""
 
 
@@ -76,17 +84,21 @@ def rejected_clips() -> list[dict[str, str | int]]:
     return [{"corpus": c, "stage": s, "reason": r, "clips": n} for (c, s, r), n in sorted(counts.items())]
 
 
-def comparison_link() -> str:
+def comparison_links() -> dict[TaskName, str]:
+    """`comparison_link` of every task that has been trained."""
+    return {task: comparison_link(task) for task in TASKS if (RUNS / task / RUN_FILE).is_file()}
+
+
+def comparison_link(task: TaskName) -> str:
     """Address of MLflow's page that compares candidate and champion, or shows the runs where they are the same one."""
     from clip4vla.registry.registry import Registry
 
-    config = load_config()
-    run_id = read_run(RUNS / "retrieval")["run_id"]
-    champion_run = Registry(ROOT).champion_run(config.gates.retrieval.model_name)
+    run_id = read_run(RUNS / task)["run_id"]
+    champion_run = Registry(ROOT).champion_run(load_config().gates.of(task).model_name)
     if champion_run not in (None, run_id):
         return comparison_page(ROOT, [run_id, str(champion_run)])
-    metrics = [f"metrics.{name}" for name in HEADLINES.values() if name != "CIDEr"]
-    return runs_table_page(ROOT, "retrieval", [*metrics, *COLUMNS])
+    metrics = [f"metrics.{name}" for name in HEADLINES.values() if (name == "CIDEr") == (task == "captioning")]
+    return runs_table_page(ROOT, task, [*metrics, *COLUMNS])
 
 
 def project_summary() -> Table:
@@ -95,7 +107,7 @@ def project_summary() -> Table:
     for name in HEADLINE_SCORE:
         if not (EVALUATIONS / name).is_dir():
             continue
-        decision = _read_decision(name) if name in TASKS else None
+        decision = next((_read_decision(task) for task in TASKS if task == name), None)
         verdict = "" if decision is None else f"version {decision['version']} {_verdict(decision)}"
         rows.append([name, _evaluation(name).headline, verdict, run_page(ROOT, read_run(RUNS / name)["run_id"])])
     return Table("Models", ["model", "headline", "decision", "MLflow run"], rows)
@@ -117,13 +129,12 @@ def _speed(name: str) -> str:
 
 
 def _manifest(name: str) -> StageSummary:
-    count = pq.read_metadata(Path("data/manifests") / name / "manifest.parquet").num_rows
+    count = pq.read_metadata(MANIFESTS / name / MANIFEST_FILE).num_rows
     return StageSummary(f"{format_count(count)} records", "")
 
 
 def _clips(name: str) -> StageSummary:
     from clip4vla.clips.dataset import ClipDataset
-    from clip4vla.pipeline.project import clips_directory
 
     count = len(ClipDataset(sorted(clips_directory(load_config(), name).glob("*.lance"))))
     return StageSummary(f"{format_count(count)} clips", "")
@@ -155,8 +166,8 @@ def _promotion(task: TaskName) -> StageSummary:
     return StageSummary(f"version {decision['version']} {_verdict(decision)}", report)
 
 
-def _read_decision(task: str) -> dict[str, Any] | None:
-    path = METRICS / f"promotion-{task}.json"
+def _read_decision(task: TaskName) -> dict[str, Any] | None:
+    path = decision_file(task)
     if not path.is_file():
         return None
     decision: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -85,12 +85,14 @@ def log_datasets(run: Run, clips: Sequence[Path], context: Split) -> None:
 def headline_params(spec: TrainSpec) -> dict[str, Any]:
     """The settings by which runs are compared: flat and few."""
     training, optimizer = spec.training, spec.training.optimizer
+    # each expert has a token of its own
+    tokens = spec.model.audio_experts if spec.model.fusion == "experts" else (spec.audio_token,)
     return {
         "architecture": spec.model.architecture,
         "weights": spec.model.weights or "scratch",
         "objective": describe_objective(training, spec.audio_token),
         "fusion": spec.model.fusion,
-        "audio_token": spec.audio_token,
+        "audio_token": ", ".join(map(str, tokens)),
         "audio_recipe": spec.audio.recipe,
         "epochs": training.epochs,
         "batch_size": training.batch_size,

@@ -41,9 +41,9 @@ def decide(candidate: Scores, champion: Scores | None, gate: GateConfig, resampl
         seed: of the bootstrap; the same scores and seed give the same decision.
 
     Raises:
-        ValueError: the gate compares modalities, but the candidate has no scores by kind of query; it names a score
-            that candidate or champion lacks, the primary has no per-query results,
-            or the two were measured on different test sets or queries, so that the champion must be evaluated again.
+        ValueError: the gate compares modalities, but the candidate has no scores by kind of query; or the candidate or
+            the champion lacks a score that the gate names, or per-query results of the primary; or the two were
+            measured on different test sets or queries, so that the champion must be evaluated again.
     """
     _check_names(candidate, gate, "the candidate", "see gates in params.yaml")
     verdicts = list(_floors(candidate, gate))

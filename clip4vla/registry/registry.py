@@ -198,7 +198,7 @@ class Registry:
     def rollback(self, name: str) -> str:
         """Make the version that the champion replaced the champion again; return it.
 
-        The deposed version is tagged `rolled_back` and can't be promoted again until the tag is removed.
+        The version that was champion is tagged `rolled_back` and can't be promoted again until the tag is removed.
 
         Raises:
             ValueError: there is no champion, or none before it.

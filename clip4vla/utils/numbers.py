@@ -1,6 +1,6 @@
 """Formats of numbers: a name and a value in, text out.
 
-The one home of number formats, so that a score reads the same in a table, a page, a figure, the terminal, a tag of the
+All number formats, so that a score reads the same in a table, a page, a figure, the terminal, a tag of the
 registry and the reasons of a decision.
 """
 
