@@ -3,6 +3,7 @@
 In: a data set, a sampler, a transform. Out: `Batch` by step: a pure function of (seed, step), on any number of ranks.
 """
 
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -49,7 +50,7 @@ class TrainingBatches(Dataset[Batch]):
         return with_caption_ids(batch, clips, texts, shared)
 
     def _draw(self, texts: Sequence[Text], rng: np.random.Generator) -> list[Text]:
-        """The captions of a clip for one step: of its own, then of those that it shares with other clips."""
+        """The captions of a clip for one step: its own, then shared ones; more of one sort where it lacks the other."""
         own, shared = self.transform.captions_per_clip, self.transform.shared_captions_per_clip
         if not shared:
             return _draw_texts(texts, own, rng)
@@ -59,7 +60,14 @@ class TrainingBatches(Dataset[Batch]):
 
     @cached_property
     def _shared(self) -> frozenset[str]:
-        return self.dataset.shared_captions()
+        found = self.dataset.shared_captions()
+        if not found:
+            warnings.warn(
+                "retrieval.shared_captions_per_clip is set, but no two training clips have a caption in common: the "
+                "terms of shared captions are 0",
+                stacklevel=2,
+            )
+        return found
 
 
 def with_caption_ids(

@@ -88,6 +88,7 @@ class RetrievalEvaluator:
             entries += [ClipEntry(clip.clip_id, clip.texts, digest(clip)) for clip in clips]
         captions = [(entry.clip_id, text.text) for entry in entries for text in entry.texts]
         content = "".join(entry.digest for entry in entries) + (queries.digest if queries else "")
+        content += "identical captions match" if self.config.identical_captions_match else ""
         split = EmbeddedSplit(
             clip_ids=tuple(entry.clip_id for entry in entries),
             caption_clips=tuple(clip_id for clip_id, _ in captions),
@@ -146,9 +147,10 @@ class RetrievalEvaluator:
 
     def probe(self, dataset: ClipDataset, labels: Labels) -> dict[str, float]:
         """How often the audio embedding is nearest to the right sound and the right words, by type token; per cent."""
-        texts = {kind: self.embedder.encode_text(choices) for kind, choices in labels.choices.items()}
         values: dict[str, float] = {}
         for token in (token for token in PROBED if not self.embedder.experts or token in self.embedder.experts):
+            expert = str(token) if self.embedder.experts else None
+            texts = {kind: self.embedder.encode_text(choices, expert) for kind, choices in labels.choices.items()}
             parts = [self.embedder.embed_audio(clips, token) for clips in batches(dataset, self.config.batch_size)]
             values |= probe_scores(str(token), np.concatenate(parts), dataset.clip_ids, texts, labels)
         return values

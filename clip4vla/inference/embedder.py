@@ -77,15 +77,23 @@ class Embedder:
         """Sample rate of the sound of a clip from `read`, in Hz."""
         return self.model.audio_config.sample_rate
 
-    def encode_text(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors (N, D) of sentences; their inner product with those of `encode_media` is the score of retrieval.
+    def encode_text(self, sentences: Sequence[str], expert: str | None = None) -> NDArray[np.float32]:
+        """Unit vectors (N, D) of sentences; their inner product with those of `encode_media` is retrieval's score.
+
+        Args:
+            sentences: N sentences.
+            expert: the one of `experts` to compare, in place of the weights of each sentence: the score is its cosine.
 
         Raises:
-            ValueError: `sentences` is a single string.
+            ValueError: `sentences` is a single string, or the model has no such expert.
         """
         listed = _as_list(sentences, "sentences")
         parts = [self._encode_texts(listed[rows]) for rows in self._rows(len(listed))]
-        return np.concatenate(parts) if parts else self._no_vectors()
+        vectors = np.concatenate(parts) if parts else self._no_vectors()
+        if expert is None:
+            return vectors
+        alone = vectors * self.expert_mask(expert)
+        return np.asarray(alone / np.linalg.norm(alone, axis=1, keepdims=True), dtype=np.float32)
 
     def encode_media(self, paths: Sequence[str | Path]) -> NDArray[np.float32]:
         """Vectors (N, D) of media files, by video and audio together.
@@ -191,9 +199,12 @@ class Embedder:
         """Weights (N, E) of `experts` for sentences.
 
         Raises:
-            ValueError: the model has no experts.
+            ValueError: the model has no experts, or `sentences` is a single string.
         """
-        parts = [self._weigh(sentences[rows]) for rows in self._rows(len(sentences))]
+        if not self.experts:
+            raise ValueError(f"model.fusion is {self.model.config.fusion!r}: only 'experts' have weights")
+        listed = _as_list(sentences, "sentences")
+        parts = [self._weigh(listed[rows]) for rows in self._rows(len(listed))]
         return np.concatenate(parts) if parts else np.zeros((0, len(self.experts)), np.float32)
 
     @torch.inference_mode()

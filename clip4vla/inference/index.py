@@ -307,10 +307,8 @@ class Index:
         """
         if not sentence.strip():
             raise ValueError("there is nothing to search for")
-        query = self._embedder.encode_text([sentence])[0]
+        query = self._embedder.encode_text([sentence], None if listen is None else EXPERT_OF[listen])[0]
         if listen is not None:
-            query = query * self._embedder.expert_mask(EXPERT_OF[listen])
-            query = query / np.linalg.norm(query)  # whatever its weight
             by = "video" if listen == "picture" else "audio"
         return nearest(self._clips, query, top, by)
 

@@ -1,4 +1,4 @@
-"""The served model: sentences or media files in, their unit vectors out; or media files in, captions out.
+"""The served model: sentences or media files in, their vectors out; or media files in, captions out.
 
 MLflow stores this file with each version and runs it to load the model (pyfunc "from code"), in a process that may
 have nothing of this project but the package stored beside it. It only loads the run result and embeds or, where that
@@ -44,8 +44,8 @@ class Served(PythonModel):
         """One row per row of `model_input`, whose columns are `text`, `media` (a path on this machine), or both.
 
         Returns:
-            `embedding`, D numbers of unit length or null, or `caption`, a sentence or null; and `error`, null or the
-            reason.
+            `embedding`, D numbers or null, whose inner products are scores, or `caption`, a sentence or null; and
+            `error`, null or the reason.
         """
         answers: list[dict[str, Any]] = []
         rows = [{name: _given(row.get(name)) for name in ("text", "media")} for row in model_input.to_dict("records")]

@@ -58,17 +58,18 @@ def mixture_nll(
         This rank's share, a scalar; 0 with a graph where no text has a right clip.
     """
     keys, key_ids = _gather_clips(_wide(clips), clip_ids, valid_clips, group)
-    total, count = _wide(queries).new_zeros(()), 0
-    for start in range(0, len(queries), block_rows):
-        rows = slice(start, start + block_rows)
-        right = _matches(text_ids[rows], key_ids)
-        if valid_texts is not None:
-            right = right & valid_texts[rows].unsqueeze(1)
-        count += int(right.any(1).sum())
-        inputs = (_wide(queries[rows]), _wide(weights[rows]), keys, _wide(scale), right, expectation)
-        total = total + checkpoint(_block, *inputs, use_reentrant=False)
-    everywhere = max(int(gather(torch.tensor([count], device=queries.device), group).sum()), 1)
-    return total / everywhere + 0 * (keys.sum() + scale.sum())
+    if valid_texts is None:
+        valid_texts = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
+    total, count = _wide(queries).new_zeros(()), torch.zeros(1, dtype=torch.int64, device=queries.device)
+    with torch.autocast(queries.device.type, enabled=False):
+        for start in range(0, len(queries), block_rows):
+            rows = slice(start, start + block_rows)
+            ids = (text_ids[rows], key_ids, valid_texts[rows])
+            vectors = (_wide(queries[rows]), _wide(weights[rows]), keys, _wide(scale))
+            loss, asked = checkpoint(_block, *vectors, *ids, expectation, use_reentrant=False)
+            total, count = total + loss, count + asked
+        everywhere = gather(count, group).sum().clamp(min=1)
+        return total / everywhere + 0 * (keys.sum() + scale.sum())
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -76,8 +77,18 @@ def _wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _block(queries: Tensor, weights: Tensor, keys: Tensor, scale: Tensor, right: Tensor, expectation: bool) -> Tensor:
-    """Sum of the losses of K texts; those without a right clip (K, V) count 0."""
+def _block(
+    queries: Tensor,
+    weights: Tensor,
+    keys: Tensor,
+    scale: Tensor,
+    text_ids: Tensor,
+    key_ids: Tensor,
+    valid: Tensor,
+    expectation: bool,
+) -> tuple[Tensor, Tensor]:
+    """Sum of the losses of K texts, and how many of them are valid and have a right clip: the others count 0."""
+    right = _matches(text_ids, key_ids) & valid.unsqueeze(1)
     by_expert = F.log_softmax(scale * torch.einsum("ked,ved->kev", queries, keys), dim=2)
     if expectation:
         likelihood = (weights.unsqueeze(2) * by_expert).sum(1)
@@ -86,7 +97,7 @@ def _block(queries: Tensor, weights: Tensor, keys: Tensor, scale: Tensor, right:
         log_weights = weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
         likelihood = torch.logsumexp(by_expert + log_weights.unsqueeze(2), dim=1)
     number = right.sum(1).clamp(min=1)
-    return -(torch.where(right, likelihood, 0.0).sum(1) / number).sum()
+    return -(torch.where(right, likelihood, 0.0).sum(1) / number).sum(), right.any(1).sum()
 
 
 def _gather_clips(

@@ -58,7 +58,8 @@ MAX_SCALE = 100.0
 class Embeddings:
     """Vectors (B, D) float32 of a batch, of its texts (B, K, D); None where one was not asked for.
 
-    They have unit length, except `both` of a model with experts, which is a concatenation, and weights (see `experts`).
+    They have unit length. In a model with experts, `both` (B, E * D) is the concatenation of E unit vectors, `query`
+    (B, K, E * D) a unit vector, and the weights are no vectors (see `experts`).
 
     `video` and `audio` are what the fusion makes of one modality alone. A clip without frames has zeros in `video`,
     one without sound zeros in `audio` and `augmented_audio`: see the masks.

@@ -1,6 +1,6 @@
 """How much of what a device can compute a training uses: its useful FLOPs, counted, and its peak, looked up.
 
-In: a model, what a objective asks of it, the shapes of a batch. Out: FLOPs of a step, from which follow
+In: a model, what an objective asks of it, the shapes of a batch. Out: FLOPs of a step, from which follow
 
     FLOP/s = useful FLOPs of a rank's share of the step / seconds of the step
     MFU    = FLOP/s / peak FLOP/s of the rank's device

@@ -50,11 +50,13 @@ def _texts(query: EmbeddingName, media: EmbeddingName, shared: bool = False) -> 
     plain = _pair(query, media)
 
     def loss(outputs: Outputs, scale: Tensor) -> Tensor:
-        if TEXT_IDS not in outputs:
+        if TEXT_IDS not in outputs and not shared:
             return plain(outputs, scale)
         of_sort = None
-        if SHARED in outputs:
-            of_sort = (outputs[SHARED] if shared else ~outputs[SHARED]).flatten()
+        if shared:
+            of_sort = outputs[SHARED].flatten()
+        elif SHARED in outputs:
+            of_sort = ~outputs[SHARED].flatten()
         return multi_positive_info_nce(
             outputs[query].flatten(0, 1),
             outputs[media],

@@ -211,6 +211,12 @@ def test_only_the_tokens_of_the_experts_are_probed(dataset: ClipDataset) -> None
         assert set(found) == {f"probe/{token}/sound/R@1" for token in probed}
 
 
+def test_a_test_set_with_another_rule_of_what_is_right_is_another_one(dataset: ClipDataset) -> None:
+    embedder = Embedder(tiny_model(), INFERENCE)
+    rules = (EvaluationConfig(identical_captions_match=match) for match in (False, True))
+    assert len({RetrievalEvaluator(embedder, rule).embed(dataset).test_set for rule in rules}) == 2
+
+
 def test_an_identical_caption_is_right_for_every_clip_that_has_it(dataset: ClipDataset) -> None:
     embedder = Embedder(tiny_model(), INFERENCE)
     split = RetrievalEvaluator(embedder, EvaluationConfig()).embed(dataset)

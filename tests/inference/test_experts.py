@@ -136,6 +136,23 @@ def test_an_expert_that_the_model_lacks_is_named(model: Embedder, tmp_path: Path
         plain.expert_mask("video")
     with pytest.raises(ValueError, match=r"model\.fusion is 'mean': only 'experts' have weights"):
         plain.weigh(["a cow"])
+    with pytest.raises(ValueError, match="only 'experts' have weights"):
+        plain.weigh([])
+
+
+def test_one_expert_is_compared_by_its_cosine_whatever_its_weight(model: Embedder, media: list[Path]) -> None:
+    found = model.encode_text(SENTENCES, "verbal") @ model.encode_media(media).T
+    both, weights = model.encode_text(SENTENCES), model.weigh(SENTENCES)
+    at = EXPERTS.index("verbal")
+    lengths = np.linalg.norm(weights, axis=1) / weights[:, at]
+    alone = both * model.expert_mask("verbal") * lengths[:, None]
+    np.testing.assert_allclose(found, alone @ model.encode_media(media).T, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(model.encode_text(SENTENCES, "verbal"), axis=1), 1, atol=1e-5)
+
+
+def test_a_single_string_is_not_a_list_of_sentences(model: Embedder) -> None:
+    with pytest.raises(ValueError, match="sentences"):
+        model.weigh("a cow")
 
 
 def index_of(model_directory: Path, folder: Path, directory: Path) -> Index:

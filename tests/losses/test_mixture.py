@@ -92,6 +92,16 @@ def test_the_expectation_blames_each_expert_for_its_own_ranking() -> None:
     assert not torch.allclose(of_mixture, of_expectation)
 
 
+def test_mixed_precision_does_not_change_it() -> None:
+    sentences = Sentences.drawn(5)
+    inputs = leaves(sentences, torch.float32)
+    expected = loss_of(sentences, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = loss_of(sentences, inputs)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    torch.testing.assert_close(gradients(got, inputs), gradients(expected, inputs), rtol=0, atol=0)
+
+
 def test_a_weight_of_0_has_finite_gradients() -> None:
     sentences = Sentences.drawn(5)
     inputs = leaves(sentences, torch.float32)

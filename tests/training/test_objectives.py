@@ -37,7 +37,7 @@ SCALE = torch.tensor([4.0])  # low enough for vectors compared with themselves t
 
 WITH_IDS = ("text_audio", "text_video", "text_both", "shared_text_both", *EXPERT_TERMS)
 """Terms for which identical captions match."""
-WITHOUT_IDS = [name for name in TERMS if name not in EXPERT_TERMS]
+WITHOUT_IDS = [name for name in TERMS if name not in (*EXPERT_TERMS, "shared_text_both")]
 
 
 @pytest.fixture
