@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-KINDS = {"sound": "nonverbal", "speech": "verbal"}
-"""What the probe looks for, and the type token that stands for it."""
+KINDS = ("sound", "speech")
+"""What the probe looks for."""
 
 
 @dataclass(frozen=True)

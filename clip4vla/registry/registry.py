@@ -26,7 +26,8 @@ from clip4vla.evaluation.scores import Scores, is_headline
 from clip4vla.inference.embedder import Embedder
 from clip4vla.model.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_inference_config
 from clip4vla.records import Decision
-from clip4vla.tracking.store import is_local, open_client, store_lock, tracking_uri
+from clip4vla.tracking.store import URI_VARIABLE, is_local, open_client, store_lock, tracking_uri
+from clip4vla.training.spec import RUN_FILE
 from clip4vla.utils.hashing import hash_files
 from clip4vla.utils.numbers import format_score
 
@@ -43,7 +44,6 @@ REFERENCE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)(?:@([A-Za-z][A-Za-z0-9_-]*
 """`NAME@ALIAS` or `NAME/VERSION`."""
 
 PACKAGE = Path(clip4vla.__file__).parent
-RUN_FILE = "run.json"
 
 REQUIREMENTS = (
     *("mlflow", "torch", "torchvision", "torchaudio", "open_clip_torch", "safetensors"),
@@ -331,7 +331,7 @@ class Registry:
         """Make this the default store within the block: MLflow looks up `models:/` there, whatever the client's."""
         import mlflow
 
-        before = os.environ.get("MLFLOW_TRACKING_URI")
+        before = os.environ.get(URI_VARIABLE)
         mlflow.set_tracking_uri(self._uri)
         try:
             yield

@@ -107,14 +107,10 @@ class Run:
 
         self._client.log_batch(self._id, tags=[RunTag(name, value) for name, value in values.items()])
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a file, or a directory's content, under `folder` of the run's artifacts."""
-        if self._client is None:
-            return
-        if path.is_dir():
-            self._client.log_artifacts(self._id, str(path), folder)
-        else:
-            self._client.log_artifact(self._id, str(path), folder)
+    def log_artifact(self, path: Path) -> None:
+        """Keep a file among the run's artifacts."""
+        if self._client is not None:
+            self._client.log_artifact(self._id, str(path))
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Keep a figure as `figures/<name>.png`."""
@@ -184,20 +180,21 @@ def start_run(
 
 
 @contextmanager
-def reopen_run(root: Path, run_id: str, role: str = "evaluation") -> Iterator[Run]:
-    """An existing training's run, to add results to. Its status, times and provenance stay as they are.
+def reopen_run(root: Path, run_id: str) -> Iterator[Run]:
+    """An existing training's run, to add an evaluation's results to. Its status, times and provenance stay as they are.
+
+    This process's own provenance becomes `evaluation.git_revision` and so on.
 
     Args:
         root: the project's directory.
         run_id: the run.
-        role: what adds to it; this process's own provenance becomes `<role>.git_revision` and so on.
 
     Raises:
         ValueError: the run is gone.
     """
     client = open_client(root)
     run = _recorded(client, run_id)
-    run.set_tags({f"{role}.{name}": value for name, value in provenance(root).items()})
+    run.set_tags({f"evaluation.{name}": value for name, value in provenance(root).items()})
     try:
         yield run
     finally:

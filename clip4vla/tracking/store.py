@@ -147,7 +147,7 @@ def comparison_page(root: Path, run_ids: Sequence[str]) -> str:
     return _page(root, "compare-runs", runs=_json_list(run_ids), experiments=_json_list(experiments))
 
 
-def runs_table_page(root: Path, experiment: str, columns: Sequence[str], sort_by: str | None = None) -> str:
+def runs_table_page(root: Path, experiment: str, columns: Sequence[str]) -> str:
     """Address of an experiment's table of runs with the given columns.
 
     The columns are kept as a shared view: a tag of the experiment, which the address refers to. MLflow's pages take
@@ -158,27 +158,18 @@ def runs_table_page(root: Path, experiment: str, columns: Sequence[str], sort_by
         experiment: its name.
         columns: each `KIND.NAME` with a kind of `COLUMN_KINDS`: `metrics.R1 both`, `params.objective`,
             `tags.git_revision`, `attributes.Source`.
-        sort_by: the column that orders the table, largest value first; None is newest run first.
 
     Raises:
         ValueError: there is no such experiment, or a column is of no such kind.
     """
     client = open_client(root)
     found = _active_experiment(client, experiment)
-    state = json.dumps(_view_state(columns, sort_by), sort_keys=True)
+    ids = [_column_id(column) for column in columns]
+    state = json.dumps({"selectedColumns": ids, "columnOrder": ids}, sort_keys=True)
     key = hash_text(state, digits=16)
     if f"mlflow.sharedViewState.{key}" not in found.tags:
         client.set_experiment_tag(found.experiment_id, f"mlflow.sharedViewState.{key}", state)
     return _page(root, f"experiments/{found.experiment_id}/runs", viewStateShareKey=key)
-
-
-def _view_state(columns: Sequence[str], sort_by: str | None) -> dict[str, object]:
-    """What MLflow's page keeps of a table of runs."""
-    ids = [_column_id(column) for column in columns]
-    state: dict[str, object] = {"selectedColumns": ids, "columnOrder": ids}
-    if sort_by is not None:
-        state |= {"orderByKey": _column_id(sort_by), "orderByAsc": False}
-    return state
 
 
 def _column_id(column: str) -> str:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from argparse import REMAINDER, ArgumentParser
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -129,13 +129,10 @@ def wait_until_none_in(directory: Path, timeout_s: float = PATIENCE_S) -> None:
         time.sleep(POLL_S)
 
 
-def exit_with_parent(before: Callable[[], object] | None = None) -> None:
+def exit_with_parent() -> None:
     """Start a daemon thread that exits this process with status 1 when its parent has ended.
 
     A parent that is killed with -9 cannot end its children.
-
-    Args:
-        before: called once the parent has ended; the process exits when it returns.
     """
     parent = os.getppid()
 
@@ -143,8 +140,6 @@ def exit_with_parent(before: Callable[[], object] | None = None) -> None:
         while os.getppid() == parent:
             time.sleep(PARENT_POLL_S)
         print(f"the parent process {parent} has ended; process {os.getpid()} exits", file=sys.stderr, flush=True)
-        if before is not None:
-            before()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -36,7 +36,7 @@ def test_a_run_keeps_everything(root: Path, client: MlflowClient) -> None:
         run.log_params({"lr": 1e-4, **{f"p{index}": index for index in range(150)}})
         for step in range(1200):
             run.log_metrics({"loss/total": 1.0 / (step + 1), "text_to_clip/both/R@1": 5.0}, step)
-        run.log_artifact(root / "notes", "notes")
+        run.log_artifact(root / "notes" / "a.txt")
         run.log_artifact(root / "dvc.lock")
         run.log_figure(Figure(), "curves")
         run.log_dataset("stampscenes", "abc123", root / "notes", "train")
@@ -54,7 +54,7 @@ def test_a_run_keeps_everything(root: Path, client: MlflowClient) -> None:
     assert " x " in found.data.tags["hardware"]
     kept = root / "mlruns" / "artifacts" / "finetune" / run.run_id / "artifacts"
     names = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
-    assert names == {"notes/a.txt", "dvc.lock", "figures/curves.png"}
+    assert names == {"a.txt", "dvc.lock", "figures/curves.png"}
     used = found.inputs.dataset_inputs[0]
     assert (used.dataset.name, used.dataset.digest, used.tags[0].value) == ("stampscenes", "abc123", "train")
 
@@ -151,12 +151,12 @@ def test_an_evaluation_adds_its_own_provenance(root: Path, client: MlflowClient,
 def test_an_evaluation_that_fails_leaves_the_training_finished(root: Path, client: MlflowClient) -> None:
     with start_run(root, "e", "r") as run:
         pass
-    with pytest.raises(OSError, match="no clips"), reopen_run(root, str(run.run_id), role="report") as reopened:  # noqa: PT012
+    with pytest.raises(OSError, match="no clips"), reopen_run(root, str(run.run_id)) as reopened:  # noqa: PT012
         reopened.log_metrics({"test/R@1": 50.0})
         raise OSError("no clips")
     found = client.get_run(run.run_id)
     assert (found.info.status, found.data.metrics) == ("FINISHED", {"test/R_at_1": 50.0})
-    assert "report.hardware" in found.data.tags
+    assert "evaluation.hardware" in found.data.tags
     client.delete_run(run.run_id)
     with pytest.raises(ValueError, match=f"run {run.run_id} was deleted"), reopen_run(root, str(run.run_id)):
         pass

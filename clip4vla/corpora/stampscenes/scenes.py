@@ -211,7 +211,7 @@ def _read(caption: str) -> dict[str, str]:
 @lru_cache
 def _patterns() -> list[re.Pattern[str]]:
     """The templates, those that name most first, as patterns over `_plain` sentences."""
-    blank = {role: f"blank{role}blank" for role in ("seen", "heard", "said")}
+    blank = {role: f"blank{role}blank" for role in ROLES}
     patterns = []
     for template in _templates():
         pattern = re.escape(_plain(template.format(**blank))).replace(r"\ ", " ")
