@@ -7,9 +7,9 @@ Shapes: B clips, F frames, C audio channels, S samples, T audio tiles, R pixels 
 of a tile, K captions of a clip, L text tokens, D embedding width.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ from clip4vla.model.towers import (
     build_clip,
     embed_tokens,
     encode_embedded,
-    encode_tokens,
     find_architecture,
     load_clip_weights,
 )
@@ -46,7 +45,6 @@ EmbeddingName = Literal[
 """The embeddings of a batch: its texts, and the texts as queries for `both` and for `video`, which differ from `text`
 only with experts; the queries for each expert and their weights, which only a model with experts has; its video, its
 audio, its audio under SpecAugment; video and audio fused."""
-EMBEDDING_NAMES: tuple[EmbeddingName, ...] = get_args(EmbeddingName)
 TEXT_NAMES: frozenset[EmbeddingName] = frozenset({"text", "query", "video_query", "expert_queries", "expert_weights"})
 TEXTS_AT_ONCE = 64
 """Texts of similar length that a CPU encodes together."""
@@ -85,11 +83,6 @@ class Embeddings:
         """Masks and embeddings by name, without those that were not asked for."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in found.items() if value is not None}
-
-    @staticmethod
-    def concatenate(parts: "list[Embeddings]") -> "Embeddings":
-        """The embeddings of several micro-batches, computed under the same names, as those of one batch."""
-        return Embeddings(**{name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()})
 
 
 class Clip4Vla(nn.Module):
@@ -211,21 +204,25 @@ class Clip4Vla(nn.Module):
         self.clip.visual.requires_grad_(True)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Embeddings (N, D) of `tokens` (N, L) at their end token, not normalised.
+        """Embeddings (N, D) of `tokens` (N, L) at their end token, not normalised."""
+        (features,) = self._read_texts(tokens, lambda embedded, end: (encode_embedded(self.clip, embedded, end),))
+        return features
 
-        A CPU encodes them in groups of similar length, so that little of its time goes into padding.
+    def _read_texts(self, tokens: Tensor, read: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What `read` makes of embedded tokens (N, L, W) and the positions (N,) of their end tokens.
+
+        A CPU reads texts in groups of similar length, so that little of its time goes into padding.
         """
         end = self._end_of(tokens)
-        if tokens.device.type != "cpu" or len(tokens) <= TEXTS_AT_ONCE:
-            return encode_tokens(self.clip, tokens, end)
-        order = end.argsort(stable=True)
         # all at once: each look-up has a gradient as large as the vocabulary
         embedded = embed_tokens(self.clip, tokens)
-        features = []
-        for group in order.split(TEXTS_AT_ONCE):
-            length = self._length_of(end[group])
-            features.append(encode_embedded(self.clip, embedded[group, :length], end[group]))
-        return torch.cat(features)[order.argsort()]
+        if tokens.device.type != "cpu" or len(tokens) <= TEXTS_AT_ONCE:
+            return read(embedded, end)
+        order = end.argsort(stable=True)
+        groups = order.split(TEXTS_AT_ONCE)
+        parts = [read(embedded[group, : self._length_of(end[group])], end[group]) for group in groups]
+        back = order.argsort()
+        return tuple(torch.cat(of_groups)[back] for of_groups in zip(*parts, strict=True))
 
     def encode_video(self, frames: Tensor) -> Tensor:
         """Embeddings (B, F, D) of `frames` (B, F, 3, R, R) uint8 RGB, not normalised.
@@ -328,21 +325,11 @@ class Clip4Vla(nn.Module):
             vectors |= {"expert_queries": queries, "expert_weights": weights}
         return {name: vector.unflatten(0, tokens.shape[:2]) for name, vector in vectors.items() if name in names}
 
-    def _read_by_experts(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _read_by_experts(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Texts (N, D), query vectors (N, E, D) and weights (N, E) of `tokens` (N, L); see `TextExperts`."""
-        assert self.experts is not None
-        end = self._end_of(tokens)
-        if tokens.device.type != "cpu" or len(tokens) <= TEXTS_AT_ONCE:
-            text, queries, weights = self.experts.texts(encode_tokens(self.clip, tokens), end)
-            return text, queries, weights
-        embedded = embed_tokens(self.clip, tokens)
-        order, parts = end.argsort(stable=True), []
-        for group in order.split(TEXTS_AT_ONCE):
-            features = encode_embedded(self.clip, embedded[group, : self._length_of(end[group])])
-            parts.append(self.experts.texts(features, end[group]))
-        back = order.argsort()
-        text, queries, weights = (torch.cat(of_groups)[back] for of_groups in zip(*parts, strict=True))
-        return text, queries, weights
+        experts = self.experts
+        assert experts is not None
+        return self._read_texts(tokens, lambda embedded, end: experts.texts(encode_embedded(self.clip, embedded), end))
 
     def _end_of(self, tokens: Tensor) -> Tensor:
         """(N,) position of the end token of `tokens` (N, L)."""
@@ -370,7 +357,8 @@ class Clip4Vla(nn.Module):
 
     def embed_queries(self, tokens: Tensor) -> Tensor:
         """The text side (N, D or E * D) float32 of the score with `both`, for texts (N, L)."""
-        return self._embed_texts(tokens.unsqueeze(1), TEXT_NAMES)["query"][:, 0]
+        name: EmbeddingName = "query"
+        return self._embed_texts(tokens.unsqueeze(1), {name})[name][:, 0]
 
     def weigh(self, tokens: Tensor) -> Tensor:
         """Weights (N, E) of the experts for texts (N, L), the video expert first.

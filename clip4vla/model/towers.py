@@ -155,17 +155,6 @@ def check_state(expected: dict[str, Tensor], found: dict[str, Tensor], source: s
         raise ValueError(f"{source} doesn't fit this model: {'; '.join(faults + differing)}")
 
 
-def encode_tokens(clip: open_clip.CLIP, tokens: Tensor, places: Tensor | None = None) -> Tensor:
-    """Features (N, L, D) of every position of `tokens` (N, L) int64; L may be shorter than the context.
-
-    With `places` (N,) int64 only the features (N, D) at that position of each.
-
-    Raises:
-        ValueError: L is more than the context length.
-    """
-    return encode_embedded(clip, embed_tokens(clip, tokens), places)
-
-
 def embed_tokens(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
     """The input (N, L, W) of the text tower's blocks for `tokens` (N, L): token plus position embeddings.
 
