@@ -231,7 +231,7 @@ def test_in_half_precision_vectors_are_float32_and_queries_have_unit_length(buil
     exact, rough = (embed(model, batch) for model in (build(fusion="experts"), build(fusion="experts").bfloat16()))
     for name in ("query", "video_query", "both"):
         assert getattr(rough, name).dtype == torch.float32
-        torch.testing.assert_close(getattr(rough, name), getattr(exact, name), rtol=0, atol=0.1)
+        assert (F.cosine_similarity(getattr(rough, name), getattr(exact, name), dim=-1) > 0.99).all()
     torch.testing.assert_close(rough.query.norm(dim=2), torch.ones(4, 1))
 
 
