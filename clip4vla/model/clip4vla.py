@@ -7,7 +7,7 @@ Shapes: B clips, F frames, C audio channels, S samples, T audio tiles, R pixels 
 of a tile, K captions of a clip, L text tokens, D embedding width.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,7 @@ from clip4vla.model.caption_decoder import CaptionDecoder, Memory
 from clip4vla.model.cross_encoder import CrossEncoder, as_sequences
 from clip4vla.model.experts import Experts, weighted
 from clip4vla.model.fusion import SequenceFusion, mean_of_present, pool
+from clip4vla.model.layers import PartialEmbedding
 from clip4vla.model.media_features import MediaFeatures
 from clip4vla.model.pixels import PixelNormalizer
 from clip4vla.model.tokenizer import Tokenizer
@@ -197,6 +198,18 @@ class Clip4Vla(nn.Module):
             self.fusion.transformer.grad_checkpointing = enable
         if self.decoder is not None:
             self.decoder.grad_checkpointing = enable
+
+    def keep_tokens(self, tokens: Tensor) -> None:
+        """Train the embeddings of `tokens` (U,) int64 only; no other may occur until `whole_weights`."""
+        self.clip.token_embedding = PartialEmbedding(self.clip.token_embedding, tokens)
+
+    def whole_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`weights` of this model as those of one with the embeddings of all tokens."""
+        embedding = self.clip.token_embedding
+        if not isinstance(embedding, PartialEmbedding):
+            return dict(weights)
+        name = "clip.token_embedding.weight"
+        return {**weights, name: embedding.whole(weights[name])}
 
     def freeze_text(self) -> None:
         """Train everything but the text tower and the logit scale, which captioning does not use."""

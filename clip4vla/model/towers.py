@@ -18,6 +18,8 @@ from open_clip.pretrained import download_pretrained
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
+from clip4vla.model.layers import replace_layers
+
 ARCHITECTURES = Path(__file__).parent / "architectures"
 UNSUPPORTED_VISION = ("timm_model_name", "attentional_pool", "patch_dropout", "no_ln_pre")
 
@@ -92,6 +94,7 @@ def build_clip(architecture: Architecture) -> open_clip.CLIP:
     """
     clip = open_clip.CLIP(**copy.deepcopy(architecture.config), nonscalar_logit_scale=True)
     assert type(clip.visual) is VisionTransformer
+    replace_layers(clip)
     return clip
 
 

@@ -34,6 +34,11 @@ STOPPED = 128 + signal.SIGTERM
 """Exit status of a training that was asked to stop and left a checkpoint."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WORKERS_BESIDE_GPU = 8
+CLIPS_READ_FOR_TOKENS = 100_000
+"""Of so many clips, a matter of seconds, all sentences are read first, and tokens that none has are left out of the
+training. A larger corpus has most tokens."""
+PADDING = 0
+"""The token after the end of a text."""
 
 
 def train(spec: TrainSpec) -> None:
@@ -49,6 +54,8 @@ def train(spec: TrainSpec) -> None:
     dataset = ClipDataset([corpus.clips for corpus in spec.corpora], _min_words(spec))
     sampler = build_sampler(spec, dataset, world_size)
     micro_batches = -(-(sampler.clips_per_step // world_size) // spec.training.micro_batch_size)
+    if spec.task != "captioning" and len(dataset) <= CLIPS_READ_FOR_TOKENS:
+        model.keep_tokens(_tokens_of(dataset, model.tokenizer(spec.training.max_tokens)))
     objective = build_objective(spec.training, spec.audio_token)
     checkpoints = spec.checkpoints / spec.fingerprint()
     engine = Engine(model, objective, spec.training.optimizer, spec.trainer, micro_batches, device, checkpoints)
@@ -107,6 +114,11 @@ def _continued(spec: TrainSpec, before: Clip4Vla) -> Clip4Vla:
     if model.cross_encoder is not None and before.cross_encoder is not None:
         model.cross_encoder.load_state_dict(before.cross_encoder.state_dict())
     return model
+
+
+def _tokens_of(dataset: ClipDataset, tokenizer: Tokenizer) -> torch.Tensor:
+    """(U,) int64 the tokens of all texts, padding included."""
+    return torch.cat([tokenizer.vocabulary(dataset.sentences()), torch.tensor([PADDING])]).unique()
 
 
 def _min_words(spec: TrainSpec) -> int:
@@ -260,7 +272,7 @@ def write_result(
         origin: provenance of the training, of when it started.
     """
     result = model.with_initial_weights()
-    result.load_state_dict(weights)
+    result.load_state_dict(model.whole_weights(weights))
     with atomic_directory(spec.out) as directory:
         save_model(result, directory, spec.inference)
         facts = {"task": spec.task, "audio_token": spec.audio_token, "world_size": world_size, "run_id": spec.run_id}
