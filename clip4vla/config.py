@@ -77,7 +77,9 @@ class StampScenesConfig(FrozenConfig):
     stamps: Annotated[int, Field(ge=8)]
     """Number of labelled stamps that can be shown and named; those with a sound effect come first."""
     pretraining_clips: Annotated[int, Field(ge=2)]
-    """Clips of the pretraining corpus: half are narrated (verbal), half carry the sound effect (nonverbal)."""
+    """Clips of the pretraining corpus, narrated (verbal) or carrying the sound effect (nonverbal)."""
+    narrated: Fraction = 0.5
+    """Share of the pretraining clips that are narrated."""
     caption_pairs: dict[Split, Positive]
     """Pairs (sound effect, spoken word) of the caption corpus by split."""
     pictures_per_pair: dict[Split, Positive]
@@ -223,8 +225,16 @@ class TrainingConfig(FrozenConfig):
     optimizer: OptimizerConfig
 
 
-class PretrainingConfig(TrainingConfig):
-    """Contrastive pretraining: the weight of each term, 0 turns it off. The defaults are the paper's objective."""
+class ContrastiveConfig(TrainingConfig):
+    """What pretraining and retrieval have in common: the weight of each term, 0 turns it off."""
+
+    identical_captions_match: bool = False
+    """Whether a caption is right for every clip of the batch that has the identical caption, and the video of a clip
+    for the audio of such clips."""
+
+
+class PretrainingConfig(ContrastiveConfig):
+    """Contrastive pretraining. The defaults are the paper's objective."""
 
     text_audio: Weight = 1.0
     video_audio: Weight = 1.0
@@ -237,8 +247,8 @@ class PretrainingConfig(TrainingConfig):
     """The same for video."""
 
 
-class RetrievalConfig(TrainingConfig):
-    """Retrieval fine-tuning: the weight of each term, 0 turns it off."""
+class RetrievalConfig(ContrastiveConfig):
+    """Retrieval fine-tuning."""
 
     text_both: Weight = 1.0
     text_video: Weight = 0.0
@@ -254,8 +264,6 @@ class RetrievalConfig(TrainingConfig):
     shared_captions_per_clip: Annotated[int, Field(ge=0)] = 0
     """Captions of a clip in one step, beside `captions_per_clip`, that other clips of the training set have, too, such
     as "a bell rings": they are contrasted apart from those that only one clip has."""
-    identical_captions_match: bool = False
-    """Whether a caption is right for every clip of the batch that has the identical caption."""
     cross_encoder: Weight = 0.0
     """Loss of the score that reads a text and a clip together, for `evaluation.rerank`; needs `model.fusion:
     sequence`. Its negatives are the nearest clips of a micro-batch."""

@@ -70,6 +70,27 @@ def _texts(query: EmbeddingName, media: EmbeddingName, shared: bool = False) -> 
     return loss
 
 
+def _clips(first: EmbeddingName, second: EmbeddingName) -> Loss:
+    """InfoNCE between two embeddings of clips; with caption ids, clips of the identical caption match."""
+    plain = _pair(first, second)
+
+    def loss(outputs: Outputs, scale: Tensor) -> Tensor:
+        if TEXT_IDS not in outputs:
+            return plain(outputs, scale)
+        valid = _has(outputs, first) & _has(outputs, second)
+        return multi_positive_info_nce(
+            outputs[first],
+            outputs[second],
+            scale,
+            text_ids=outputs[TEXT_IDS][:, 0],
+            clip_ids=outputs[CLIP_TEXT_IDS],
+            valid_texts=valid,
+            valid_clips=valid,
+        )
+
+    return loss
+
+
 def _text_experts(outputs: Outputs, scale: Tensor) -> Tensor:
     """Likelihood of the right clips of shared captions under the mixture of experts."""
     return mixture_nll(
@@ -147,7 +168,7 @@ CROSS_ENCODER_LOSS, CAPTION_LOSS = "cross_encoder_loss", "caption_loss"
 
 TERMS: Mapping[str, tuple[tuple[EmbeddingName, ...], Loss]] = {
     "text_audio": (("text", "audio"), _texts("text", "audio")),
-    "video_audio": (("video", "audio"), _pair("video", "audio")),
+    "video_audio": (("video", "audio"), _clips("video", "audio")),
     "text_video": (("video_query", "video"), _texts("video_query", "video")),
     "text_both": (("query", "both"), _texts("query", "both")),
     "shared_text_both": (("query", "both"), _texts("query", "both", shared=True)),

@@ -14,7 +14,7 @@ from clip4vla.clips.dataset import ClipDataset
 from clip4vla.clips.loader import TrainingBatches, training_loader
 from clip4vla.clips.sampler import StepSampler
 from clip4vla.clips.transform import ClipTransform
-from clip4vla.config import CaptioningConfig, RetrievalConfig, TrainerConfig
+from clip4vla.config import CaptioningConfig, ContrastiveConfig, RetrievalConfig, TrainerConfig
 from clip4vla.model.caption_decoder import CaptionDecoder
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.fusion import SequenceFusion
@@ -167,7 +167,7 @@ def clip_transform(spec: TrainSpec, model: Clip4Vla) -> ClipTransform:
         training.circular_shift,
         _min_words(spec),
         training.shared_captions_per_clip if isinstance(training, RetrievalConfig) else 0,
-        isinstance(training, RetrievalConfig) and training.identical_captions_match,
+        isinstance(training, ContrastiveConfig) and training.identical_captions_match,
     )
 
 

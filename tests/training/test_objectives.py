@@ -35,7 +35,7 @@ SETTINGS = {"epochs": 1, "batch_size": 8, "optimizer": OPTIMIZER}
 SCALE = torch.tensor([4.0])  # low enough for vectors compared with themselves to leave a loss
 
 
-WITH_IDS = ("text_audio", "text_video", "text_both", "shared_text_both", *EXPERT_TERMS)
+WITH_IDS = ("text_audio", "video_audio", "text_video", "text_both", "shared_text_both", *EXPERT_TERMS)
 """Terms for which identical captions match."""
 WITHOUT_IDS = [name for name in TERMS if name not in (*EXPERT_TERMS, "shared_text_both")]
 

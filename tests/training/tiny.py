@@ -114,6 +114,13 @@ def naive_of_identical(outputs: Outputs, query: str, media: str, scale: Tensor, 
     return (_naive_direction(logits, right) + _naive_direction(logits.T, right.T)) / 2
 
 
+def naive_of_matching_clips(outputs: Outputs, first: str, second: str, scale: Tensor, has: Tensor) -> Tensor:
+    """The same between embeddings of clips, which match where one has the first caption of the other."""
+    right = (outputs["text_ids"][has, 0][:, None, None] == outputs["clip_text_ids"][has]).any(2)
+    logits = scale * outputs[first][has] @ outputs[second][has].T
+    return (_naive_direction(logits, right) + _naive_direction(logits.T, right.T)) / 2
+
+
 def _naive_direction(logits: Tensor, right: Tensor) -> Tensor:
     asked = right.any(1)
     weights = right[asked] / right[asked].sum(1, keepdim=True)
@@ -169,9 +176,14 @@ def naive_losses(outputs: Outputs, scale: Tensor, weights: dict[str, float]) -> 
             return naive_of_identical(outputs, query, media, scale, shared, has)
         return naive_of_texts(of(query, has), of(media, has), scale)
 
+    def of_clips(first: str, second: str) -> Tensor:
+        if "text_ids" in outputs:
+            return naive_of_matching_clips(outputs, first, second, scale, has_both)
+        return naive_info_nce(of(first, has_both), of(second, has_both), scale)
+
     terms = {
         "text_audio": lambda: of_texts("text", "audio", has_audio),
-        "video_audio": lambda: naive_info_nce(of("video", has_both), of("audio", has_both), scale),
+        "video_audio": lambda: of_clips("video", "audio"),
         "text_video": lambda: of_texts("video_query", "video", has_video),
         "text_both": lambda: of_texts("query", "both", has_video | has_audio),
         "shared_text_both": lambda: of_texts("query", "both", has_video | has_audio, shared=True),

@@ -59,7 +59,7 @@ class Scene:
 def pretraining_scenes(config: StampScenesConfig, stamps: int, sounding: int) -> list[Scene]:
     """The pretraining clips over `stamps` stamps, of which the first `sounding` have a sound."""
     rng = np.random.default_rng((config.seed, 1))
-    narrated = config.pretraining_clips // 2
+    narrated = round(config.narrated * config.pretraining_clips)
     scenes = []
     for index, stamp in enumerate(_cycle(rng, stamps, narrated)):
         heard = _other(rng, sounding, stamp)
