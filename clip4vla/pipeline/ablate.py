@@ -8,7 +8,7 @@ import csv
 from itertools import product
 from pathlib import Path
 
-from clip4vla.config import EXPERT_TERMS, AblationArm, Config, load_config
+from clip4vla.config import EXPERT_TERMS, Config, load_config
 from clip4vla.evaluation.scores import BY_QUERY, Scores
 from clip4vla.pipeline import pretrain
 from clip4vla.pipeline.evaluate import log_scores, score_retrieval
@@ -17,7 +17,7 @@ from clip4vla.pipeline.training import make_spec, run_name, run_training
 from clip4vla.records import MODALITIES
 from clip4vla.reports.figures import ablation_figure, save_figure
 from clip4vla.tracking.run import start_run
-from clip4vla.training.spec import read_run
+from clip4vla.training.spec import TrainSpec, read_run
 from clip4vla.utils.files import atomic_file, write_json
 
 NAME = "ablation"
@@ -30,8 +30,8 @@ def ablate() -> None:
     with start_run(ROOT, NAME, run_name(config, NAME)) as parent:
         arms = config.ablation.arms
         parent.log_params({"epochs": config.ablation.epochs, "seed": config.seed, "trials": len(arms)})
-        for name, arm in arms.items():
-            _run_trial(config, name, arm, parent.run_id)
+        for name in arms:
+            _run_trial(config, name, parent.run_id)
         trials = read_trials(config)
         _write_table(trials, OUT / "table.csv")
         write_json(METRICS / f"{NAME}.json", {arm: scores.tree() for arm, scores in trials.items()})
@@ -42,13 +42,19 @@ def ablate() -> None:
         parent.log_artifact(OUT / "table.csv")
 
 
-def _run_trial(config: Config, name: str, arm: AblationArm, parent: str | None) -> None:
-    changes: dict[str, float] = {"epochs": config.ablation.epochs}
+def spec_of_arm(config: Config, name: str, epochs: int) -> TrainSpec:
+    """The fine-tuning of an arm: as `retrieval` describes it, but for what the arm changes and `epochs`."""
+    arm = config.ablation.arms[name]
+    changes: dict[str, float] = {"epochs": epochs}
     if arm.fusion != "experts":
         changes |= dict.fromkeys(EXPERT_TERMS, 0.0)
     training = config.retrieval.model_copy(update=changes)
     of_arm = config.model_copy(update={"model": config.model.model_copy(update=dict(arm))})
-    spec = make_spec(of_arm, "retrieval", f"{NAME}/{name}", training, arm.audio_token, RUNS / pretrain.NAME)
+    return make_spec(of_arm, "retrieval", f"{NAME}/{name}", training, arm.audio_token, RUNS / pretrain.NAME)
+
+
+def _run_trial(config: Config, name: str, parent: str | None) -> None:
+    spec = spec_of_arm(config, name, config.ablation.epochs)
     run_training(spec, NAME, run_name(config, name), parent)
     _, scores = score_retrieval(config, spec.out, "test")
     scores.write(spec.out)
