@@ -16,6 +16,7 @@ import typer
 
 import clip4vla
 from clip4vla.records import MODALITIES, TASKS, TaskName
+from clip4vla.utils.threads import spin_briefly
 
 if TYPE_CHECKING:
     from clip4vla.inference.index import Index
@@ -295,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     if arguments is None:
         _use_project_code()
+    spin_briefly()
     try:
         app(arguments)
     except (ValueError, FileNotFoundError, RuntimeError) as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clip4vla.training.spec import TrainSpec
 from clip4vla.utils.supervise import exit_with_parent
+from clip4vla.utils.threads import spin_briefly
 
 
 def _share_cores() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
     """Train by the spec file on the command line."""
     exit_with_parent()
     _share_cores()
+    spin_briefly()
     from clip4vla.training.trainer import train
 
     try:

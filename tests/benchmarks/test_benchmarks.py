@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import audio_frontend, contrastive, ingest, loader, retrieval, search
+from benchmarks import audio_frontend, contrastive, ingest, loader, retrieval, search, threads
 from benchmarks.clips import write_clips
 from tests.project import REPOSITORY
 
@@ -175,3 +175,9 @@ def test_train_step(precision: str) -> None:
         assert row["useful_tflop_per_clip"] == pytest.approx(rows[0]["useful_tflop_per_clip"])
         assert row["peak_tflops"] == 0.5
         assert row["peak_memory_gb"] > row["batch_gb"] > 0
+
+
+def test_threads(run: Callable[..., dict[str, Any]]) -> None:
+    times = run(threads.main, "--repeats", 1)["ms"]
+    assert times.keys() == threads.SETTINGS.keys()
+    assert all(of.keys() == {"alone", "beside a busy process"} and min(of.values()) > 0 for of in times.values())
