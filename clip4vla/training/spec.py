@@ -24,6 +24,8 @@ from clip4vla.config import (
 from clip4vla.utils.files import write_json
 from clip4vla.utils.hashing import hash_file, hash_json
 
+CHECKPOINT_FORMAT = 2
+"""Raised whenever checkpoints of an earlier version no longer fit: those are not resumed from."""
 RUN_FILE = "run.json"
 PROGRESS_FILE = "progress.json"
 """Beside the checkpoints: how many of the `steps` are done, `step`, while a training goes on."""
@@ -71,6 +73,7 @@ class TrainSpec(FrozenConfig):
             mode="json", exclude={"trainer", "inference", "root", "checkpoints", "out", "run_id"}
         )
         decisive |= self.trainer.model_dump(include={"precision"})
+        decisive["checkpoints"] = CHECKPOINT_FORMAT
         decisive["data"] = [data_files(corpus.clips) for corpus in self.corpora]
         decisive["weights"] = None if self.start_from is None else hash_file(self.start_from / "model.safetensors")
         return hash_json(decisive, digits=16)
