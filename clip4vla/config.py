@@ -215,7 +215,10 @@ class TrainingConfig(FrozenConfig):
     micro_batch_size: Positive = 32
     """Clips per rank that pass through the towers at once; gradients are those of the full batch."""
     frames: Positive = 12
-    """Frames per clip, of those stored."""
+    """Frames per clip, of those stored; others are drawn each epoch."""
+    inference_frames: Positive | None = None
+    """Frames that the trained model reads; null: as many as in training. Few in training and all afterwards cost little
+    and lose little (ClipBERT, Lei et al., arXiv 2102.06183)."""
     max_tokens: Annotated[int, Field(ge=4)] = 32
     """Tokens of a text, start and end included; longer texts are cut."""
     captions_per_clip: Positive = 1
@@ -411,7 +414,7 @@ class GenerationConfig(BeamSearchConfig):
 
 
 class InferenceConfig(FrozenConfig):
-    """How a trained model reads media and texts outside of training: as they were read in training.
+    """How a trained model reads media and texts outside of training: as in training, but for the number of frames.
 
     It is stored in `config.json` of a model directory, and with each version in the registry.
     """
@@ -431,7 +434,8 @@ class InferenceConfig(FrozenConfig):
         if isinstance(training, CaptioningConfig):
             search = beam_search or BeamSearchConfig()
             generation = GenerationConfig(modalities=training.modalities, **search.model_dump())
-        return cls(clips=clips, frames=training.frames, max_tokens=training.max_tokens, generation=generation)
+        frames = training.inference_frames or training.frames
+        return cls(clips=clips, frames=frames, max_tokens=training.max_tokens, generation=generation)
 
     def with_beam_search(self, beam_search: BeamSearchConfig) -> "InferenceConfig":
         """The same with another beam search, where captions are generated at all."""
@@ -561,11 +565,13 @@ class Config(FrozenConfig):
     @model_validator(mode="after")
     def _frames_are_stored(self) -> "Config":
         sections = {"pretraining": self.pretraining, "retrieval": self.retrieval, "captioning": self.captioning}
-        for name, training in sections.items():
-            if training.frames > self.clips.frames:
-                raise ValueError(
-                    f"{name}.frames is {training.frames}, but clips.frames, the number stored, is {self.clips.frames}"
-                )
+        for section, training in sections.items():
+            for name in ("frames", "inference_frames"):
+                if (getattr(training, name) or 0) > self.clips.frames:
+                    raise ValueError(
+                        f"{section}.{name} is {getattr(training, name)}, but clips.frames, the number stored, is "
+                        f"{self.clips.frames}"
+                    )
         return self
 
 

@@ -35,7 +35,7 @@ TINY_CONFIG: dict[str, Any] = {
     "audio": {"tiles": 2, "hop": 256},
     "model": {"architecture": "tiny"},
     "pretraining": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8},
-    "retrieval": {"epochs": 1, "batch_size": 6, "micro_batch_size": 3},
+    "retrieval": {"epochs": 1, "batch_size": 6, "micro_batch_size": 3, "inference_frames": 2},
     "captioning": {"epochs": 1, "batch_size": 6, "micro_batch_size": 3},
     "ablation": {"arms": {"mean": {"fusion": "mean"}, "experts": {"fusion": "experts"}}, "epochs": 1},
     "trainer": {"loader_workers": 0, "log_every": 1, "checkpoint_every": 1},

@@ -345,11 +345,12 @@ def test_the_paper_s_recipes_have_no_experts_and_one_right_clip(changed: Write, 
     assert (config.retrieval.shared_captions_per_clip, config.retrieval.identical_captions_match) == (0, False)
 
 
+@pytest.mark.parametrize("name", ["frames", "inference_frames"])
 @pytest.mark.parametrize("section", ["pretraining", "retrieval", "captioning"])
-def test_more_frames_than_are_stored_are_refused(changed: Write, section: str) -> None:
-    message = rf"{section}\.frames is 12, but clips\.frames, the number stored, is 4"
+def test_more_frames_than_are_stored_are_refused(changed: Write, section: str, name: str) -> None:
+    message = rf"{section}\.{name} is 12, but clips\.frames, the number stored, is 4"
     with pytest.raises(ValueError, match=message):
-        load_config(changed(put(f"{section}.frames", 12)))
+        load_config(changed(put(f"{section}.{name}", 12)))
 
 
 @pytest.mark.parametrize("role", ["pretraining", "finetuning"])
@@ -422,6 +423,8 @@ def test_inference_reads_media_and_texts_as_in_training() -> None:
     inference = InferenceConfig.of(CLIPS, RETRIEVAL)
     assert (inference.clips, inference.frames, inference.max_tokens) == (CLIPS, 2, 20)
     assert inference.generation is None
+    all_frames = RETRIEVAL.model_copy(update={"inference_frames": 4})
+    assert InferenceConfig.of(CLIPS, all_frames).frames == 4
     assert InferenceConfig.of(CLIPS, CAPTIONING).generation == GenerationConfig(modalities="video")
 
 

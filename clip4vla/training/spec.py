@@ -72,6 +72,7 @@ class TrainSpec(FrozenConfig):
         decisive = self.model_dump(
             mode="json", exclude={"trainer", "inference", "root", "checkpoints", "out", "run_id"}
         )
+        decisive["training"].pop("inference_frames")
         decisive |= self.trainer.model_dump(include={"precision"})
         decisive["checkpoints"] = CHECKPOINT_FORMAT
         decisive["data"] = [data_files(corpus.clips) for corpus in self.corpora]
