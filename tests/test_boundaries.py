@@ -36,6 +36,7 @@ DOORS = {
         "clip4vla/inference/index.py",
         "benchmarks/clips.py",
         "benchmarks/ingest.py",
+        "benchmarks/app.py",
         "benchmarks/search.py",
     ),
 }

@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Annotated, TypeVar
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import FastAPI, HTTPException, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
@@ -46,6 +46,7 @@ OWN_SITE = ("same-origin", "none")
 
 Sentence = Annotated[str, Query(max_length=MAX_CHARACTERS)]
 Top = Annotated[int, Query(ge=1, le=MOST)]
+Row = Annotated[int, Path(ge=0, lt=2**63)]
 Answer = TypeVar("Answer")
 
 
@@ -112,18 +113,18 @@ def _add_clips(app: FastAPI, index: Index) -> None:
     """Routes of a clip of the index by its number: its file, which can be asked for in parts, and its preview."""
 
     @app.get("/clips/{row}/media")
-    def media(row: int) -> FileResponse:
+    def media(row: Row) -> FileResponse:
         return FileResponse(_or_404(lambda: index.file(row)))
 
     @app.get("/clips/{row}/pictures/{number}")
-    def picture(row: int, number: int) -> Response:
+    def picture(row: Row, number: int) -> Response:
         pictures = _or_404(lambda: index.preview(row)).pictures
         if not 0 <= number < len(pictures):
             raise HTTPException(404, f"clip {row} has {len(pictures)} pictures")
         return Response(pictures[number], media_type="image/jpeg")
 
     @app.get("/clips/{row}/sound")
-    def sound(row: int) -> Response:
+    def sound(row: Row) -> Response:
         found = _or_404(lambda: index.preview(row)).sound
         if found is None:
             raise HTTPException(404, f"clip {row} has no sound")

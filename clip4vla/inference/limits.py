@@ -25,7 +25,7 @@ class MediaLimits(FrozenConfig):
     """Pixels of a frame or picture; 8K has 33 million."""
     max_seconds: Seconds = 600.0
     """Length of a file."""
-    read_s: Seconds = 10.0
+    read_s: Seconds = 20.0
     """Time in which a file is read."""
     wait_s: Seconds = 2.0
     """When all readers have been at their files for so long, further files are refused until one is done."""

@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
@@ -144,13 +145,15 @@ def _unpack(data: bytes) -> Clip:
 
 
 def _serve(connection: Connection, limits: MediaLimits) -> None:
-    """Answer requests until the other side is gone."""
+    """Answer requests until the other side is gone.
+
+    Raises:
+        EOFError, ConnectionError: it is gone.
+    """
+    _pack({})  # Arrow imports pandas for its first table, which is not to count as time of the first file
     connection.send_bytes(READY)
     while True:
-        try:
-            request = ReadRequest.model_validate_json(connection.recv_bytes())
-        except EOFError:
-            return
+        request = ReadRequest.model_validate_json(connection.recv_bytes())
         try:
             packed = _pack(read_row_within(request, limits))
         except MediaError as error:
@@ -175,7 +178,8 @@ def main() -> None:
     """Run a reader: `python -m clip4vla.inference.media_reader DESCRIPTOR LIMITS`."""
     limits = MediaLimits.model_validate_json(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
-    _serve(Connection(int(sys.argv[1])), limits)
+    with suppress(EOFError, ConnectionError):
+        _serve(Connection(int(sys.argv[1])), limits)
 
 
 if __name__ == "__main__":

@@ -42,5 +42,5 @@ def probe(path: Path) -> Probed:
             return Probed(container.format.name, max(sizes, default=0))
     except av.error.ArgumentError as error:
         raise MediaError("container", f"{path} is none of {', '.join(CONTAINERS)}") from error
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise MediaError("corrupt", f"{path}: {error}") from error
+    except (av.error.FFmpegError, OSError) as error:
+        raise MediaError("corrupt", f"{path}: {error.strerror}") from error

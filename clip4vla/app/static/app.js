@@ -31,6 +31,7 @@ async function ask(url, options) {
     status.textContent = `${results.querySelectorAll(".card").length} clips in ${Math.round(performance.now() - started)} ms`;
   } catch (problem) {
     if (mine !== asked) return;
+    results.replaceChildren();
     show(problem instanceof TypeError ? "The server does not answer." : problem.message);
   } finally {
     if (mine === asked) page.classList.remove("busy");
@@ -72,6 +73,8 @@ function searchByFile(file) {
   }
   if (file !== sent) showFile(file);
   sent = file;
+  form.elements.q.value = "";
+  history.replaceState(null, "", "/");
   ask(`/results?${new URLSearchParams({ compare: compared() })}`, { method: "POST", body: file });
 }
 
