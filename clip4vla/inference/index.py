@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -47,6 +47,7 @@ PATHS_AT_ONCE = 64
 """Files that are removed together."""
 EXACT_UP_TO = 20_000
 """Clips that are all compared; more are found by a vector index."""
+SENTENCES_KEPT = 256
 PROBES = 24
 """Parts of the vector index that are looked into."""
 
@@ -303,6 +304,11 @@ class Index:
         """The model that the index was built with, loaded when it is first needed."""
         return Embedder.open(self._directory / MODEL, self.model.inference)
 
+    @cached_property
+    def _encode(self) -> Callable[[str, str | None], NDArray[np.float32]]:
+        """The vector (D,) of a sentence for an expert; those of the latest sentences are kept."""
+        return lru_cache(SENTENCES_KEPT)(lambda sentence, expert: self.embedder.encode_text([sentence], expert)[0])
+
     def search(self, sentence: str, top: int, by: Modality = "both", listen: Listen | None = None) -> list[Hit]:
         """The `top` clips that match `sentence` best, the best first.
 
@@ -317,7 +323,7 @@ class Index:
         """
         if not sentence.strip():
             raise ValueError("there is nothing to search for")
-        query = self.embedder.encode_text([sentence], None if listen is None else EXPERT_OF[listen])[0]
+        query = self._encode(sentence, None if listen is None else EXPERT_OF[listen])
         return nearest(self._clips, query, top, by if listen is None else MODALITY_OF[listen])
 
     def search_like(self, example: Clip, top: int, by: Modality = "both", listen: Listen | None = None) -> list[Hit]:
@@ -353,7 +359,9 @@ class Index:
             return {}
         if listen is not None:
             return {listen: 1.0}
-        weights = zip(self.embedder.experts, self.embedder.weigh([sentence])[0].tolist(), strict=True)
+        parts = self._encode(sentence, None).reshape(len(self.embedder.experts), -1)
+        lengths = np.linalg.norm(parts, axis=1)  # of an expert's part, in proportion to its weight
+        weights = zip(self.embedder.experts, (lengths / lengths.sum()).tolist(), strict=True)
         return {EXPERT_LABELS.get(name, name): weight for name, weight in sorted(weights, key=lambda pair: -pair[1])}
 
     def listens_for_like(self, example: Clip, listen: Listen | None = None) -> dict[str, float]:
