@@ -1,5 +1,6 @@
 """What the benchmarks of servers share: a model of random weights, a server's process, and many clients at once."""
 
+import os
 import subprocess
 import sys
 import time
@@ -47,7 +48,8 @@ def serving(module: Sequence[str], url: str, environment: Mapping[str, str], dir
         RuntimeError: it ends, or does not answer in time.
     """
     command = supervised([sys.executable, "-m", *module])
-    process = subprocess.Popen(command, env=dict(environment), cwd=directory, stdout=sys.stderr)
+    path = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])  # MLflow starts uvicorn by name
+    process = subprocess.Popen(command, env={**environment, "PATH": path}, cwd=directory, stdout=sys.stderr)
     try:
         deadline = time.monotonic() + START_S
         while not _answers(url):
