@@ -19,10 +19,12 @@ from clip4vla.records import MODALITIES, TASKS, TaskName
 from clip4vla.utils.threads import spin_briefly
 
 if TYPE_CHECKING:
+    from clip4vla.inference.embedder import Embedder
     from clip4vla.inference.index import Index
 
 INDEX = Path("data/index")
 TOP = 10
+PORT = 8000
 STAGE_VARIABLE = "DVC_STAGE"
 """Set by DVC for the command of a stage."""
 
@@ -215,6 +217,27 @@ def search(
         _answer(opened, typed, top, by.value, listen and listen.value, html)
 
 
+@app.command("app", rich_help_panel=MODELS)
+def serve_app(
+    index: IndexOption = INDEX,
+    captions: Annotated[
+        str | None,
+        typer.Option(help="Model that captions examples, as in clip4vla.load; default: the project's champion."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address or name; who reaches it may search and play.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = PORT,
+) -> None:
+    """Serve a page to search with: by a sentence, or by a sound, a picture or a video."""
+    from clip4vla.app.server import create_app, serve
+    from clip4vla.inference.index import Index
+
+    opened = Index(index)
+    captioner = _champion_captioner() if captions is None else clip4vla.load(captions)
+    page = create_app(opened, captioner, hosts=[host])
+    print(f"{len(opened):,} clips by {opened.model.name} version {opened.model.version} at http://{host}:{port}")
+    serve(page, host, port)
+
+
 @app.command("check-corpus", rich_help_panel=MODELS)
 def check_corpus(
     adapter: Annotated[str, typer.Argument(help="Name of the adapter, such as msrvtt or folder.")],
@@ -268,6 +291,17 @@ def _answer(opened: "Index", sentence: str, top: int, by: Any, listen: Any, html
     if html is not None:
         write_page(search_page(sentence, hits, opened, listen), html)
         print(f"with pictures and sound: {html}")
+
+
+def _champion_captioner() -> "Embedder | None":
+    """The champion of the captioning models; None, with the reason printed, where there is none."""
+    from clip4vla.config import load_config
+
+    try:
+        return clip4vla.load(f"{clip4vla.REGISTRY_PREFIX}{load_config().gates.captioning.model_name}@champion")
+    except (ValueError, FileNotFoundError) as error:
+        print(f"no captions of examples: {error}")
+        return None
 
 
 def _task(task: Task) -> TaskName:

@@ -4,7 +4,7 @@ import base64
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "link", "input"}
 
 
 @dataclass

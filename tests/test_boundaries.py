@@ -10,7 +10,7 @@ from tests.project import REPOSITORY
 
 ORDER = (
     *("utils", "records", "config", "media", "corpora", "clips", "audio", "model", "losses"),
-    *("tracking", "training", "inference", "evaluation", "registry", "reports", "pipeline", "__main__"),
+    *("tracking", "training", "inference", "evaluation", "registry", "reports", "app", "pipeline", "__main__"),
 )
 """The parts of the package in the way of the data; on top of them stand flows and benchmarks."""
 
@@ -27,6 +27,8 @@ DOORS = {
     "pycocoevalcap": ("clip4vla/evaluation/caption_metrics.py",),
     "silero_vad": ("clip4vla/clips/speech.py",),
     "jinja2": ("clip4vla/reports/pages.py",),
+    "fastapi": ("clip4vla/app/server.py",),
+    "uvicorn": ("clip4vla/app/server.py",),
     "matplotlib": ("clip4vla/reports/figures.py", "clip4vla/tracking/"),
     "typer": ("clip4vla/__main__.py", "flows/serve.py"),
     "lance": (
@@ -34,6 +36,7 @@ DOORS = {
         "clip4vla/inference/index.py",
         "benchmarks/clips.py",
         "benchmarks/ingest.py",
+        "benchmarks/app.py",
         "benchmarks/search.py",
     ),
 }

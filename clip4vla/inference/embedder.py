@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from clip4vla.clips.batch import Batch
-from clip4vla.clips.format import Clip, cut_sound, decode_row, encode_row
+from clip4vla.clips.format import Clip, decode_row
 from clip4vla.clips.transform import collate
 from clip4vla.config import AudioToken, GenerationConfig, InferenceConfig, load_config
-from clip4vla.media.decode import decode
+from clip4vla.inference.media_row import read_row
 from clip4vla.model.clip4vla import Clip4Vla, EmbeddingName, Embeddings
 from clip4vla.model.media_features import MediaFeatures
 from clip4vla.model.pretrained import load_model, read_inference_config
-from clip4vla.records import MODALITIES, Modality, SourceRecord, Text
+from clip4vla.records import MODALITIES, Modality, Text
 
 log = logging.getLogger(__name__)
 
@@ -131,11 +131,7 @@ class Embedder:
         Raises:
             MediaError: the file can't be used.
         """
-        clips = self.inference.clips
-        span = decode(path, start_s, end_s, frames=clips.frames, short_side=clips.size, sample_rate=self.sample_rate)
-        span = cut_sound(span, round(clips.max_seconds * self.sample_rate))
-        record = SourceRecord(str(path), str(path), "test", ())
-        return decode_row(encode_row(record, span, clips.jpeg_quality))
+        return decode_row(read_row(path, self.inference.clips, self.sample_rate, start_s, end_s))
 
     @torch.inference_mode()
     def embed_clips(

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from clip4vla.clips.format import Clip
-from clip4vla.clips.preview import make_preview
+from clip4vla.clips.preview import Preview, make_preview
 from clip4vla.config import FrozenConfig, InferenceConfig
 from clip4vla.corpora.media_index import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from clip4vla.inference.embedder import Embedder
@@ -47,6 +47,7 @@ PATHS_AT_ONCE = 64
 """Files that are removed together."""
 EXACT_UP_TO = 20_000
 """Clips that are all compared; more are found by a vector index."""
+SENTENCES_KEPT = 256
 PROBES = 24
 """Parts of the vector index that are looked into."""
 
@@ -55,6 +56,8 @@ EXPERT_OF: dict[Listen, str] = {"sound": "nonverbal", "speech": "verbal", "pictu
 """The expert of a model with experts that stands for each."""
 EXPERT_LABELS: dict[str, str] = {expert: name for name, expert in EXPERT_OF.items()} | {"none": "audio"}
 """What an expert listens for; `none` is the audio expert without a type token."""
+MODALITY_OF: dict[Listen, Modality] = {"sound": "audio", "speech": "audio", "picture": "video"}
+"""The modality that each expert reads."""
 
 Item = TypeVar("Item")
 
@@ -87,6 +90,8 @@ class Summary:
 class Hit:
     """A clip that was found."""
 
+    row: int
+    """Its number in the opened index."""
     path: str
     start_s: float
     end_s: float
@@ -135,8 +140,13 @@ def find_media(folder: Path) -> dict[str, tuple[int, int]]:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES | AUDIO_SUFFIXES)
-    stats = {path.relative_to(folder).as_posix(): path.stat() for path in found if path.is_file()}
-    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+    return {path.relative_to(folder).as_posix(): _state(path) for path in found if path.is_file()}
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and moment of change."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def spans(seconds: float, longest: float) -> list[tuple[float, float]]:
@@ -290,8 +300,14 @@ class Index:
         return int(self._clips.count_rows())
 
     @cached_property
-    def _embedder(self) -> Embedder:
+    def embedder(self) -> Embedder:
+        """The model that the index was built with, loaded when it is first needed."""
         return Embedder.open(self._directory / MODEL, self.model.inference)
+
+    @cached_property
+    def _encode(self) -> Callable[[str, str | None], NDArray[np.float32]]:
+        """The vector (D,) of a sentence for an expert; those of the latest sentences are kept."""
+        return lru_cache(SENTENCES_KEPT)(lambda sentence, expert: self.embedder.encode_text([sentence], expert)[0])
 
     def search(self, sentence: str, top: int, by: Modality = "both", listen: Listen | None = None) -> list[Hit]:
         """The `top` clips that match `sentence` best, the best first.
@@ -307,10 +323,30 @@ class Index:
         """
         if not sentence.strip():
             raise ValueError("there is nothing to search for")
-        query = self._embedder.encode_text([sentence], None if listen is None else EXPERT_OF[listen])[0]
+        query = self._encode(sentence, None if listen is None else EXPERT_OF[listen])
+        return nearest(self._clips, query, top, by if listen is None else MODALITY_OF[listen])
+
+    def search_like(self, example: Clip, top: int, by: Modality = "both", listen: Listen | None = None) -> list[Hit]:
+        """The `top` clips that are most like `example`, by what it has: a sound is compared with sounds.
+
+        Their scores are cosines; with experts, means of the cosines by expert.
+
+        Args:
+            example: a clip that the `embedder` reads.
+            top, by, listen: as in `search`; each expert has the same weight.
+
+        Raises:
+            ValueError: the example has no sound, or no picture, to compare, or the model has no such expert.
+        """
+        vectors = {m: vector[0] for m, vector in self.embedder.embed_by_modality([example]).items()}
         if listen is not None:
-            by = "video" if listen == "picture" else "audio"
-        return nearest(self._clips, query, top, by)
+            by = MODALITY_OF[listen]
+        elif by == "both" and not (vectors["video"].any() and vectors["audio"].any()):
+            by = "video" if vectors["video"].any() else "audio"
+        query = vectors[by] if listen is None else vectors[by] * self.embedder.expert_mask(EXPERT_OF[listen])
+        if not query.any():
+            raise ValueError(f"the example has no {'picture' if by == 'video' else 'sound'} to compare")
+        return nearest(self._clips, query / (query @ query), top, by)
 
     def listens_for(self, sentence: str, listen: Listen | None = None) -> dict[str, float]:
         """The weights of a search by what is listened for, largest first; empty where the model has no experts.
@@ -319,22 +355,62 @@ class Index:
             sentence: what is searched for.
             listen: the one expert that must match, in place of the weights of the sentence.
         """
-        if not self._embedder.experts:
+        if not self.embedder.experts:
             return {}
         if listen is not None:
             return {listen: 1.0}
-        weights = zip(self._embedder.experts, self._embedder.weigh([sentence])[0].tolist(), strict=True)
+        parts = self._encode(sentence, None).reshape(len(self.embedder.experts), -1)
+        lengths = np.linalg.norm(parts, axis=1)  # of an expert's part, in proportion to its weight
+        weights = zip(self.embedder.experts, (lengths / lengths.sum()).tolist(), strict=True)
         return {EXPERT_LABELS.get(name, name): weight for name, weight in sorted(weights, key=lambda pair: -pair[1])}
+
+    def listens_for_like(self, example: Clip, listen: Listen | None = None) -> dict[str, float]:
+        """The same of `search_like`: equal weights of what the example has."""
+        if listen is not None or not self.embedder.experts:
+            return self.listens_for("", listen)
+        has = {
+            expert: example.frames if expert == "video" else example.audio is not None
+            for expert in self.embedder.experts
+        }
+        present = [EXPERT_LABELS.get(expert, expert) for expert, is_there in has.items() if is_there]
+        return dict.fromkeys(present, 1 / len(present)) if present else {}
+
+    def preview(self, row: int) -> Preview:
+        """Small pictures and an excerpt of the sound of the clip of a `Hit`.
+
+        Raises:
+            LookupError: there is no such row.
+        """
+        found = self._take(row, "pictures", "sound")
+        return Preview(tuple(found["pictures"]), found["sound"])
+
+    def file(self, row: int) -> Path:
+        """The file of the clip of a `Hit`, as it was indexed.
+
+        Raises:
+            LookupError: there is no such row, or the file is gone or another one.
+        """
+        found = self._take(row, "path", "bytes", "modified_ns")
+        path = self.folder / found["path"]
+        if not path.is_file() or _state(path) != (found["bytes"], found["modified_ns"]):
+            raise LookupError(f"{found['path']} has changed since it was indexed: run `clip4vla index` again")
+        return path
+
+    def _take(self, row: int, *columns: str) -> dict[str, Any]:
+        for found in self._clips.to_table(columns=list(columns), filter=f"_rowid = {row}").to_pylist():
+            return dict(found)
+        raise LookupError(f"the index has no clip {row}")
 
 
 def nearest(dataset: Any, query: NDArray[np.float32], top: int, by: Modality) -> list[Hit]:
-    """The `top` clips whose vector by a modality has the largest cosine with the unit vector `query` (D,)."""
+    """The `top` clips whose vector by a modality has the largest inner product with `query` (D,)."""
     wanted = {"column": by, "q": query, "k": top, "metric": "dot", "nprobes": PROBES}
-    table = dataset.to_table(columns=[*SHOWN, *MODALITIES, "_distance"], nearest=wanted, filter=f"{by} is not null")
+    columns = [*SHOWN, *MODALITIES, "_distance", "_rowid"]
+    table = dataset.to_table(columns=columns, nearest=wanted, filter=f"{by} is not null")
     hits = [_hit(row, query) for row in table.to_pylist()]
     return sorted(hits, key=lambda hit: -hit.scores[by])
 
 
 def _hit(row: Mapping[str, Any], query: NDArray[np.float32]) -> Hit:
     scores = {m: float(query @ np.array(row[m], np.float32)) for m in MODALITIES if row[m] is not None}
-    return Hit(row["path"], row["start_s"], row["end_s"], scores, tuple(row["pictures"]), row["sound"])
+    return Hit(row["_rowid"], row["path"], row["start_s"], row["end_s"], scores, tuple(row["pictures"]), row["sound"])

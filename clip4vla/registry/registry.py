@@ -405,23 +405,22 @@ def save_pyfunc(path: Path, run_directory: Path, inference: InferenceConfig, mod
 
 
 def _signature(captions: bool) -> Any:
+    """Of the outputs. With one of the inputs, MLflow would drop unknown columns before the model can refuse them."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import Array, DataType
 
-    text, media = (ColSpec(DataType.string, name, required=False) for name in ("text", "media"))
     embedding = ColSpec(Array(DataType.double), "embedding", required=False)
     caption, error = (ColSpec(DataType.string, name, required=False) for name in ("caption", "error"))
-    answer = caption if captions else embedding
-    return ModelSignature(inputs=Schema([media] if captions else [text, media]), outputs=Schema([answer, error]))
+    return ModelSignature(outputs=Schema([caption if captions else embedding, error]))
 
 
 def _input_example(captions: bool) -> Any:
     import pandas as pd  # type: ignore[import-untyped]
 
     if captions:
-        return pd.DataFrame({"media": ["/videos/dog.mp4"]})
-    return pd.DataFrame({"text": ["a dog barks", None], "media": [None, "/videos/dog.mp4"]})
+        return pd.DataFrame({"media": ["dog.mp4"]})
+    return pd.DataFrame({"text": ["a dog barks", None], "media": [None, "dog.mp4"]})
 
 
 def _run_of(version: "ModelVersion") -> str:

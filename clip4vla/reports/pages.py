@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from clip4vla.reports.tables import Table
 from clip4vla.utils.files import atomic_file
@@ -92,13 +92,14 @@ def write_page(page: Page, path: Path) -> None:
 
 def render_page(page: Page) -> str:
     """The HTML document of `page`."""
-    return _environment().get_template("page.html.j2").render(page=page)
+    return template_environment("clip4vla.reports").get_template("page.html.j2").render(page=page)
 
 
 @cache
-def _environment() -> Environment:
+def template_environment(*packages: str) -> Environment:
+    """The templates of `packages`, those of the first one before those of the others; they escape every text."""
     environment = Environment(
-        loader=PackageLoader("clip4vla.reports"),
+        loader=ChoiceLoader([PackageLoader(package) for package in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

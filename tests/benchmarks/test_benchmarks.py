@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import audio_frontend, contrastive, ingest, loader, retrieval, search, threads
+from benchmarks import app, audio_frontend, contrastive, ingest, loader, retrieval, search, serving, threads
 from benchmarks.clips import write_clips
 from tests.project import REPOSITORY
 
@@ -138,6 +138,22 @@ def test_search(run: Callable[..., dict[str, Any]]) -> None:
     assert results["recall"] == 1.0  # too few clips for a vector index: both searches are scans
     for times in (results["scan"], results["index"]):
         assert 0 < times["median_ms"] <= times["p95_ms"]
+
+
+@pytest.mark.slow
+def test_app(run: Callable[..., dict[str, Any]]) -> None:
+    results = run(app.main, "--clips", 50, "--requests", 3)
+    assert 0 < results["p50_ms"] <= results["p95_ms"]
+    assert results["rows_per_s"] == results["requests_per_s"] > 0
+
+
+@pytest.mark.slow
+def test_serving(run: Callable[..., dict[str, Any]]) -> None:
+    results = run(serving.main, "--clients", 2, "--requests", 4, "--rows", 3)
+    assert results.keys() == {"text", "texts", "media"}
+    assert results["texts"]["rows_per_s"] == pytest.approx(3 * results["texts"]["requests_per_s"])
+    for figures in results.values():
+        assert 0 < figures["p50_ms"] <= figures["p95_ms"]
 
 
 def test_without_lance_the_error_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

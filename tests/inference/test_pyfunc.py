@@ -4,14 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
 from clip4vla.config import BeamSearchConfig
 from clip4vla.evaluation.retrieval_metrics import QueryRanks
@@ -46,9 +50,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def load(path: Path, **variables: object) -> mlflow.pyfunc.PyFuncModel:
+    """The model at `path`, loaded with limits in environment variables."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(f"CLIP4VLA_{name.upper()}", str(value))
+        return mlflow.pyfunc.load_model(str(path))
+
+
 @pytest.fixture(scope="module")
 def model(folder: Path) -> mlflow.pyfunc.PyFuncModel:
-    return mlflow.pyfunc.load_model(str(folder / "model"))
+    return load(folder / "model", media_root=folder)
 
 
 def test_texts_and_files_become_unit_vectors_and_errors_stay_in_their_row(model, folder: Path) -> None:
@@ -56,18 +68,18 @@ def test_texts_and_files_become_unit_vectors_and_errors_stay_in_their_row(model,
         ("a dog barks", None),
         (None, str(folder / "one.mp4")),
         (None, str(folder / "broken.mp4")),
-        (None, str(folder / "missing.mp4")),
+        (None, "missing.mp4"),
         ("a dog barks", str(folder / "one.mp4")),
         (None, None),
         ("a cat", None),
-        (None, str(folder / "two.mp4")),
+        (None, "two.mp4"),
     ]
     answers = model.predict(pd.DataFrame(rows, columns=["text", "media"], index=range(10, 18)))
     assert list(answers.index) == list(range(10, 18))
     errors = answers["error"].tolist()
     assert [error is None for error in errors] == [True, True, False, False, False, False, True, True]
     assert errors[2].startswith("corrupt: ")
-    assert errors[3].startswith("missing: ")
+    assert errors[3] == "missing: no file missing.mp4"
     assert errors[4] == errors[5] == "a row needs either a text or a media path"
     vectors = [vector for vector in answers["embedding"] if vector is not None]
     assert len(vectors) == 4
@@ -120,17 +132,70 @@ def test_no_caches_are_stored(folder: Path) -> None:
     assert not [name for name in stored if name.endswith(".pyc")]
 
 
-def test_the_signature_names_inputs_and_outputs(model) -> None:
-    signature = model.metadata.signature
-    assert signature.inputs.input_names() == ["text", "media"]
-    assert signature.outputs.input_names() == ["embedding", "error"]
-    assert not any(column.required for column in signature.inputs.inputs)
+def test_the_signature_names_the_outputs(model) -> None:
+    assert model.metadata.signature.outputs.input_names() == ["embedding", "error"]
+
+
+@pytest.mark.parametrize("columns", [["txt"], ["text", "modia"], []])
+def test_unknown_columns_are_refused_by_name(model, columns: list[str]) -> None:
+    table = pd.DataFrame({name: ["a dog barks"] for name in columns}, index=[0])
+    unknown = ", ".join(repr(name) for name in columns if name != "text") or "none given"
+    with pytest.raises(MlflowException, match=f"unknown columns: {unknown}; the columns are text and media") as found:
+        model.predict(table)
+    assert found.value.get_http_status_code() == 400
+
+
+def test_what_is_no_table_is_refused(model) -> None:
+    with pytest.raises(MlflowException, match="send dataframe_records with text and media") as found:
+        model.predict(["a dog barks"])
+    assert found.value.get_http_status_code() == 400
+
+
+def test_a_request_of_too_many_rows_is_refused_and_a_long_text_gets_an_error(folder: Path) -> None:
+    limited = load(folder / "model", max_rows=2, max_characters=5)
+    with pytest.raises(MlflowException, match="3 rows; a request may have 2") as found:
+        limited.predict(pd.DataFrame({"text": ["a", "b", "c"]}))
+    assert found.value.get_http_status_code() == 400
+    answers = limited.predict(pd.DataFrame({"text": ["a cow", "a cow moos"]}))
+    assert answers["error"].tolist() == [None, "10 characters; a text may have 5"]
+    assert answers["embedding"][1] is None
+
+
+def test_without_a_media_root_no_file_is_served(folder: Path) -> None:
+    answers = load(folder / "model").predict(pd.DataFrame({"media": [str(folder / "one.mp4")]}))
+    assert answers["error"].tolist() == ["no files are served: CLIP4VLA_MEDIA_ROOT names no folder"]
+
+
+def test_only_files_of_the_media_root_are_served(model, folder: Path, tmp_path: Path) -> None:
+    outside = write_video(tmp_path / "outside.mp4", 5)
+    (folder / "link.mp4").symlink_to(outside)
+    (folder / "inner.mp4").symlink_to(folder / "one.mp4")
+    named = [str(outside), f"../{tmp_path.name}/outside.mp4", "link.mp4", "/proc/self/environ", "inner.mp4"]
+    errors = model.predict(pd.DataFrame({"media": named}))["error"].tolist()
+    assert errors == [*(f"forbidden: {name} is outside of the folder of media" for name in named[:-1]), None]
+
+
+def test_many_requests_at_once_get_their_own_answers(model, folder: Path) -> None:
+    texts = [f"{word} moos" for word in "abcdefgh"]
+    requests = [{"text": [text], "media": [None]} for text in texts] + [{"media": ["one.mp4"]}] * 4
+    with ThreadPoolExecutor(len(requests)) as pool:
+        answers = list(pool.map(lambda request: model.predict(pd.DataFrame(request)), requests))
+    expected = [*Embedder.open(folder / "run").encode_text(texts)]
+    expected += [*Embedder.open(folder / "run").encode_media([folder / "one.mp4"] * 4)]
+    np.testing.assert_allclose([answer["embedding"][0] for answer in answers], expected, atol=1e-5)
 
 
 def test_requirements_are_pinned(folder: Path) -> None:
     lines = (folder / "model" / "requirements.txt").read_text().split()
     assert f"torch=={torch.__version__.split('+')[0]}" in [line.split("+")[0] for line in lines]
     assert all("==" in line for line in lines)
+
+
+def post(url: str, rows: list[dict[str, str]]) -> dict[str, Any]:
+    body = json.dumps({"dataframe_records": rows}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return dict(json.loads(answer.read()))
 
 
 @pytest.mark.slow
@@ -152,18 +217,16 @@ def test_the_champion_answers_a_rest_request_with_texts_and_videos(folder: Path,
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", url.rpartition(":")[2]]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment["MLFLOW_TRACKING_URI"] = tracking_uri(tmp_path)
+    environment["CLIP4VLA_MEDIA_ROOT"] = str(folder)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    rows = [{"text": "a cow moos"}, {"media": str(folder / "one.mp4")}, {"media": "/nowhere.mp4"}]
+    rows = [{"text": "a cow moos"}, {"media": str(folder / "one.mp4")}, {"media": "nowhere.mp4"}]
     with serving(supervised(command), f"{url}/ping", environment | {"PYTHONPATH": str(REPOSITORY)}, tmp_path / "log"):
-        request = urllib.request.Request(
-            f"{url}/invocations",
-            json.dumps({"dataframe_records": rows}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            predictions = json.loads(answer.read())["predictions"]
+        predictions = post(f"{url}/invocations", rows)["predictions"]
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            post(f"{url}/invocations", [{"txt": "a cow moos"}])
+    assert "unknown columns: 'txt'; the columns are text and media" in refused.value.read().decode()
     assert [len(row["embedding"] or ()) for row in predictions] == [WIDTH, WIDTH, 0]
-    assert [row["error"] for row in predictions] == [None, None, "missing: no file /nowhere.mp4"]
+    assert [row["error"] for row in predictions] == [None, None, "missing: no file nowhere.mp4"]
     np.testing.assert_allclose(np.linalg.norm(predictions[1]["embedding"]), 1, atol=1e-5)
 
 
@@ -172,7 +235,7 @@ def captioner(folder: Path) -> mlflow.pyfunc.PyFuncModel:
     """A model that generates captions, as it is stored and loaded."""
     inference = CAPTIONING_INFERENCE.with_beam_search(BeamSearchConfig(beam=2))
     save_pyfunc(folder / "captioner", save_captioning(folder / "captioning"), inference)
-    return mlflow.pyfunc.load_model(str(folder / "captioner"))
+    return load(folder / "captioner", media_root=folder)
 
 
 def test_files_become_captions_and_errors_stay_in_their_row(captioner, folder: Path) -> None:
@@ -181,12 +244,11 @@ def test_files_become_captions_and_errors_stay_in_their_row(captioner, folder: P
     assert list(answers.columns) == ["caption", "error"]
     assert [isinstance(caption, str) for caption in answers["caption"]] == [True, False, True, False]
     assert answers["error"][1].startswith("corrupt: ")
-    assert answers["error"][3] == "a row needs a media path, and no text: this model generates captions"
+    assert answers["error"][3] == "a row needs a media path: this model generates captions"
     assert set(" ".join(answers["caption"][[0, 2]])) <= set(" ".join(SENTENCES))
     alone = captioner.predict(pd.DataFrame({"media": [str(folder / "two.mp4")]}))
     assert alone["caption"][0] == answers["caption"][2]
 
 
 def test_a_captioning_model_has_captions_in_its_signature(captioner) -> None:
-    assert captioner.metadata.signature.inputs.input_names() == ["media"]
     assert captioner.metadata.signature.outputs.input_names() == ["caption", "error"]

@@ -14,9 +14,9 @@ from clip4vla.reports.tables import MODALITY_LABELS
 from tests.markup import data_of, parse
 
 HITS = [
-    Hit("one.mp4", 0.0, 2.5, dict.fromkeys(MODALITIES, 0.25), (b"first", b"second"), b"sound"),
-    Hit("two.mp3", 2.5, 5.0, {"audio": 0.125, "both": 0.2}, (), b"other"),
-    Hit("three.mp4", 0.0, 1.0, {}, (b"picture",), None),
+    Hit(0, "one.mp4", 0.0, 2.5, dict.fromkeys(MODALITIES, 0.25), (b"first", b"second"), b"sound"),
+    Hit(1, "two.mp3", 2.5, 5.0, {"audio": 0.125, "both": 0.2}, (), b"other"),
+    Hit(2, "three.mp4", 0.0, 1.0, {}, (b"picture",), None),
 ]
 
 

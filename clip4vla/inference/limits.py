@@ -1,0 +1,63 @@
+"""Limits within which the files and sentences of strangers are read: environment variables in, a config out.
+
+Each field is set by the variable `CLIP4VLA_` and its name in capitals, such as `CLIP4VLA_MAX_BYTES`.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from clip4vla.config import FrozenConfig, Positive
+
+PREFIX = "CLIP4VLA_"
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class MediaLimits(FrozenConfig):
+    """What reading one file may cost; a file that needs more is refused."""
+
+    max_bytes: Positive = 500_000_000
+    """Size of a file."""
+    max_pixels: Positive = 50_000_000
+    """Pixels of a frame or picture; 8K has 33 million."""
+    max_seconds: Seconds = 600.0
+    """Length of a file."""
+    read_s: Seconds = 20.0
+    """Time in which a file is read."""
+    wait_s: Seconds = 2.0
+    """When all readers have been at their files for so long, further files are refused until one is done."""
+    memory_bytes: Positive = 4 * 2**30
+    """Address space of a reader."""
+    readers: Positive = 2
+    """Processes that read files."""
+
+
+class ServingLimits(MediaLimits):
+    """What a request to the served model may ask for."""
+
+    media_root: Path | None = None
+    """Folder whose files may be named; None: no file may be."""
+    max_rows: Positive = 256
+    """Rows of a request."""
+    max_characters: Positive = 10_000
+    """Characters of a text."""
+
+    @classmethod
+    def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "ServingLimits":
+        """The limits that `variables` set, the defaults of the others.
+
+        Raises:
+            ValueError: a value is out of range, or `media_root` is no folder.
+        """
+        names = {name: f"{PREFIX}{name.upper()}" for name in cls.model_fields}
+        try:
+            limits = cls.model_validate({n: variables[v] for n, v in names.items() if variables.get(v)})
+        except ValidationError as error:
+            [first, *_] = error.errors()
+            raise ValueError(f"{names[str(first['loc'][0])]}: {first['msg']}, not {first['input']!r}") from None
+        if limits.media_root is not None and not limits.media_root.is_dir():
+            raise ValueError(f"{names['media_root']}: there is no folder {limits.media_root}")
+        return limits
