@@ -1,5 +1,6 @@
 """One training, step by step: a `TrainSpec` in, a model directory out."""
 
+import math
 import shutil
 import signal
 import time
@@ -160,7 +161,11 @@ def clip_transform(spec: TrainSpec, model: Clip4Vla) -> ClipTransform:
 
 
 def _run_steps(spec: TrainSpec, engine: Engine, batches: TrainingBatches, start: int, run: Run) -> dict[str, float]:
-    """The steps from `start` on; final losses, and the figures of the throughput over all of them."""
+    """The steps from `start` on; final losses, and the figures of the throughput over all of them.
+
+    Raises:
+        ValueError: a loss or the gradient isn't finite.
+    """
     steps = batches.sampler.steps
     loaded = _start_loader(batches, start, loader_workers(spec.trainer))
     stop = _stop_when_asked()
@@ -174,6 +179,7 @@ def _run_steps(spec: TrainSpec, engine: Engine, batches: TrainingBatches, start:
         waited = time.monotonic() - waiting_since
         lr = learning_rate(step, steps, spec.training.optimizer)
         losses = engine.step(batch, lr, (spec.seed, step, batches.rank))
+        check_finite(step, {**losses, "the gradient": engine.gradient_norm})
         throughput.step(waited, flops(batch))
         done = step + 1
         if done % spec.trainer.log_every == 0 or done == steps:
@@ -189,6 +195,20 @@ def _run_steps(spec: TrainSpec, engine: Engine, batches: TrainingBatches, start:
                 raise SystemExit(STOPPED)
         waiting_since = time.monotonic()
     return losses | throughput.read_whole()
+
+
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Stop before a step that went wrong is saved: the last checkpoint is the last good one.
+
+    Raises:
+        ValueError: a loss or the gradient isn't finite; the same on every rank.
+    """
+    wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if wrong:
+        raise ValueError(
+            f"step {step + 1}: {', '.join(f'{name} is {value}' for name, value in wrong.items())}. The training stops "
+            "there and keeps its last good checkpoint; a lower optimizer.lr may help"
+        )
 
 
 def loader_workers(trainer: TrainerConfig) -> int:

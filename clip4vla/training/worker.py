@@ -7,6 +7,9 @@ from pathlib import Path
 from clip4vla.training.spec import TrainSpec
 from clip4vla.utils.supervise import exit_with_parent
 
+REFUSED = os.EX_DATAERR
+"""Exit status of a rank that can't train by its spec, or whose losses are not finite: trying again doesn't help."""
+
 
 def _share_cores() -> None:
     """Set the threads of each rank to its share of the cores, unless the environment sets them; before torch starts."""
@@ -23,7 +26,8 @@ def main() -> None:
     try:
         train(TrainSpec.read(Path(sys.argv[1])))
     except ValueError as error:
-        sys.exit(f"rank {os.environ.get('RANK', '0')}: {error}")
+        print(" ".join(str(error).split()), file=sys.stderr)
+        sys.exit(REFUSED)
 
 
 if __name__ == "__main__":
