@@ -202,12 +202,11 @@ class Engine:
         self._engine.backward(loss, scale_wrt_gas=False)
         self._engine.step()
 
-    @property
-    def gradient_norm(self) -> float:
-        """Norm of the last step's gradient over all parameters and ranks, before it was clipped."""
-        norm = self._engine.get_global_grad_norm()
-        assert norm is not None, "gradients are always clipped"
-        return float(norm)
+    def is_finite(self) -> bool:
+        """Whether all weights are finite, on every rank; every rank has to ask."""
+        # of ZeRO 3, this rank's parts
+        parts = (getattr(weight, "ds_tensor", weight) for weight in self._engine.module.parameters())
+        return not self.any_rank(not all(bool(part.isfinite().all()) for part in parts))
 
     def any_rank(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank, the same answer for all; every rank has to ask."""

@@ -35,6 +35,7 @@ STOPPED = 128 + signal.SIGTERM
 """Exit status of a training that was asked to stop and left a checkpoint."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WORKERS_BESIDE_GPU = 8
+DIVERGED = "The training stops there and keeps its last good checkpoint; a lower optimizer.lr may help"
 
 
 def train(spec: TrainSpec) -> None:
@@ -164,7 +165,7 @@ def _run_steps(spec: TrainSpec, engine: Engine, batches: TrainingBatches, start:
     """The steps from `start` on; final losses, and the figures of the throughput over all of them.
 
     Raises:
-        ValueError: a loss or the gradient isn't finite.
+        ValueError: a loss, or a weight that was to be saved, isn't finite.
     """
     steps = batches.sampler.steps
     loaded = _start_loader(batches, start, loader_workers(spec.trainer))
@@ -179,7 +180,7 @@ def _run_steps(spec: TrainSpec, engine: Engine, batches: TrainingBatches, start:
         waited = time.monotonic() - waiting_since
         lr = learning_rate(step, steps, spec.training.optimizer)
         losses = engine.step(batch, lr, (spec.seed, step, batches.rank))
-        check_finite(step, {**losses, "the gradient": engine.gradient_norm})
+        check_finite(step, losses)
         throughput.step(waited, flops(batch))
         done = step + 1
         if done % spec.trainer.log_every == 0 or done == steps:
@@ -189,6 +190,8 @@ def _run_steps(spec: TrainSpec, engine: Engine, batches: TrainingBatches, start:
         # the signal reaches the ranks at different moments, but they must save the same step
         stopping = engine.any_rank(stop())
         if done < steps and (stopping or done % spec.trainer.checkpoint_every == 0):
+            if not engine.is_finite():
+                raise ValueError(f"step {done}: the weights are no longer finite. {DIVERGED}")
             run.flush()  # a step that is never done again is on record
             engine.save(done, spec.trainer.keep_checkpoints)
             if stopping:
@@ -201,13 +204,12 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
     """Stop before a step that went wrong is saved: the last checkpoint is the last good one.
 
     Raises:
-        ValueError: a loss or the gradient isn't finite; the same on every rank.
+        ValueError: a loss isn't finite; the same on every rank.
     """
     wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
     if wrong:
         raise ValueError(
-            f"step {step + 1}: {', '.join(f'{name} is {value}' for name, value in wrong.items())}. The training stops "
-            "there and keeps its last good checkpoint; a lower optimizer.lr may help"
+            f"step {step + 1}: {', '.join(f'{name} is {value}' for name, value in wrong.items())}. {DIVERGED}"
         )
 
 
