@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 INDEX = Path("data/index")
 TOP = 10
 PORT = 8000
+LINES = 3
+"""Most lines of an error message."""
 STAGE_VARIABLE = "DVC_STAGE"
 """Set by DVC for the command of a stage."""
 
@@ -145,7 +147,11 @@ def champion(model: RegisteredModel = None) -> None:
     name = _model_name(model)
     registry = Registry(Path.cwd())
     version = registry.champion_version(name)
-    scores = registry.scores(name, version)
+    try:
+        scores = registry.scores(name, version)
+    except ValueError as error:
+        print(f"{name}: version {version} is the champion. The next promotion measures it again: {error}")
+        return
     Console().print(to_terminal(comparison_table({f"version {version}": scores}, f"{name}, champion")))
 
 
@@ -156,8 +162,8 @@ def rollback(model: RegisteredModel = None) -> None:
 
     name = _model_name(model)
     registry = Registry(Path.cwd())
-    replaced = registry.champion_version(name)
-    print(f"{name}: version {registry.rollback(name)} is the champion again; version {replaced} is tagged rolled_back")
+    replaced = registry.last_champion(name)
+    print(f"{name}: version {registry.rollback(name)} is the champion again; version {replaced} is rolled back")
 
 
 @app.command(rich_help_panel=MODELS)
@@ -333,8 +339,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     spin_briefly()
     try:
         app(arguments)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        sys.exit(f"clip4vla: {error}")
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"clip4vla: {_brief(str(error))}")
+    except Exception as error:
+        # MLflow takes a second to import: an error of its own class has imported it
+        if type(error).__module__.partition(".")[0] != "mlflow":
+            raise
+        sys.exit(f"clip4vla: MLflow: {_brief(str(error), 1)}")
+
+
+def _brief(message: str, most: int = LINES) -> str:
+    """The first lines of a message, and how many more there were."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    if len(lines) <= most:
+        return "\n".join(lines)
+    return "\n".join([*lines[: most - 1], f"{lines[most - 1]} (and {len(lines) - most} more lines)"])
 
 
 if __name__ == "__main__":

@@ -11,20 +11,50 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from clip4vla.records import SPLITS, Modality, Split, TaskName
 
-Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-Range = tuple[float, float]
 
-AudioToken = Literal["none", "verbal", "nonverbal", "both", "sample"] | Annotated[float, Field(ge=0, le=1)]
+def _not_a_truth_value(value: object) -> object:
+    """`value`; a truth value, which Python counts as a number, is none.
+
+    Raises:
+        ValueError: it is a truth value.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is not a number")
+    return value
+
+
+Whole = Annotated[int, Field(strict=True)]
+"""Neither `true` nor `3.0`."""
+Positive = Annotated[Whole, Field(gt=0, le=1_000_000)]
+Count = Annotated[Whole, Field(ge=0, le=1_000_000)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
+Tokens = Annotated[Whole, Field(ge=4, le=1024)]
+Real = Annotated[float, BeforeValidator(_not_a_truth_value)]
+"""A number, also as text: YAML reads `1e-3` as text."""
+Fraction = Annotated[Real, Field(ge=0, le=1)]
+Weight = Annotated[Real, Field(ge=0, le=1_000_000)]
+Score = Annotated[Real, Field(ge=-1_000_000, le=1_000_000)]
+Decibels = Annotated[Real, Field(ge=-200, le=200)]
+Momentum = Annotated[Real, Field(ge=0, lt=1)]
+Range = tuple[Decibels, Decibels]
+
+AudioToken = Literal["none", "verbal", "nonverbal", "both", "sample"] | Fraction
 """The type token of the audio tower: none, one kind, both appended, the kind of each sample's text (`sample`), or a
 number w that mixes (1 - w) verbal + w nonverbal."""
-ExpertToken = Literal["none", "verbal", "nonverbal", "both"] | Annotated[float, Field(ge=0, le=1)]
+ExpertToken = Literal["none", "verbal", "nonverbal", "both"] | Fraction
 """The type token of an audio expert: any but `sample`, because a clip's expert does not depend on a text."""
 
 Role = Literal["pretraining", "finetuning"]
@@ -74,9 +104,9 @@ class StampScenesConfig(FrozenConfig):
     language: Literal["bg", "ca", "es", "fr", "ro", "ru"]
     """Language of the voices and of the words that they say."""
     seed: Seed
-    stamps: Annotated[int, Field(ge=8)]
+    stamps: Annotated[Whole, Field(ge=8, le=10_000)]
     """Number of labelled stamps that can be shown and named; those with a sound effect come first."""
-    pretraining_clips: Annotated[int, Field(ge=2)]
+    pretraining_clips: Annotated[Whole, Field(ge=2, le=10_000_000)]
     """Clips of the pretraining corpus, narrated (verbal) or carrying the sound effect (nonverbal)."""
     narrated: Fraction = 0.5
     """Share of the pretraining clips that are narrated."""
@@ -88,10 +118,10 @@ class StampScenesConfig(FrozenConfig):
     """Caption clips whose captions do not name their sound, for each clip whose captions do."""
     no_sound: Fraction = 0.05
     """Caption clips without an audio track, likewise."""
-    seconds: Annotated[float, Field(gt=1)]
-    size: Annotated[int, Field(ge=32, multiple_of=2)]
+    seconds: Annotated[Real, Field(gt=1, le=600)]
+    size: Annotated[Whole, Field(ge=32, le=4096, multiple_of=2)]
     """Width and height of the videos in pixels."""
-    fps: Positive
+    fps: Annotated[Whole, Field(gt=0, le=240)]
     background_db: Range
     """Range of the level, relative to the leading sound, of the other kind of sound in a pretraining clip."""
     voice_db: Range
@@ -124,24 +154,24 @@ class CorpusConfig(FrozenConfig):
     """Directory of the published annotation files, relative to the project."""
     media: str
     """Directory of the media, relative to the project."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[Real, Field(gt=0, le=1_000_000)] = 1.0
     """Share in the training mixture, relative to the other corpora of the role."""
 
 
 class ClipsConfig(FrozenConfig):
     """What is stored of a clip."""
 
-    frames: Positive
+    frames: Annotated[Whole, Field(gt=0, le=10_000)]
     """Frames per clip, evenly spread over its span."""
-    size: Positive
+    size: Annotated[Whole, Field(gt=0, le=4096)]
     """Shorter side of a stored frame in pixels."""
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
-    max_seconds: Annotated[float, Field(gt=0)] = 10.0
+    jpeg_quality: Annotated[Whole, Field(ge=1, le=100)] = 90
+    max_seconds: Annotated[Real, Field(gt=0, le=86_400)] = 10.0
     """The sound of a longer clip is cut to its middle."""
     verbal_above: Fraction | None = None
     """Texts without an audio type count as verbal where more than this share of the sound is speech, else as
     nonverbal; null leaves them untyped, and the audio tower gets both tokens in equal parts."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Count = 0
     """Processes that decode; 0 means one per core."""
     dask: str | None = None
     """Address of a Dask cluster whose workers decode instead (`tcp://host:8786`), on a file system shared with it."""
@@ -152,11 +182,11 @@ class ClipsConfig(FrozenConfig):
 class AudioConfig(FrozenConfig):
     """The log-mel front end. Rows (time) and bands of a tile equal the tower's image size; published values."""
 
-    sample_rate: Positive = 16_000
-    n_fft: Positive = 512
-    hop: Positive | None = None
+    sample_rate: Annotated[Whole, Field(ge=1000, le=384_000)] = 16_000
+    n_fft: Annotated[Whole, Field(ge=16, le=65_536)] = 512
+    hop: Annotated[Whole, Field(gt=0, le=65_536)] | None = None
     """Samples between rows; null takes the hop for which a tile lasts as long as the published one (1.792 s)."""
-    tiles: Positive = 6
+    tiles: Annotated[Whole, Field(gt=0, le=10_000)] = 6
     """Most tiles of a clip; a longer sound is cropped, at random in training and to its middle otherwise."""
     recipe: Literal["masked", "published"] = "masked"
     """`masked` keeps padding out of the statistics and fills SpecAugment's masks with the mean; `published` reproduces
@@ -165,7 +195,7 @@ class AudioConfig(FrozenConfig):
     """SpecAugment: frequency masks per band."""
     time_mask_fraction: Fraction = 0.15
     """SpecAugment: time masks per row."""
-    mask_width: Annotated[int, Field(ge=0)] = 9
+    mask_width: Count = 9
     """SpecAugment: the width of a mask is drawn from 0 to this."""
 
 
@@ -181,7 +211,7 @@ class ModelConfig(FrozenConfig):
     itself with weights that the text decides (`experts`, for retrieval only)."""
     audio_experts: AudioExperts = ("verbal", "nonverbal")
     """Type tokens of the audio experts, of `fusion: experts`; `[none]` is one expert without a token."""
-    fusion_layers: Positive = 2
+    fusion_layers: Annotated[Whole, Field(gt=0, le=100)] = 2
     audio_token: AudioToken = "both"
     """Type token in fine-tuning and evaluation, where a text describes all of the clip."""
     temperature: Literal["learned", "fixed"] = "learned"
@@ -191,26 +221,26 @@ class ModelConfig(FrozenConfig):
 class OptimizerConfig(FrozenConfig):
     """AdamW with linear warm-up and cosine decay."""
 
-    lr: Annotated[float, Field(gt=0)]
+    lr: Annotated[Real, Field(gt=0, le=10)]
     """Peak rate of the audio tower and the fusion."""
     text_lr_ratio: Weight = 1.0
     """Rate of CLIP's text tower as a multiple of `lr`: far below 1 when it starts from pretrained weights."""
     video_lr_ratio: Weight = 1.0
     """The same of CLIP's image tower, which reads the frames."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
-    eps: Annotated[float, Field(gt=0)] = 1e-6
+    betas: tuple[Momentum, Momentum] = (0.9, 0.98)
+    eps: Annotated[Real, Field(gt=0, le=1)] = 1e-6
     weight_decay: Weight = 0.2
     """On matrices only: norms, biases, embeddings and the logit scale have none."""
     warmup: Fraction = 0.1
     """Share of the steps."""
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    clip_norm: Annotated[Real, Field(gt=0, le=1_000_000)] = 1.0
 
 
 class TrainingConfig(FrozenConfig):
     """What pretraining and fine-tuning have in common."""
 
     epochs: Positive
-    batch_size: Annotated[int, Field(ge=2)]
+    batch_size: Annotated[Whole, Field(ge=2, le=10_000_000)]
     """Clips per step over all ranks: the number that each clip is contrasted with."""
     micro_batch_size: Positive = 32
     """Clips per rank that pass through the towers at once; gradients are those of the full batch."""
@@ -219,7 +249,7 @@ class TrainingConfig(FrozenConfig):
     inference_frames: Positive | None = None
     """Frames that the trained model reads; null: as many as in training. Few in training and all afterwards cost little
     and lose little (ClipBERT, Lei et al., arXiv 2102.06183)."""
-    max_tokens: Annotated[int, Field(ge=4)] = 32
+    max_tokens: Tokens = 32
     """Tokens of a text, start and end included; longer texts are cut."""
     captions_per_clip: Positive = 1
     """Captions of a clip in one step, drawn again each time; the terms with text are means over them."""
@@ -264,7 +294,7 @@ class RetrievalConfig(ContrastiveConfig):
     """With experts: InfoNCE of a clip's own captions with its audio experts alone, as `text_video` with the video."""
     text_text_experts: Weight = 0.0
     """With experts: own captions are found by the shared captions of their clip, expert by expert."""
-    shared_captions_per_clip: Annotated[int, Field(ge=0)] = 0
+    shared_captions_per_clip: Count = 0
     """Captions of a clip in one step, beside `captions_per_clip`, that other clips of the training set have, too, such
     as "a bell rings": they are contrasted apart from those that only one clip has."""
     cross_encoder: Weight = 0.0
@@ -284,7 +314,7 @@ class CaptioningConfig(TrainingConfig):
     modality_dropout: Fraction = 0.0
     """With `both`: share of the clips of a step in which only the video, or only the audio, is attended to, so that
     one model can caption by either alone."""
-    min_words: Annotated[int, Field(ge=0)] = 0
+    min_words: Count = 0
     """Captions with fewer words, and clips that have only such captions, are neither trained on nor evaluated."""
     label_smoothing: Fraction = 0.0
     vocabulary: Literal["corpus", "full"] = "corpus"
@@ -322,17 +352,17 @@ class AblationConfig(FrozenConfig):
 class TrainerConfig(FrozenConfig):
     """How training runs on this machine; no score of a model should depend on it."""
 
-    ranks: Annotated[int, Field(ge=0)] = 0
+    ranks: Count = 0
     """Processes on this node; 0 means one per GPU, or one on a CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 on a GPU and fp32 on a CPU."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    zero_stage: Annotated[Whole, Field(ge=0, le=3)] = 0
     activation_checkpointing: bool = False
     compile: bool = False
     """Compile the towers with torch.compile; where that fails they run eagerly, with a warning."""
-    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    peak_tflops: Annotated[Real, Field(gt=0, le=1_000_000)] | None = None
     """Peak TFLOP/s of a device, for the MFU; null looks it up, and leaves the MFU out where it is unknown."""
-    loader_workers: Annotated[int, Field(ge=0)] | None = None
+    loader_workers: Count | None = None
     """Processes that prepare the batches of a rank; null means none on a CPU, whose cores they would take, and 8
     beside a GPU."""
     checkpoint_every: Positive = 100
@@ -345,7 +375,7 @@ class TrainerConfig(FrozenConfig):
 class BeamSearchConfig(FrozenConfig):
     """How captions are generated, in evaluation and by the served model."""
 
-    beam: Positive = 4
+    beam: Annotated[Whole, Field(gt=0, le=1000)] = 4
     """Hypotheses that are followed at once; 1 is greedy."""
     length_penalty: Weight = 1.0
     """The log probability of a caption is divided by its number of tokens to this power; 0 favours short ones."""
@@ -355,7 +385,7 @@ class EvaluationConfig(FrozenConfig):
     """What is measured, and with what uncertainty."""
 
     batch_size: Positive = 64
-    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    bootstrap: Annotated[Whole, Field(ge=100, le=1_000_000)] = 1000
     """Resamples behind the 95 % intervals."""
     seed: Seed = 0
     labels: str | None = None
@@ -366,7 +396,7 @@ class EvaluationConfig(FrozenConfig):
     identical_captions_match: bool = False
     """Whether a test caption is right for every clip that has the identical caption; published figures count its own
     clip only."""
-    rerank: Annotated[int, Field(ge=0)] = 0
+    rerank: Count = 0
     """Nearest clips of a caption that the cross encoder reorders, reported beside the first order; 0 turns it off."""
     beam_search: BeamSearchConfig = BeamSearchConfig()
 
@@ -387,9 +417,11 @@ class GateConfig(FrozenConfig):
     """The score that must not be worse, paired on the same queries or clips, such as `text_to_clip/both/R@1`."""
     require_better: bool = False
     """True: the lower bound of the paired difference must be above 0; false: the difference must not be below 0."""
-    floors: dict[str, float] = {}
+    floors: dict[str, Score] = {}
     """Least value of each named score; for MdR and MnR, where less is better, the greatest."""
     guards: tuple[GuardConfig, ...] = ()
+    min_clips: Positive = 50
+    """A test set of fewer clips is too small to tell two models apart: no candidate replaces a champion by it."""
     never_worse_than_best_modality: Weight | None = None
     """Points by which R@1 of both modalities together may stay below that of the better single one, for any kind of
     query; null does not compare them."""
@@ -421,7 +453,7 @@ class InferenceConfig(FrozenConfig):
 
     clips: ClipsConfig
     frames: Positive
-    max_tokens: Annotated[int, Field(ge=4)]
+    max_tokens: Tokens
     generation: GenerationConfig | None = None
     """None for a model without a caption decoder."""
 
@@ -588,10 +620,15 @@ def load_config(path: Path = Path("params.yaml"), preset: str | None = None) -> 
         if preset is not None and isinstance(tree, dict):
             tree["preset"] = preset
         return Config.model_validate(tree)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+        raise ValueError(f"{path} is not valid YAML: {error.problem}{place}") from error
     except ValidationError as error:
         raise ValueError("\n".join([f"{path} is not valid:", *_lines(error)])) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: not UTF-8, or a date that isn't one
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

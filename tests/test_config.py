@@ -453,3 +453,38 @@ def test_inference_without_a_default_is_an_error(missing: str) -> None:
     del tree[missing]
     with pytest.raises(ValidationError, match=rf"{missing}\n  Field required"):
         InferenceConfig.model_validate(tree)
+
+
+def numbers(schema: Tree, place: str) -> Iterator[tuple[str, Tree]]:
+    """Every number of a JSON schema, by its place."""
+    if schema.get("type") in ("integer", "number"):
+        yield place, schema
+    for key, value in schema.items():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):
+                yield from numbers(part, f"{place}.{key}")
+
+
+def test_every_number_has_a_least_and_a_greatest_value() -> None:
+    found = dict(numbers(Config.model_json_schema(), ""))
+    assert len(found) > 60
+    for place, schema in found.items():
+        assert {"minimum", "exclusiveMinimum"} & schema.keys(), place
+        assert {"maximum", "exclusiveMaximum"} & schema.keys(), place
+
+
+@pytest.mark.parametrize("value", [True, 10**30, -(10**30), "many"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("seed", "retrieval.epochs", "retrieval.batch_size", "retrieval.optimizer.lr", "clips.size", "audio.tiles"),
+        *("trainer.ranks", "evaluation.bootstrap", "gates.retrieval.min_clips", "gates.captioning.floors.a/score"),
+    ],
+)
+def test_what_is_no_sensible_number_is_named(changed: Write, key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"params\.yaml is not valid:\n  {re.escape(key)}: "):
+        load_config(changed(put(key, value)))
+
+
+def test_a_rate_without_a_point_is_read_as_a_number(changed: Write) -> None:
+    assert load_config(changed(put("retrieval.optimizer.lr", "1e-3"))).retrieval.optimizer.lr == 1e-3

@@ -95,7 +95,7 @@ def test_the_champion_is_shown_and_taken_back(capsys: pytest.CaptureFixture[str]
     assert "version 2" in said
     assert "60.0" in said
     run(["rollback", "clip4vla"])
-    assert "version 1 is the champion again; version 2 is tagged rolled_back" in capsys.readouterr().out
+    assert "version 1 is the champion again; version 2 is rolled back" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="clip4vla: clip4vla has no champion before version 1"):
         main(["rollback", "clip4vla"])
 

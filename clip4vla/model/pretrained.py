@@ -3,18 +3,19 @@
 In: a model, or such a directory. Out: the other. A file that doesn't fit is an error, never half a model.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from clip4vla.config import AudioConfig, InferenceConfig, ModelConfig
 from clip4vla.model.clip4vla import Clip4Vla
-from clip4vla.model.towers import Architecture, check_state
-from clip4vla.utils.files import atomic_file, write_json
+from clip4vla.model.towers import Architecture, check_finite, check_state
+from clip4vla.utils.files import atomic_file, read_json, write_json
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -28,7 +29,13 @@ RENAMED_TENSORS = {"scorer.": "cross_encoder."}
 
 
 def save_model(model: Clip4Vla, directory: Path, inference: InferenceConfig | None = None) -> None:
-    """Write `model`, and how it reads media and texts, to `directory`: each file atomically, the weights last."""
+    """Write `model`, and how it reads media and texts, to `directory`: each file atomically, the weights last.
+
+    Raises:
+        ValueError: a weight isn't finite; nothing is written.
+    """
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    check_finite(tensors, "the trained model")
     config = {
         "format": FORMAT,
         "model": model.config.model_dump(mode="json"),
@@ -38,7 +45,6 @@ def save_model(model: Clip4Vla, directory: Path, inference: InferenceConfig | No
     if inference is not None:
         config["inference"] = inference.model_dump(mode="json")
     write_json(directory / CONFIG_FILE, config)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with atomic_file(directory / WEIGHTS_FILE) as partial:
         save_file(tensors, partial)
 
@@ -54,13 +60,27 @@ def load_model(directory: Path) -> Clip4Vla:
     weights = directory / WEIGHTS_FILE
     if not weights.is_file():
         raise ValueError(f"{directory} holds no model: {WEIGHTS_FILE} is missing")
-    tensors = load_file(weights)
+    tensors = read_weights(weights)
     tensors = {_current_name(name): tensor for name, tensor in tensors.items()}
     vocabulary, has_cross_encoder = tensors.get(VOCABULARY), CROSS_ENCODER in tensors
     model = Clip4Vla(config["model"], config["audio"], config["architecture"], vocabulary, has_cross_encoder)
     check_state(model.state_dict(), tensors, str(weights))
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: the file is broken, or a tensor isn't finite; the message names it.
+    """
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} can't be read as safetensors: {error}") from error
+    check_finite(tensors, str(path))
+    return tensors
 
 
 def read_inference_config(directory: Path) -> InferenceConfig | None:
@@ -82,7 +102,9 @@ def _current_name(name: str) -> str:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path.parent} holds no model: {CONFIG_FILE} is missing")
-    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree = read_json(path)
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} is not a model's config")
     if tree.get("format") != FORMAT:
         raise ValueError(f"{path} has the format {tree.get('format')!r}, not {FORMAT!r}")
     try:

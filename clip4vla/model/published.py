@@ -192,7 +192,12 @@ def convert(checkpoint: Path, directory: Path, tiles: int) -> Published:
     Raises:
         ValueError: see `from_published`.
     """
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # a broken file fails in many ways
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{checkpoint} can't be read as a checkpoint ({reason})") from error
     published = from_published(state, PUBLISHED_AUDIO.model_copy(update={"tiles": tiles}), str(checkpoint))
     save_model(published.model, directory)
     return published

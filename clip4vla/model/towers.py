@@ -7,6 +7,7 @@ Shapes: N texts, L text tokens, W width of the text tower, D embedding width.
 """
 
 import copy
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,10 @@ def find_architecture(name: str, weights: str | None) -> Architecture:
     """
     config = open_clip.get_model_config(name)
     if config is None:
+        near = difflib.get_close_matches(name, open_clip.list_models()) or ["ViT-B-32", "ViT-B-16", "ViT-L-14"]
         raise ValueError(
-            f"model.architecture is {name!r}, which is neither an open_clip model nor a file in {ARCHITECTURES}; "
-            f"open_clip has {', '.join(open_clip.list_models())}"
+            f"model.architecture is {name!r}, which is neither an open_clip model, such as {', '.join(near)}, nor a "
+            f"file in {ARCHITECTURES}"
         )
     _check_plain(name, config)
     tag = open_clip.get_pretrained_cfg(name, weights) if weights else {}
@@ -103,15 +105,21 @@ def load_clip_weights(clip: open_clip.CLIP, architecture: Architecture, weights:
 
     Raises:
         ValueError: neither a file nor a tag; a tag whose file can't be downloaded from here, with the file to bring
-            and where to name it; or a file whose keys or shapes aren't those of the architecture.
+            and where to name it; or a file that is broken, or whose keys, shapes or values can't be used.
     """
     path = Path(weights)
     if not path.is_file():
         path = _downloaded(architecture.name, weights)
-    state = _read_clip_state(path)
+    try:
+        state = _read_clip_state(path)
+    except Exception as error:
+        # a broken file fails in each reader's own way
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"model.weights: {path} can't be read as a checkpoint ({reason})") from error
     if "logit_scale" in state:
         state["logit_scale"] = state["logit_scale"].reshape(clip.logit_scale.shape)
-    check_state(clip.state_dict(), state, str(path))
+    check_state(clip.state_dict(), state, f"model.weights: {path}")
+    check_finite(state, f"model.weights: {path}")
     clip.load_state_dict(state)
 
 
@@ -156,6 +164,14 @@ def check_state(expected: dict[str, Tensor], found: dict[str, Tensor], source: s
     faults = [f"it lacks {', '.join(missing)}"] * bool(missing) + [f"it has unknown {', '.join(unused)}"] * bool(unused)
     if faults + differing:
         raise ValueError(f"{source} doesn't fit this model: {'; '.join(faults + differing)}")
+
+
+def check_finite(tensors: dict[str, Tensor], source: str) -> None:
+    """Raise a ValueError that names the tensors of `source` with a NaN or an infinity."""
+    wrong = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"{source} has weights that aren't finite, in {', '.join(sorted(wrong)[:3])}{more}")
 
 
 def embed_tokens(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from pathlib import Path
 from clip4vla.config import EXPERT_TERMS, Config, load_config
 from clip4vla.evaluation.scores import BY_QUERY, Scores
 from clip4vla.pipeline import pretrain
-from clip4vla.pipeline.evaluate import log_scores, score_retrieval
-from clip4vla.pipeline.project import METRICS, ROOT, RUNS
-from clip4vla.pipeline.training import make_spec, run_name, run_training
+from clip4vla.pipeline.evaluate import log_scores, read_labels, read_queries, score_retrieval
+from clip4vla.pipeline.project import METRICS, ROOT, RUNS, find_clips
+from clip4vla.pipeline.training import after_result, forget_results, make_spec, run_name, run_training
 from clip4vla.records import MODALITIES
 from clip4vla.reports.figures import ablation_figure, save_figure
 from clip4vla.tracking.run import start_run
@@ -25,8 +25,15 @@ OUT = RUNS / NAME
 
 
 def ablate() -> None:
-    """Fine-tune and score each arm; a finished trial of a killed sweep is not trained again."""
+    """Fine-tune and score each arm; a finished trial of a sweep that failed or was killed is not trained again.
+
+    Raises:
+        ValueError: there are no clips to test on, or labels or queries can't be read; nothing has been trained then.
+    """
     config = load_config()
+    find_clips(config, "finetuning", "test")
+    read_queries(config, "test")
+    read_labels(config)
     with start_run(ROOT, NAME, run_name(config, NAME)) as parent:
         arms = config.ablation.arms
         parent.log_params({"epochs": config.ablation.epochs, "seed": config.seed, "trials": len(arms)})
@@ -38,8 +45,10 @@ def ablate() -> None:
         _, before = score_retrieval(config, RUNS / pretrain.NAME, "test")
         figure = ablation_figure(trials, probe=before)
         save_figure(figure, OUT / "ablation.png")
-        parent.log_figure(figure, NAME)
-        parent.log_artifact(OUT / "table.csv")
+        with after_result("figure and table of the ablation are not in MLflow"):
+            parent.log_figure(figure, NAME)
+            parent.log_artifact(OUT / "table.csv")
+    forget_results(NAME)
 
 
 def spec_of_arm(config: Config, name: str, epochs: int) -> TrainSpec:
@@ -58,7 +67,8 @@ def _run_trial(config: Config, name: str, parent: str | None) -> None:
     run_training(spec, NAME, run_name(config, name), parent)
     _, scores = score_retrieval(config, spec.out, "test")
     scores.write(spec.out)
-    log_scores(config, scores, read_run(spec.out)["run_id"], "test")
+    with after_result(f"the scores of {name} are not in MLflow"):
+        log_scores(config, scores, read_run(spec.out)["run_id"], "test")
 
 
 def read_trials(config: Config) -> dict[str, Scores]:

@@ -4,7 +4,7 @@ Out: `runs/pretraining` with the model and `run.json`; the stage `evaluate@pretr
 """
 
 from clip4vla.config import load_config
-from clip4vla.pipeline.training import make_spec, run_name, run_training
+from clip4vla.pipeline.training import forget_results, make_spec, run_name, run_training
 from clip4vla.training.spec import TrainingName
 
 NAME: TrainingName = "pretraining"
@@ -15,3 +15,4 @@ def pretrain() -> None:
     config = load_config()
     spec = make_spec(config, NAME, NAME, config.pretraining, "sample", None)
     run_training(spec, NAME, run_name(config, NAME))
+    forget_results(NAME)

@@ -3,6 +3,7 @@
 Out: `metrics/promotion-TASK.json`: `model`, `version`, `promote`, `reasons`.
 """
 
+import logging
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,8 @@ from clip4vla.registry.registry import Registry
 from clip4vla.training.spec import read_run
 from clip4vla.utils.files import write_json
 
+log = logging.getLogger(__name__)
+
 
 def promote(task: TaskName) -> None:
     """Register the candidate with its test scores, compare it with the champion, carry out the decision."""
@@ -25,12 +28,10 @@ def promote(task: TaskName) -> None:
     directory, candidate = RUNS / task, Scores.read(EVALUATIONS / task)
     beam_search = config.evaluation.beam_search
     version = registry.register(read_run(directory)["run_id"], directory, candidate, gate.model_name, beam_search)
-    champion = registry.champion(gate.model_name)
-    scores = None if champion is None else champion[1]
-    if champion is not None and champion[1].test_set != candidate.test_set:
-        scores = _score_champion(config, task, registry, champion[0])
+    champion = registry.find_champion(gate.model_name)
+    scores = None if champion is None else _champion_scores(config, task, registry, champion, candidate.test_set)
     decision = decide(candidate, scores, gate, config.evaluation.bootstrap, config.evaluation.seed)
-    decision = registry.promote(gate.model_name, version, decision, champion and champion[0])
+    decision = registry.promote(gate.model_name, version, decision, champion)
     write_json(decision_file(task), {"model": gate.model_name, "version": version, **asdict(decision)})
     print(f"{gate.model_name} version {version}: {'promoted' if decision.promote else 'not promoted'}")
     for reason in decision.reasons:
@@ -42,8 +43,16 @@ def decision_file(task: TaskName) -> Path:
     return METRICS / f"promotion-{task}.json"
 
 
-def _score_champion(config: Config, task: TaskName, registry: Registry, version: str) -> Scores:
-    """The champion's scores on today's test clips: those recorded are of another test set."""
+def _champion_scores(config: Config, task: TaskName, registry: Registry, version: str, test_set: str) -> Scores:
+    """The champion's scores on the test set: those recorded, or, where they are gone or of another, measured again."""
+    name = config.gates.of(task).model_name
+    try:
+        recorded = registry.scores(name, version)
+        if recorded.test_set == test_set:
+            return recorded
+    except ValueError as error:
+        log.warning("%s: measured again", error)
     with tempfile.TemporaryDirectory() as scratch:
-        directory = registry.fetch(config.gates.of(task).model_name, version, Path(scratch))
-        return score(config, task, directory, "test")
+        scores = score(config, task, registry.fetch(name, version, Path(scratch)), "test")
+    registry.replace_scores(name, version, scores)
+    return scores

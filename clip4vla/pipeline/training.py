@@ -1,19 +1,28 @@
 """What the training stages share: a `TrainSpec` from params.yaml, and the MLflow run that it is logged to."""
 
-from collections.abc import Sequence
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from clip4vla.clips.dataset import data_version
 from clip4vla.config import AudioToken, CaptioningConfig, Config, InferenceConfig, PretrainingConfig, RetrievalConfig
+from clip4vla.model.pretrained import WEIGHTS_FILE, read_weights
 from clip4vla.pipeline.project import CHECKPOINTS, ROOT, RUNS, find_clips
 from clip4vla.records import Split
 from clip4vla.reports.figures import loss_figure
 from clip4vla.tracking.run import Run, start_run
 from clip4vla.training.launch import launch_with_retries
 from clip4vla.training.objectives import ContrastiveObjective
-from clip4vla.training.spec import Corpus, TrainingName, TrainSpec
+from clip4vla.training.spec import RUN_FILE, Corpus, TrainingName, TrainSpec, read_run
+from clip4vla.utils.files import atomic_directory
 
+log = logging.getLogger(__name__)
+
+KEPT = CHECKPOINTS / "finished"
+"""Results of trainings whose stage has not succeeded yet, by name and fingerprint; DVC removes those in `runs/`."""
 RUN_ID_FILE = "mlflow_run"
 """Beside the checkpoints: the MLflow run that a resumed training continues."""
 
@@ -50,8 +59,46 @@ def make_spec(
 def run_training(spec: TrainSpec, experiment: str, run_name: str, parent: str | None = None) -> str | None:
     """Train under an MLflow run, which a training resumed from a checkpoint continues; its id.
 
-    A training whose rank dies is resumed here; the stage fails when that does not help.
+    A training whose rank dies is resumed here; the stage fails when that does not help. The result is kept beside the
+    checkpoints until `forget_results`: a stage that fails after its training doesn't train again.
     """
+    kept = KEPT / spec.out.relative_to(RUNS) / spec.fingerprint()
+    if not _is_whole(kept):
+        _train(spec.model_copy(update={"out": kept}), experiment, run_name, parent)
+    with atomic_directory(spec.out) as directory:
+        shutil.copytree(kept, directory, dirs_exist_ok=True)
+    run_id: str | None = read_run(spec.out)["run_id"]
+    return run_id
+
+
+def forget_results(name: str) -> None:
+    """Remove the kept results of the trainings of a stage that has succeeded."""
+    shutil.rmtree(KEPT / name, ignore_errors=True)
+
+
+@contextmanager
+def after_result(what: str) -> Iterator[None]:
+    """Turn any error of what follows a result into a warning: `what` is missing then, the result stays."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s: %s", what, type(error).__name__, str(error).partition("\n")[0])
+
+
+def _is_whole(kept: Path) -> bool:
+    """Whether there is a finished and undamaged run result."""
+    if not (kept / RUN_FILE).is_file():
+        return False
+    try:
+        read_run(kept)
+        read_weights(kept / WEIGHTS_FILE)
+    except ValueError as error:
+        log.warning("a finished training is damaged and done again: %s", error)
+        return False
+    return True
+
+
+def _train(spec: TrainSpec, experiment: str, run_name: str, parent: str | None) -> None:
     note = spec.checkpoints / spec.fingerprint() / RUN_ID_FILE
     run_id = note.read_text(encoding="utf-8") if note.is_file() else None
     with start_run(spec.root, experiment, run_name, parent=parent, run_id=run_id) as run:
@@ -61,9 +108,10 @@ def run_training(spec: TrainSpec, experiment: str, run_name: str, parent: str | 
         run.log_params(headline_params(spec))
         log_datasets(run, [corpus.clips for corpus in spec.corpora], "train")
         launch_with_retries(spec.model_copy(update={"run_id": run.run_id}))
-        if terms := run.history("loss/"):
-            run.log_figure(loss_figure({name.removeprefix("loss/"): points for name, points in terms.items()}), "loss")
-    return run.run_id
+        with after_result("the figure of the losses is not in MLflow"):
+            if terms := run.history("loss/"):
+                curves = {name.removeprefix("loss/"): points for name, points in terms.items()}
+                run.log_figure(loss_figure(curves), "loss")
 
 
 def run_name(config: Config, what: str) -> str:

@@ -9,6 +9,7 @@ conditions are checked and reported, not only the first that fails:
   is not below 0 (an equal candidate passes; chance may pass a slightly worse one);
 - with `never_worse_than_best_modality`, for every kind of query, both modalities together are not worse than the
   better single one by more than the tolerance, paired on the same queries;
+- against a champion, the primary is of `min_clips` different clips at least;
 - no *guard* score is worse than the champion's by more than its tolerance, as measured, without an interval.
 
 A difference is always counted so that more is better: champion minus candidate for `MdR` and `MnR`. Without a
@@ -54,6 +55,7 @@ def decide(candidate: Scores, champion: Scores | None, gate: GateConfig, resampl
     else:
         _check_same_test(candidate, champion)
         _check_names(champion, gate, "the champion", "evaluate the champion again first")
+        verdicts.extend(_size(candidate, gate))
         verdicts.append(_primary(candidate, champion, gate, resamples, seed))
         verdicts.extend(_guard(candidate, champion, guard) for guard in gate.guards)
     reasons = tuple(f"{'pass' if passed else 'FAIL'}: {sentence}" for passed, sentence in verdicts)
@@ -104,6 +106,17 @@ def _against_modalities(candidate: Scores, tolerance: float, resamples: int, see
             f"{format_bound(candidate.values[f'{group}/both/R@1'])}, of {best} alone {format_bound(single[best])}, a "
             f"difference of {format_difference(difference)} (95 % interval {format_difference(low)} to "
             f"{format_difference(high)}); required: >= {format_bound(-tolerance)}",
+        )
+
+
+def _size(candidate: Scores, gate: GateConfig) -> Iterator[Verdict]:
+    """Against a champion only: too few clips are said, enough are not."""
+    clips = len(set(_sample(candidate, gate.primary).clip_ids))
+    if clips < gate.min_clips:
+        yield (
+            False,
+            f"the test set is too small to tell: {gate.primary} is of {clips} clips, at least {gate.min_clips} are "
+            "required to replace a champion (min_clips)",
         )
 
 

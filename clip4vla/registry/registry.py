@@ -8,6 +8,7 @@ Every step may be killed and done again. A version is known by the hash of its m
 run result is never registered twice; what is missing is added.
 """
 
+import logging
 import os
 import re
 import tempfile
@@ -24,7 +25,7 @@ import clip4vla
 from clip4vla.config import BeamSearchConfig, InferenceConfig
 from clip4vla.evaluation.scores import Scores, is_headline
 from clip4vla.inference.embedder import Embedder
-from clip4vla.model.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_inference_config
+from clip4vla.model.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_inference_config, read_weights
 from clip4vla.records import Decision
 from clip4vla.tracking.store import URI_VARIABLE, is_local, open_client, store_lock, tracking_uri
 from clip4vla.training.spec import RUN_FILE
@@ -33,6 +34,8 @@ from clip4vla.utils.numbers import format_score
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 CHAMPION, PREVIOUS = "champion", "previous"
 CONTENT, SCORES_PATH, REPLACES, ROLLED_BACK = "content", "scores", "replaces", "rolled_back"
@@ -83,16 +86,17 @@ class Registry:
             The version. No consumer sees it before `promote`.
 
         Raises:
-            ValueError: the run result isn't complete, or does not record how the model reads media.
+            ValueError: the run result isn't complete, its weights aren't finite, or it does not record how the model
+                reads media.
         """
         content = content_hash(run_directory)
+        read_weights(run_directory / WEIGHTS_FILE)
         inference = _inference_of(run_directory, beam_search)
         with self._one_at_a_time():
             if not self._exists(name):
                 self._client.create_registered_model(name)
             found = self._find(name, content)
-            run_of_scores = run_id if found is None else _run_of(found)
-            tags = {**_headlines(scores), SCORES_PATH: self._keep_scores(run_of_scores, scores)}
+            tags = self._tags_of(run_id if found is None else _run_of(found), scores)
             if found is None:
                 model_id = self._log_model(run_id, run_directory, content, inference)
                 found = self._make_version(name, model_id, run_id, content, tags)
@@ -104,25 +108,50 @@ class Registry:
         """Version and scores of the champion; None while there is none.
 
         Raises:
-            ValueError: its scores are damaged.
+            ValueError: its version, or its scores, are gone or damaged.
         """
-        version = self._alias(name, CHAMPION)
+        version = self.find_champion(name)
         return None if version is None else (version, self.scores(name, version))
 
     def champion_version(self, name: str) -> str:
         """Version of the champion.
 
         Raises:
-            ValueError: there is none yet.
+            ValueError: there is none yet, or its version is gone.
         """
-        version = self._alias(name, CHAMPION)
+        version = self.find_champion(name)
         if version is None:
             raise ValueError(f"{name} has no champion yet: `dvc repro` trains one, and the gate decides")
         return version
 
+    def find_champion(self, name: str) -> str | None:
+        """The champion's version; None while there is none. Where the alias is gone, the tag of the model names it.
+
+        Raises:
+            ValueError: the version is gone.
+        """
+        version, last = self._alias(name, CHAMPION), self.last_champion(name)
+        if version is not None or last is None:
+            return version
+        if not self._is_there(name, last):
+            raise ValueError(
+                f"version {last}, the champion of {name}, was deleted: `clip4vla rollback {name}` goes back to the one "
+                f"before it; without one, remove the tag {CHAMPION!r} of the model in MLflow"
+            )
+        log.warning("%s has lost its alias %r: version %s was the last", name, CHAMPION, last)
+        return last
+
+    def last_champion(self, name: str) -> str | None:
+        """The version that is, or was last, the champion, whether or not it still exists."""
+        if not self._exists(name):
+            return None
+        model = self._client.get_registered_model(name)
+        version = model.aliases.get(CHAMPION, model.tags.get(CHAMPION))
+        return None if version is None else str(version)
+
     def champion_run(self, name: str) -> str | None:
         """MLflow run that trained the champion; None while there is none."""
-        version = self._alias(name, CHAMPION)
+        version = self.find_champion(name)
         return None if version is None else _run_of(self._version(name, version))
 
     def resolve(self, reference: str) -> tuple[str, str]:
@@ -139,7 +168,7 @@ class Registry:
             raise ValueError(f"the registry at {self._uri} has no model {name}")
         if alias is None:
             return name, str(self._version(name, version).version)
-        version = self._alias(name, alias)
+        version = self.find_champion(name) if alias == CHAMPION else self._alias(name, alias)
         if version is None:
             raise ValueError(f"{name} has no version with the alias {alias}")
         return name, version
@@ -148,29 +177,51 @@ class Registry:
         """The latest scores of `version`, per-query results included.
 
         Raises:
-            ValueError: they are missing or damaged.
+            ValueError: they are gone or damaged.
+        """
+        from mlflow.exceptions import MlflowException
+
+        found = self._version(name, version)
+        where = found.tags.get(SCORES_PATH)
+        if where is None:
+            raise ValueError(f"the scores of {name} version {version} are gone: its tag {SCORES_PATH!r} is missing")
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return Scores.read(Path(self._client.download_artifacts(_run_of(found), where, folder)))
+            except (MlflowException, OSError, ValueError) as error:
+                raise ValueError(f"the scores of {name} version {version} are gone or damaged: {error}") from error
+
+    def replace_scores(self, name: str, version: str, scores: Scores) -> None:
+        """Give `version` new scores, such as of another test set, or where its own are gone.
+
+        Raises:
+            ValueError: there is no such version.
         """
         found = self._version(name, version)
-        with tempfile.TemporaryDirectory() as folder:
-            path = self._client.download_artifacts(_run_of(found), found.tags[SCORES_PATH], folder)
-            return Scores.read(Path(path))
+        self._set_tags(name, version, self._tags_of(_run_of(found), scores))
 
     def fetch(self, name: str, version: str, folder: Path) -> Path:
         """The run result of `version` as a directory under `folder`, such as to evaluate it on another test set.
 
         Raises:
-            ValueError: what MLflow has isn't what was registered.
+            ValueError: what was registered is gone, or what MLflow has isn't it.
         """
         import mlflow
+        from mlflow.exceptions import MlflowException
 
         found = self._version(name, version)
         folder.mkdir(parents=True, exist_ok=True)
-        with self._default_store():
-            path = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(folder))
-        run_directory = Path(path) / "artifacts"
-        if content_hash(run_directory) != found.tags[CONTENT]:
+        try:
+            with self._default_store():
+                path = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(folder))
+            content = content_hash(Path(path) / "artifacts")
+        except (MlflowException, OSError, ValueError) as error:
+            raise ValueError(f"the artifacts of {name} version {version} are gone or damaged: {error}") from error
+        if CONTENT not in found.tags:
+            log.warning("%s version %s has lost its tag %r: its artifacts can't be checked", name, version, CONTENT)
+        elif content != found.tags[CONTENT]:
             raise ValueError(f"the artifacts of {name} version {version} are not those that were registered")
-        return run_directory
+        return Path(path) / "artifacts"
 
     def promote(self, name: str, version: str, decision: Decision, against: str | None) -> Decision:
         """Write `decision` on the version and, where it is to promote, make the version the champion.
@@ -183,13 +234,18 @@ class Registry:
         Returns:
             The decision as carried out: a version that was rolled back stays where it is, the champion stays
             the champion, and a champion that the decision was not compared with is not replaced.
+
+        Raises:
+            ValueError: there is no such version, or its model is gone, damaged or not finite; nothing has changed then.
         """
         with self._one_at_a_time(name):
             found = self._version(name, version)
-            champion = self._alias(name, CHAMPION)
+            champion = self.find_champion(name)
             if champion == version:
                 return Decision(True, (f"pass: version {version} is the champion already",))
             decision = _bar_other_champion(_bar_rolled_back(found, decision), against, champion)
+            if decision.promote:
+                self._check_model(name, version)
             self._write_decision(name, version, decision)
             if decision.promote:
                 self._crown(name, version, champion)
@@ -201,24 +257,58 @@ class Registry:
         The version that was champion is tagged `rolled_back` and can't be promoted again until the tag is removed.
 
         Raises:
-            ValueError: there is no champion, or none before it.
+            ValueError: there is no champion before the current one, or its model is gone or damaged; nothing has
+                changed then.
         """
         with self._one_at_a_time(name):
-            champion, previous = self._alias(name, CHAMPION), self._alias(name, PREVIOUS)
-            if champion is None or previous is None:
+            champion, previous = self.last_champion(name), self._previous(name)
+            if previous is None:
                 raise ValueError(f"{name} has no champion before version {champion} to go back to")
-            if champion != previous:  # equal after a rollback that was killed half-way
-                self._set_tags(name, champion, {ROLLED_BACK: _now()})
-                self._client.set_registered_model_alias(name, CHAMPION, previous)
-            self._point_previous(name, self._version(name, previous).tags.get(REPLACES))
+            self._check_model(name, previous)
+            before = self._version(name, previous).tags.get(REPLACES)
+            before = before if before is not None and self._is_there(name, before) else None
+            # equal after a rollback that was killed half-way
+            if champion not in (None, previous) and self._is_there(name, str(champion)):
+                self._set_tags(name, str(champion), {ROLLED_BACK: _now()})
+            if self._alias(name, CHAMPION) != previous:
+                self._move_champion(name, previous)
+            self._point_previous(name, before)
             return previous
+
+    def _previous(self, name: str) -> str | None:
+        """The champion before the current one; None where there is none, or it was deleted."""
+        previous, champion = self._alias(name, PREVIOUS), self._alias(name, CHAMPION)
+        if previous is None and champion is not None:
+            previous = self._version(name, champion).tags.get(REPLACES)
+        return previous if previous is not None and self._is_there(name, previous) else None
+
+    def _move_champion(self, name: str, version: str) -> None:
+        """Move the alias that consumers follow, and note the version on the model, for when the alias gets lost."""
+        self._client.set_registered_model_alias(name, CHAMPION, version)
+        self._client.set_registered_model_tag(name, CHAMPION, version)
+
+    def _check_model(self, name: str, version: str) -> None:
+        """Read a version's model as a consumer would.
+
+        Raises:
+            ValueError: it is gone, damaged or not finite.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            read_weights(self.fetch(name, version, Path(folder)) / WEIGHTS_FILE)
+
+    def _is_there(self, name: str, version: str) -> bool:
+        try:
+            self._version(name, version)
+        except ValueError:
+            return False
+        return True
 
     def _crown(self, name: str, version: str, champion: str | None) -> None:
         """Move the aliases; the one that consumers follow comes last."""
         if champion is not None:
             self._set_tags(name, version, {REPLACES: champion})
         self._point_previous(name, champion)
-        self._client.set_registered_model_alias(name, CHAMPION, version)
+        self._move_champion(name, version)
 
     def _point_previous(self, name: str, version: str | None) -> None:
         if version is not None:
@@ -256,6 +346,10 @@ class Registry:
             return self._client.create_model_version(
                 name, f"models:/{model_id}", run_id, tags=all_tags, model_id=model_id
             )
+
+    def _tags_of(self, run_id: str, scores: Scores) -> dict[str, str]:
+        """Tags of a version with `scores`, which are kept among the artifacts of its run."""
+        return {**_headlines(scores), SCORES_PATH: self._keep_scores(run_id, scores)}
 
     def _keep_scores(self, run_id: str, scores: Scores) -> str:
         """Put `scores` among the run's artifacts, under their digest; nothing that is there is overwritten."""

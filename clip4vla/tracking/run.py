@@ -249,19 +249,29 @@ def _active_run(client: "MlflowClient", run_id: str) -> "RecordedRun":
 
 @contextmanager
 def _terminated(client: "MlflowClient", run: Run) -> Iterator[None]:
-    """Write the run's last metrics and its status when the block ends."""
+    """Write the run's last metrics and its status when the block ends; a store that is away then costs a warning."""
     status = "FINISHED"
     try:
         yield
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        run.set_tags({"error": f"{type(error).__name__}: {error}"[:500]})
+        with _warned(run, "its error is not recorded"):
+            run.set_tags({"error": f"{type(error).__name__}: {error}"[:500]})
         raise
     finally:
-        try:
+        with _warned(run, "its last metrics are not recorded"):
             run.close()
-        finally:
+        with _warned(run, f"its status {status} is not recorded"):
             client.set_terminated(str(run.run_id), status)
+
+
+@contextmanager
+def _warned(run: Run, what: str) -> Iterator[None]:
+    """Turn an error of the store into a warning: at the end of a run it must not hide how the run ended."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("run %s: %s: %s", run.run_id, what, str(error).partition("\n")[0])
 
 
 @contextmanager

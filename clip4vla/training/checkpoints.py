@@ -1,20 +1,28 @@
 """The checkpoints of a training as files: which one to resume from, which ones to keep, conversion for other ranks.
 
 In: the directory of the checkpoints of one training, `stepNNN/` each, in which DeepSpeed writes tensors. Out: the
-`CheckpointMetadata` of the one to resume from. The metadata are written last and atomically, so that a save that was
-killed has none and is never resumed from. (DeepSpeed's own file `latest` may be left empty by a kill.)
+`CheckpointMetadata` of the one to resume from. The metadata are written last and atomically, when the tensors are on
+the disk, so that a save that was killed has none and is never resumed from. (DeepSpeed's own file `latest` may be left
+empty by a kill.) They hold a hash of every other file: a checkpoint that was damaged since is passed over.
 """
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clip4vla.utils.files import write_json
+from clip4vla.utils.files import sync_directory, write_json
+from clip4vla.utils.hashing import hash_file
+
+log = logging.getLogger(__name__)
 
 METADATA_FILE = "metadata.json"
+FILES = "files"
+"""Key of the metadata: SHA-256 by the path of each file."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +64,54 @@ def begin_checkpoint(directory: Path, step: int) -> None:
 
 
 def finish_checkpoint(directory: Path, metadata: CheckpointMetadata, keep: int) -> None:
-    """Declare a checkpoint whole, and drop all others but the last `keep - 1`."""
-    write_json(directory / checkpoint_name(metadata.step) / METADATA_FILE, asdict(metadata))
-    kept = _whole(directory)[-keep:]
-    for path in directory.glob("step*"):
-        if path not in kept:
-            shutil.rmtree(path)
+    """Declare a checkpoint whole, and drop all others but the `keep - 1` before it."""
+    path = directory / checkpoint_name(metadata.step)
+    sync_directory(path)
+    write_json(path / METADATA_FILE, asdict(metadata) | {FILES: _hashes(path)})
+    kept = [whole for whole in _whole(directory) if whole.name <= path.name][-keep:]
+    for other in directory.glob("step*"):
+        if other not in kept:
+            shutil.rmtree(other)
 
 
 def newest_checkpoint(directory: Path) -> CheckpointMetadata | None:
-    """The newest whole checkpoint, None where there is none.
+    """The newest checkpoint that is whole and undamaged, None where there is none.
+
+    A damaged one is passed over with a warning that names the file.
+    """
+    for path in reversed(_whole(directory)):
+        try:
+            return _read_checked(path)
+        except (OSError, ValueError) as error:
+            log.warning("the checkpoint %s is damaged and passed over: %s", path, error)
+    return None
+
+
+def _read_checked(path: Path) -> CheckpointMetadata:
+    """The metadata of a checkpoint whose files are those that were written.
 
     Raises:
-        ValueError: it isn't ours.
+        ValueError: they aren't, or the metadata are damaged; the message names the file.
+        OSError: a file can't be read.
     """
-    whole = _whole(directory)
-    if not whole:
-        return None
     try:
-        return CheckpointMetadata(**json.loads((whole[-1] / METADATA_FILE).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"the checkpoint {whole[-1]} can't be read ({error}): remove it to go on without") from error
+        tree = json.loads((path / METADATA_FILE).read_text(encoding="utf-8"))
+        hashes: Mapping[str, str] = tree.pop(FILES)
+        metadata = CheckpointMetadata(**tree)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{METADATA_FILE} is not what was written ({error!r})") from error
+    for name, expected in hashes.items():
+        if not (path / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if hash_file(path / name) != expected:
+            raise ValueError(f"{name} is not what was written")
+    return metadata
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint but its metadata."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != METADATA_FILE)
+    return {file.relative_to(path).as_posix(): hash_file(file) for file in files}
 
 
 def _whole(directory: Path) -> list[Path]:

@@ -38,6 +38,7 @@ from clip4vla.training.checkpoints import (
 from clip4vla.training.flops import Precision
 from clip4vla.training.objectives import Objective, total_loss
 from clip4vla.training.optimizer import parameter_groups
+from clip4vla.utils.files import sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Engine:
         # bf16 without ZeRO keeps no float32 weights to step on
         self.zero_stage = max(1, trainer.zero_stage) if half else trainer.zero_stage
         self._checkpoints = checkpoints
-        self._found = newest_checkpoint(checkpoints)
+        self._found = _found_by_rank_0(checkpoints)
         self._converts = self._found is not None and not self._found.fits(dist.get_world_size(), self.zero_stage)
         if trainer.activation_checkpointing:
             model.set_grad_checkpointing()
@@ -201,6 +202,12 @@ class Engine:
         self._engine.backward(loss, scale_wrt_gas=False)
         self._engine.step()
 
+    def is_finite(self) -> bool:
+        """Whether all weights are finite, on every rank; every rank has to ask."""
+        # of ZeRO 3, this rank's parts
+        parts = (getattr(weight, "ds_tensor", weight) for weight in self._engine.module.parameters())
+        return not self.any_rank(not all(bool(part.isfinite().all()) for part in parts))
+
     def any_rank(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank, the same answer for all; every rank has to ask."""
         flags = torch.tensor(float(flag), device=self.device)
@@ -213,6 +220,7 @@ class Engine:
             begin_checkpoint(self._checkpoints, step)
         dist.barrier()
         self._engine.save_checkpoint(str(self._checkpoints), tag=checkpoint_name(step), save_latest=False)
+        sync_directory(self._checkpoints / checkpoint_name(step))  # what other nodes wrote only they can sync
         dist.barrier()
         if dist.get_rank() == 0:
             finish_checkpoint(self._checkpoints, CheckpointMetadata(step, dist.get_world_size(), self.zero_stage), keep)
@@ -268,6 +276,13 @@ class Engine:
         # ZeRO 1 keeps float32 weights of what is trained only
         whole = {name: weights.get(f"model.{name}", kept) for name, kept in self.model.state_dict().items()}
         return {name: value.float() if value.is_floating_point() else value for name, value in whole.items()}
+
+
+def _found_by_rank_0(checkpoints: Path) -> CheckpointMetadata | None:
+    """The checkpoint to resume from: one rank reads the files, so that all resume from the same."""
+    found = [newest_checkpoint(checkpoints) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 class _CompiledForward:

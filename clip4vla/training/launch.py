@@ -27,6 +27,7 @@ from clip4vla.config import TrainerConfig
 from clip4vla.training.checkpoints import newest_checkpoint
 from clip4vla.training.multinode import RANK_MODULE, several_nodes
 from clip4vla.training.spec import TrainSpec
+from clip4vla.training.worker import REFUSED
 
 AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """What the agent passes on to the ranks, which have its 30 s to write a checkpoint."""
@@ -41,6 +42,7 @@ def launch(spec: TrainSpec) -> None:
     """Train `spec` in processes of its own and wait for them. Rank 0 prints here.
 
     Raises:
+        ValueError: the spec doesn't fit the data or this machine, or a loss isn't finite (known of ranks here).
         RuntimeError: the training failed, or another process is at it; the message names the rank that failed first
             and its last words. A checkpoint may be there, from which the same spec goes on.
         SystemExit: this process was asked to stop; a checkpoint is there if training had begun.
@@ -63,7 +65,7 @@ def launch_with_retries(spec: TrainSpec) -> None:
     A failure that repeats at the same place, or before there is a checkpoint, is raised.
 
     Raises:
-        RuntimeError, SystemExit: see `launch`.
+        ValueError, RuntimeError, SystemExit: see `launch`.
     """
     while True:
         before = _steps_kept(spec)
@@ -92,6 +94,9 @@ def _run_here(spec_file: Path, ranks: int) -> None:
             rank, failure = error.get_first_failure()
             how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
             words = _last_words(Path(logs), rank)
+            if failure.exitcode == REFUSED:
+                raise ValueError(words) from None
+            words = f"Its last words: {words}" if words else "It left no word"
             raise RuntimeError(f"the training failed: rank {rank} ended first, by {how}. {words}") from None
         except SignalException as stopped:
             raise SystemExit(128 + stopped.sigval) from None
@@ -161,9 +166,9 @@ def _own_signals() -> Iterator[None]:
 
 
 def _last_words(logs: Path, rank: int) -> str:
-    """The last line that `rank` wrote to its errors."""
+    """The last line that `rank` wrote to its errors; empty where there is none."""
     for log in logs.glob(f"*/attempt_0/{rank}/stderr.log"):
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         if lines:
-            return f"Its last words: {lines[-1].strip()}"
-    return "It left no word"
+            return lines[-1].strip()
+    return ""

@@ -3,7 +3,6 @@
 It is a JSON file, so that the stage that starts a training and its ranks share nothing else.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from clip4vla.config import (
     RetrievalConfig,
     TrainerConfig,
 )
-from clip4vla.utils.files import write_json
+from clip4vla.utils.files import read_json, write_json
 from clip4vla.utils.hashing import hash_file, hash_json
 
 CHECKPOINT_FORMAT = 2
@@ -100,10 +99,12 @@ def read_run(directory: Path) -> dict[str, Any]:
     """`run.json` of a run result: metrics, provenance, MLflow run id.
 
     Raises:
-        ValueError: the directory holds no finished run.
+        ValueError: the directory holds no finished run, or a damaged one.
     """
     path = directory / RUN_FILE
     if not path.is_file():
         raise ValueError(f"{directory} holds no finished run: {RUN_FILE} is missing")
-    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    tree = read_json(path)
+    if not isinstance(tree, dict) or "run_id" not in tree:
+        raise ValueError(f"{path} isn't of a finished run: it has no run_id")
     return tree

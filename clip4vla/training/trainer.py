@@ -1,5 +1,6 @@
 """One training, step by step: a `TrainSpec` in, a model directory out."""
 
+import math
 import shutil
 import signal
 import time
@@ -39,6 +40,7 @@ CLIPS_READ_FOR_TOKENS = 100_000
 training. A larger corpus has most tokens."""
 PADDING = 0
 """The token after the end of a text."""
+DIVERGED = "The training stops there and keeps its last good checkpoint; a lower optimizer.lr may help"
 
 
 def train(spec: TrainSpec) -> None:
@@ -172,7 +174,11 @@ def clip_transform(spec: TrainSpec, model: Clip4Vla) -> ClipTransform:
 
 
 def _run_steps(spec: TrainSpec, engine: Engine, batches: TrainingBatches, start: int, run: Run) -> dict[str, float]:
-    """The steps from `start` on; final losses, and the figures of the throughput over all of them."""
+    """The steps from `start` on; final losses, and the figures of the throughput over all of them.
+
+    Raises:
+        ValueError: a loss, or a weight that was to be saved, isn't finite.
+    """
     steps = batches.sampler.steps
     loaded = _start_loader(batches, start, loader_workers(spec.trainer))
     stop = _stop_when_asked()
@@ -186,6 +192,7 @@ def _run_steps(spec: TrainSpec, engine: Engine, batches: TrainingBatches, start:
         waited = time.monotonic() - waiting_since
         lr = learning_rate(step, steps, spec.training.optimizer)
         losses = engine.step(batch, lr, (spec.seed, step, batches.rank))
+        check_finite(step, losses)
         throughput.step(waited, flops(batch))
         done = step + 1
         if done % spec.trainer.log_every == 0 or done == steps:
@@ -195,12 +202,27 @@ def _run_steps(spec: TrainSpec, engine: Engine, batches: TrainingBatches, start:
         # the signal reaches the ranks at different moments, but they must save the same step
         stopping = engine.any_rank(stop())
         if done < steps and (stopping or done % spec.trainer.checkpoint_every == 0):
+            if not engine.is_finite():
+                raise ValueError(f"step {done}: the weights are no longer finite. {DIVERGED}")
             run.flush()  # a step that is never done again is on record
             engine.save(done, spec.trainer.keep_checkpoints)
             if stopping:
                 raise SystemExit(STOPPED)
         waiting_since = time.monotonic()
     return losses | throughput.read_whole()
+
+
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Stop before a step that went wrong is saved: the last checkpoint is the last good one.
+
+    Raises:
+        ValueError: a loss isn't finite; the same on every rank.
+    """
+    wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if wrong:
+        raise ValueError(
+            f"step {step + 1}: {', '.join(f'{name} is {value}' for name, value in wrong.items())}. {DIVERGED}"
+        )
 
 
 def loader_workers(trainer: TrainerConfig) -> int:

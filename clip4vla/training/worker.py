@@ -8,6 +8,9 @@ from clip4vla.training.spec import TrainSpec
 from clip4vla.utils.supervise import exit_with_parent
 from clip4vla.utils.threads import spin_briefly
 
+REFUSED = os.EX_DATAERR
+"""Exit status of a rank that can't train by its spec, or whose losses are not finite: trying again doesn't help."""
+
 
 def _share_cores() -> None:
     """Set the threads of each rank to its share of the cores, unless the environment sets them; before torch starts."""
@@ -25,7 +28,8 @@ def main() -> None:
     try:
         train(TrainSpec.read(Path(sys.argv[1])))
     except ValueError as error:
-        sys.exit(f"rank {os.environ.get('RANK', '0')}: {error}")
+        print(" ".join(str(error).split()), file=sys.stderr)
+        sys.exit(REFUSED)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        for directory, _, names in os.walk(partial):
-            for name in names:
-                _sync(Path(directory, name))
-            _sync(Path(directory))
+        sync_directory(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -54,6 +51,31 @@ def atomic_file(path: Path) -> Iterator[Path]:
         raise
     partial.replace(path)
     _sync(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until all files and directories under `path` are on the disk."""
+    for directory, _, names in os.walk(path):
+        for name in names:
+            _sync(Path(directory, name))
+        _sync(Path(directory))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it isn't JSON, or has a number that JSON doesn't have; the message names the file.
+        FileNotFoundError: there is none.
+    """
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"it has {constant}, which JSON doesn't have")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
 
 
 def write_json(path: Path, tree: Any) -> None:

@@ -68,6 +68,8 @@ def specs(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[TrainSpec]:
     monkeypatch.setattr(
         training, "find_clips", lambda *_: [Path("data/clips/finetuning/stampscenes-captions/train.lance")]
     )
+    for name in ("find_clips", "read_queries", "read_labels"):
+        monkeypatch.setattr(stage, name, lambda *_: None)
     monkeypatch.setattr(stage, "run_training", start)
     monkeypatch.setattr(stage, "score_retrieval", score)
     monkeypatch.setattr(stage, "start_run", unrecorded)

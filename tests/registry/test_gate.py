@@ -240,3 +240,14 @@ def test_not_both_of_two_models_are_better_than_the_other(pairs: list[tuple[int,
     assert run_gate(one, other, lenient).promote or run_gate(other, one, lenient).promote
     if run_gate(one, other, strict).promote:
         assert run_gate(one, other, lenient).promote
+
+
+@pytest.mark.parametrize(("queries", "promote"), [(2, False), (98, False), (100, True)])
+def test_a_test_set_that_is_too_small_to_tell_never_replaces_a_champion(queries: int, promote: bool) -> None:
+    better, worse = scores(ranks_with(queries, queries)), scores(ranks_with(0, queries))
+    decision = run_gate(better, worse, gate())
+    assert decision.promote is promote
+    said = f"FAIL: the test set is too small to tell: {PRIMARY} is of {queries // 2} clips, at least 50 are required"
+    assert any(reason.startswith(said) for reason in decision.reasons) is not promote
+    assert run_gate(better, worse, gate().model_copy(update={"min_clips": 1})).promote
+    assert run_gate(better, None, gate()).promote

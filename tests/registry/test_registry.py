@@ -9,7 +9,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
 
 import clip4vla
 from clip4vla.config import BeamSearchConfig
@@ -100,10 +102,10 @@ def scores(value: float = 50.0, test_set: str = "abc") -> Scores:
 
 
 def run_result(root: Path, weights: str) -> tuple[str, Path]:
-    """A finished run and a model directory whose weights are a text."""
+    """A finished run and a model directory whose one weight has that name."""
     directory = root / "results" / weights
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "model.safetensors").write_text(weights)
+    save_file({weights: torch.ones(1)}, directory / "model.safetensors")
     (directory / "config.json").write_text(config_json())
     return finished_run(root, directory), directory
 
@@ -189,7 +191,7 @@ def test_the_champion_can_be_evaluated_again(registry: Registry, root: Path, tmp
     version = register(registry, root, "one", scores(40, "old"))
     promote(registry, version, YES)
     fetched = registry.fetch(NAME, version, tmp_path / "champion")
-    assert (fetched / "model.safetensors").read_text() == "one"
+    assert load_file(fetched / "model.safetensors").keys() == {"one"}
     run_id = json.loads((fetched / "run.json").read_text())["run_id"]
     assert registry.register(run_id, fetched, scores(45, "new"), NAME) == version
     found = registry.champion(NAME)
@@ -400,6 +402,132 @@ def test_a_captioning_version_has_the_beam_search_that_it_was_registered_with(
     )
 
 
+def two_champions(registry: Registry, root: Path) -> tuple[str, str]:
+    """A champion and the one before it; (previous, champion)."""
+    one, two = register(registry, root, "one"), register(registry, root, "two")
+    promote(registry, one, YES)
+    promote(registry, two, YES)
+    return one, two
+
+
+def test_a_lost_alias_does_not_lose_the_champion(
+    registry: Registry, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = two_champions(registry, root)
+    open_client(root).delete_registered_model_alias(NAME, "champion")
+    assert registry.champion_version(NAME) == champion_of(registry) == two
+    assert registry.resolve(f"{NAME}@champion") == (NAME, two)
+    assert registry.fetch(NAME, two, tmp_path / "fetched").is_dir()
+    assert "clip4vla has lost its alias 'champion': version 2 was the last" in caplog.text
+    assert registry.rollback(NAME) == one
+    assert aliases(root) == {"champion": one}
+
+
+def test_a_lost_alias_of_the_one_before_does_not_hinder_a_rollback(registry: Registry, root: Path) -> None:
+    one, _ = two_champions(registry, root)
+    open_client(root).delete_registered_model_alias(NAME, "previous")
+    assert registry.rollback(NAME) == one
+
+
+def test_a_deleted_champion_is_one_sentence_and_the_one_before_can_be_gone_back_to(
+    registry: Registry, root: Path
+) -> None:
+    one, two = two_champions(registry, root)
+    open_client(root).delete_model_version(NAME, two)
+    for call in (registry.champion_version, registry.champion_run, registry.champion):
+        with pytest.raises(ValueError, match=r"^version 2, the champion of clip4vla, was deleted: `clip4vla rollback"):
+            call(NAME)
+    assert registry.rollback(NAME) == one
+    assert champion_of(registry) == one
+
+
+def test_a_rollback_to_a_deleted_version_moves_nothing(registry: Registry, root: Path) -> None:
+    one, two = two_champions(registry, root)
+    open_client(root).delete_model_version(NAME, one)
+    with pytest.raises(ValueError, match=r"^clip4vla has no champion before version 2 to go back to$"):
+        registry.rollback(NAME)
+    assert aliases(root) == {"champion": two}
+    assert "rolled_back" not in open_client(root).get_model_version(NAME, two).tags
+
+
+def test_a_rollback_past_a_deleted_version_is_whole(registry: Registry, root: Path) -> None:
+    one, two = two_champions(registry, root)
+    three = register(registry, root, "three")
+    promote(registry, three, YES)
+    open_client(root).delete_model_version(NAME, one)
+    assert registry.rollback(NAME) == two
+    assert aliases(root) == {"champion": two}
+
+
+def remove_weights(root: Path, weights: str) -> None:
+    [kept] = [path for path in (root / "mlruns/artifacts").rglob("model.safetensors") if weights in load_file(path)]
+    kept.unlink()
+
+
+def test_a_rollback_or_promotion_to_a_model_that_is_gone_moves_nothing(registry: Registry, root: Path) -> None:
+    one, two = two_champions(registry, root)
+    three = register(registry, root, "three")
+    remove_weights(root, "one")
+    remove_weights(root, "three")
+    with pytest.raises(ValueError, match=r"^the artifacts of clip4vla version 1 are gone or damaged: "):
+        registry.rollback(NAME)
+    with pytest.raises(ValueError, match=r"^the artifacts of clip4vla version 3 are gone or damaged: "):
+        promote(registry, three, YES)
+    assert aliases(root) == {"champion": two, "previous": one}
+    assert "rolled_back" not in open_client(root).get_model_version(NAME, two).tags
+    assert "decision" not in open_client(root).get_model_version(NAME, three).tags
+
+
+@pytest.mark.parametrize("damage", ["tag", "files", "ranks", "content"])
+def test_scores_that_are_gone_are_one_sentence_and_can_be_replaced(registry: Registry, root: Path, damage: str) -> None:
+    _, version = two_champions(registry, root)
+    if damage == "tag":
+        open_client(root).delete_model_version_tag(NAME, version, "scores")
+    for path in (root / "mlruns/artifacts").rglob("*"):
+        if path.parent.parent.name != "scores":
+            continue
+        if damage == "files" or (damage == "ranks" and path.name == "ranks.parquet"):
+            path.unlink()
+        elif damage == "content":
+            path.write_bytes(b"{")
+    with pytest.raises(ValueError, match=r"^the scores of clip4vla version 2 are gone"):
+        registry.scores(NAME, version)
+    assert registry.champion_version(NAME) == version
+    registry.replace_scores(NAME, version, scores(45))
+    assert registry.scores(NAME, version).values == scores(45).values
+
+
+def test_a_lost_content_tag_costs_a_warning(
+    registry: Registry, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, two = two_champions(registry, root)
+    open_client(root).delete_model_version_tag(NAME, two, "content")
+    assert registry.fetch(NAME, two, tmp_path / "fetched").is_dir()
+    assert "version 2 has lost its tag 'content': its artifacts can't be checked" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_registered(registry: Registry, root: Path, value: float) -> None:
+    run_id, directory = run_result(root, "one")
+    save_file({"good": torch.ones(2), "bad": torch.tensor([1.0, value])}, directory / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors has weights that aren't finite, in bad$"):
+        registry.register(run_id, directory, scores(), NAME)
+    assert registry.champion(NAME) is None
+
+
+def test_weights_that_are_not_finite_are_not_promoted(
+    registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, directory = run_result(root, "one")
+    save_file({"bad": torch.tensor([float("nan")])}, directory / "model.safetensors")
+    with monkeypatch.context() as patch:  # as an earlier version registered it
+        patch.setattr(registry_module, "read_weights", lambda _: {})
+        version = registry.register(run_id, directory, scores(), NAME)
+    with pytest.raises(ValueError, match="weights that aren't finite, in bad"):
+        promote(registry, version, YES)
+    assert champion_of(registry) is None
+
+
 class Killed(BaseException):
     """Stands for kill -9: no code of ours catches it."""
 
@@ -483,4 +611,4 @@ def test_a_rollback_that_is_killed_anywhere_is_completed_by_the_next(root: Path,
         if state != {"champion": "2", "previous": "1"}:
             assert Registry(trial).rollback(NAME) == "2"
         assert aliases(trial) == {"champion": "2", "previous": "1"}
-    assert deaths == 3
+    assert deaths == 4

@@ -1,6 +1,8 @@
 """Checkpoints as files: which one is resumed from, which are kept, and which ranks can load one."""
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,10 @@ from clip4vla.training.checkpoints import (
 def write(directory: Path, metadata: CheckpointMetadata, keep: int = 9) -> None:
     """A checkpoint as the engine and DeepSpeed write it."""
     begin_checkpoint(directory, metadata.step)
-    (directory / checkpoint_name(metadata.step) / "tensors").write_text("...")
+    path = directory / checkpoint_name(metadata.step)
+    (path / "tensors").write_text("...")
+    (path / "deeper").mkdir()
+    (path / "deeper/rank_1").write_text("...")
     finish_checkpoint(directory, metadata, keep)
 
 
@@ -49,12 +54,62 @@ def test_only_the_last_whole_ones_are_kept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {checkpoint_name(100), checkpoint_name(1000), "mlflow_run"}
 
 
-@pytest.mark.parametrize("content", ["", '{"epoch": 1}'])
-def test_damaged_metadata_are_named(tmp_path: Path, content: str) -> None:
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1])
+
+
+def change(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+@pytest.mark.parametrize("file", [METADATA_FILE, "tensors", "deeper/rank_1"])
+@pytest.mark.parametrize("damage", [Path.unlink, cut, change], ids=["missing", "cut", "changed"])
+def test_a_damaged_newest_one_is_passed_over_for_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, damage: Callable[[Path], None]
+) -> None:
+    before = CheckpointMetadata(90, 1, 0)
+    write(tmp_path, before)
+    write(tmp_path, CheckpointMetadata(100, 1, 0))
+    damaged = tmp_path / checkpoint_name(100)
+    damage(damaged / file)
+    assert newest_checkpoint(tmp_path) == before
+    if (damaged / METADATA_FILE).exists():  # without metadata it never was whole
+        assert f"{damaged} is damaged and passed over: {file}" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"epoch": 1}', '{"step": 3, "files": {}}', '{"files": []}'])
+def test_damaged_metadata_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str) -> None:
     write(tmp_path, CheckpointMetadata(3, 1, 0))
     (tmp_path / checkpoint_name(3) / METADATA_FILE).write_text(content)
-    with pytest.raises(ValueError, match=rf"{checkpoint_name(3)} can't be read .*: remove it"):
-        newest_checkpoint(tmp_path)
+    assert newest_checkpoint(tmp_path) is None
+    assert f"{checkpoint_name(3)} is damaged and passed over: {METADATA_FILE}" in caplog.text
+
+
+def test_after_a_damaged_one_earlier_checkpoints_count(tmp_path: Path) -> None:
+    write(tmp_path, CheckpointMetadata(90, 1, 0))
+    write(tmp_path, CheckpointMetadata(100, 1, 0))
+    (tmp_path / checkpoint_name(100) / "tensors").unlink()
+    stopped = CheckpointMetadata(95, 1, 0)
+    write(tmp_path, stopped, keep=1)
+    assert newest_checkpoint(tmp_path) == stopped
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint_name(95)]
+
+
+def test_tensors_are_on_the_disk_before_the_checkpoint_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = set[str]()
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        if "metadata" in name:
+            assert {"tensors", "rank_1", "deeper", checkpoint_name(7)} <= synced
+        synced.add(name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write(tmp_path, CheckpointMetadata(7, 1, 0))
+    assert any("metadata" in name for name in synced)
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ from clip4vla.training.checkpoints import (
     finish_checkpoint,
     newest_checkpoint,
 )
-from clip4vla.training.launch import launch
+from clip4vla.training.launch import launch, launch_with_retries
 from clip4vla.training.spec import read_run
+from clip4vla.training.trainer import check_finite
 from clip4vla.utils.supervise import wait_until_none_in
 from tests.project import REPOSITORY, TINY_ARCHITECTURE
 from tests.training.specs import STEPS, make_spec
@@ -108,3 +109,24 @@ def test_stopped_killed_and_resumed_it_ends_with_the_same_weights(project: Path,
     expected, found = load_model(through).state_dict(), load_model(spec.out).state_dict()
     assert all(torch.equal(found[key], weight) for key, weight in expected.items())
     assert not spec.checkpoints.exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("term", ["text_audio", "loss"])
+def test_the_first_value_that_is_not_finite_stops_the_training_and_is_named(term: str, value: float) -> None:
+    check_finite(6, {"text_audio": 1.0, "video_audio": 2.0, "loss": 3.0})
+    with pytest.raises(ValueError, match=rf"^step 7: {term} is {value}\. The training stops there"):
+        check_finite(6, {"video_audio": 2.0, "text_audio": 1.0, "loss": 3.0} | {term: value})
+
+
+def test_a_training_that_diverges_keeps_its_last_checkpoint_and_is_not_tried_again(project: Path) -> None:
+    spec = make_spec(project, "diverging")
+    optimizer = spec.training.optimizer.model_copy(update={"lr": 1e30, "warmup": 0.0})
+    training = spec.training.model_copy(update={"optimizer": optimizer})
+    diverging = spec.model_copy(update={"training": training})
+    diverging = diverging.model_copy(update={"trainer": spec.trainer.model_copy(update={"checkpoint_every": 1})})
+    with pytest.raises(ValueError, match=r"^step \d+: .*(nan|inf)"):
+        launch_with_retries(diverging)
+    assert not diverging.out.exists()
+    kept = newest_checkpoint(diverging.checkpoints / diverging.fingerprint())
+    assert kept is None or kept.step < STEPS
