@@ -30,7 +30,7 @@ repro: setup  ## run all stages, up to promoted models, and print their scores
 	$(BIN)/clip4vla summary
 
 serve-flows: setup  ## Prefect's server, deployments and a worker, at http://127.0.0.1:4200 (PORT=4200)
-	@$(BIN)/python -m flows.serve --port $(PORT)
+	@$(BIN)/python -m flows.serve --port '$(PORT)'
 
 test: setup  ## run the tests
 	$(BIN)/python -m pytest
@@ -49,8 +49,8 @@ test-team: setup  ## run the tests of a team's servers; installs PostgreSQL by a
 	$(BIN)/python -m pytest -m team
 
 dvc-remote: setup  ## point DVC at the remote that team.env names
-	@test -n "$(DVC_REMOTE_URL)" || { echo 'DVC_REMOTE_URL is not set: `set -a; . ./team.env; set +a` first'; exit 1; }
-	$(BIN)/python -m dvc remote add --local --default --force team $(DVC_REMOTE_URL)
+	@test -n "$$DVC_REMOTE_URL" || { echo 'DVC_REMOTE_URL is not set: `set -a; . ./team.env; set +a` first'; exit 1; }
+	$(BIN)/python -m dvc remote add --local --default --force team "$$DVC_REMOTE_URL"
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .

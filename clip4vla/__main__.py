@@ -39,6 +39,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 STAGES, MODELS = "Stages of dvc.yaml", "Models"
+CorpusName = Annotated[
+    str,
+    typer.Argument(
+        metavar="CORPUS",
+        help="A key of `corpora` in params.yaml, or the name of a DVC stage that ends with it, such as clips@mine.",
+        callback=lambda name: name.rpartition("@")[2],
+    ),
+]
 
 Task = StrEnum("Task", list(TASKS))  # type: ignore[misc]  # typer takes choices from an enumeration
 Model = StrEnum("Model", ["pretraining", *TASKS])  # type: ignore[misc]
@@ -68,7 +76,7 @@ def corpus() -> None:
 
 
 @app.command(rich_help_panel=STAGES)
-def manifest(name: Annotated[str, typer.Argument(help="A key of `corpora` in params.yaml.")]) -> None:
+def manifest(name: CorpusName) -> None:
     """Write the manifest of a corpus: its accepted records, and the rejected ones with reasons."""
     from clip4vla.pipeline.data import write_corpus_manifest
 
@@ -76,7 +84,7 @@ def manifest(name: Annotated[str, typer.Argument(help="A key of `corpora` in par
 
 
 @app.command(rich_help_panel=STAGES)
-def clips(name: Annotated[str, typer.Argument(help="A key of `corpora` in params.yaml.")]) -> None:
+def clips(name: CorpusName) -> None:
     """Decode the records of a corpus into clips: frames, sound and sentences."""
     from clip4vla.pipeline.data import ingest_corpus
 

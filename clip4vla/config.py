@@ -62,12 +62,12 @@ Role = Literal["pretraining", "finetuning"]
 
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-"""Keys that become directory names, and arguments of commands and parts of parameters in `dvc.yaml`."""
+"""Keys that become names of directories and of stages, and parts of parameters in `dvc.yaml`."""
 Named = TypeVar("Named")
 
 
 def check_plain_names(kind: str, named: dict[str, Named]) -> dict[str, Named]:
-    """`named`, if its keys are safe as directory names and as arguments of a shell command.
+    """`named`, if its keys are safe as names of directories, stages and parameters.
 
     Raises:
         ValueError: one isn't.
@@ -523,6 +523,11 @@ class Config(FrozenConfig):
     @classmethod
     def _names_are_plain(cls, corpora: dict[str, CorpusConfig]) -> dict[str, CorpusConfig]:
         return check_plain_names("corpus", corpora)
+
+    @field_validator("presets")
+    @classmethod
+    def _preset_names_are_plain(cls, presets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return check_plain_names("preset", presets)
 
     @model_validator(mode="before")
     @classmethod

@@ -2,9 +2,15 @@
 
 Everything that Prefect keeps is in `.prefect/` of the project. Ctrl-C cancels what runs, so that a training leaves a
 checkpoint, then ends worker and server; where this process is killed, they end by themselves.
+
+Whoever can call the server's API can have the worker run any command. So it listens on loopback only and asks for the
+login in `.prefect/login`, which other users of the machine can't read; a page of another site that is open in a browser
+gets neither answers (CORS) nor anything done (login, CSRF token).
 """
 
 import os
+import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
 POOL = "local"
 PORT = 4200
 HOME = ".prefect"
+LOGIN = f"{HOME}/login"
+"""The login of the server: one line, `USER:PASSWORD`."""
 START_S = 180.0
 """How long a server may take to answer first; on a busy laptop it makes its database for a minute."""
 CANCEL_S = 120.0
@@ -37,13 +45,19 @@ class Stopped(BaseException):
     """This process received a signal to end."""
 
 
-def settings(root: Path, port: int) -> dict[str, str]:
-    """The environment of every process: the project's own server and state."""
+def settings(root: Path, port: int, login: str) -> dict[str, str]:
+    """The environment of every process: the project's own server, its state, and who may use it."""
+    address = f"http://127.0.0.1:{port}"
     here = {
         "PREFECT_HOME": str(root / HOME),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_API_URL": f"{address}/api",
+        "PREFECT_API_AUTH_STRING": login,
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": address,
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
         "PWD": str(root),  # the working directory of flows in prefect.yaml
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
@@ -54,31 +68,47 @@ def serve(root: Path, port: int) -> None:
     """Start everything, and stay until it is to end.
 
     Raises:
-        SystemExit: the port is taken, or something can't be started; the message names it.
+        SystemExit: the port is taken, the login can't be used, or something can't be started; the message names it.
     """
     _check_free(port)
-    environment = settings(root, port)
+    (root / HOME).mkdir(mode=0o700, exist_ok=True)
+    environment = settings(root, port, read_login(root / LOGIN))
     os.environ.update(environment)  # before Prefect is imported, which reads it then
-    (root / HOME).mkdir(exist_ok=True)
     with _stoppable(), _running(root, environment, "server", "server", "start") as server:
         _wait_until_healthy(f"{environment['PREFECT_API_URL']}/health", server)
         _prefect(root, environment, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         _prefect(root, environment, "work-pool", "set-concurrency-limit", POOL, "1")
         _prefect(root, environment, "deploy", "--all")
-        _settle_old_runs(environment["PREFECT_API_URL"])
+        _settle_old_runs()
         with _running(root, environment, "worker", "worker", "start", "--pool", POOL) as worker:
             print(_how_to_use(port), flush=True)
             try:
                 _wait_for_either(server, worker)
             finally:
                 if server.poll() is None and worker.poll() is None:
-                    _cancel_runs(environment["PREFECT_API_URL"])
+                    _cancel_runs()
+
+
+def read_login(path: Path) -> str:
+    """The login in `path`, which only its owner can read; one with a random password is written where there is none.
+
+    Raises:
+        SystemExit: the file holds no login.
+    """
+    if not path.exists():
+        with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(f"clip4vla:{secrets.token_urlsafe(24)}\n")
+    path.chmod(0o600)
+    login = path.read_text(encoding="utf-8").strip()
+    if not re.fullmatch("[!-~]+:[!-~]+", login):
+        raise SystemExit(f"{path} must hold USER:PASSWORD in one line, without spaces; without the file, one is made")
+    return login
 
 
 def _how_to_use(port: int) -> str:
     return (
-        f"\nPrefect is at http://127.0.0.1:{port}; in another terminal:\n"
-        f"    export PREFECT_API_URL=http://127.0.0.1:{port}/api\n"
+        f"\nPrefect is at http://127.0.0.1:{port}, and asks for the login in {LOGIN}. In another terminal:\n"
+        f'    export PREFECT_API_URL=http://127.0.0.1:{port}/api PREFECT_API_AUTH_STRING="$(cat {LOGIN})"\n'
         "    prefect deployment run pretrain/nightly --watch\n"
         "Ctrl-C here cancels what runs, with a checkpoint, and ends everything.\n"
     )
@@ -165,22 +195,22 @@ def _wait_for_either(*processes: "subprocess.Popen[bytes]") -> None:
     raise SystemExit(f"server or worker ended by itself; the logs in {HOME}/ say why")
 
 
-def _settle_old_runs(url: str) -> None:
+def _settle_old_runs() -> None:
     """Mark as crashed what an earlier server left running when it was killed: the pool would wait for it forever."""
-    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.orchestration import get_client
     from prefect.states import Crashed
 
-    with SyncPrefectClient(url) as client:
+    with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=_going_on("PENDING", "RUNNING", "CANCELLING")):
             client.set_flow_run_state(run.id, Crashed(message="the server ended before the run did"), force=True)
 
 
-def _cancel_runs(url: str) -> None:
+def _cancel_runs() -> None:
     """Cancel the flow runs that go on or are about to, and wait until they have ended: trainings leave checkpoints."""
-    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.orchestration import get_client
     from prefect.states import Cancelling
 
-    with SyncPrefectClient(url) as client:
+    with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=_going_on("PENDING", "RUNNING")):
             print(f"cancelling {run.name}", flush=True)
             client.set_flow_run_state(run.id, Cancelling())

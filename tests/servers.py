@@ -1,4 +1,4 @@
-"""Servers that tests start and end: a command, and the address at which it answers."""
+"""Servers that tests start and end: a command, and the address at which it answers; what a process listens on."""
 
 import socket
 import subprocess
@@ -7,6 +7,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 PATIENCE_S = 240.0
 
@@ -42,3 +44,10 @@ def serving(
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
+
+
+def listeners(pid: int, descendants: bool = True) -> set[tuple[str, int]]:
+    """Address and port of everything that a process, and its descendants, listen on."""
+    family = [psutil.Process(pid), *(psutil.Process(pid).children(recursive=True) if descendants else [])]
+    found = [connection for process in family for connection in process.net_connections("tcp")]
+    return {(c.laddr.ip, c.laddr.port) for c in found if c.status == psutil.CONN_LISTEN}

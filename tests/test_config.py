@@ -210,6 +210,13 @@ def test_a_corpus_name_that_a_shell_or_dvc_would_interpret_is_refused(changed: W
         load_config(path)
 
 
+@pytest.mark.parametrize("name", ["it's", "a.b", "a b"])
+def test_a_preset_name_that_dvc_would_not_find_is_refused(changed: Write, name: str) -> None:
+    path = changed(lambda tree: tree["presets"].update({name: {}}))
+    with pytest.raises(ValueError, match=re.escape(f"  presets: the preset name {name!r} must consist of letters")):
+        load_config(path)
+
+
 def test_every_mistake_is_reported_at_once(changed: Write) -> None:
     path = changed(lambda tree: (tree.pop("seed"), tree["model"].update(fusion="max"), tree.update(extra=1)))
     with pytest.raises(ValueError, match=r"seed: (.|\n)*model\.fusion: (.|\n)*extra: "):

@@ -1,4 +1,4 @@
-"""A team's set-up for real: MLflow and Prefect on PostgreSQL, and DVC's remote in a store that speaks S3.
+"""A team's set-up for real: MLflow and Prefect on PostgreSQL, with logins, and DVC's remote in a store that speaks S3.
 
 `make test-team` installs what it needs.
 """
@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import pytest
 
@@ -23,6 +26,16 @@ from tests.servers import free_port, serving
 pytestmark = pytest.mark.team
 
 USER = "clip4vla"
+PASSWORD = "correct@horse-battery"
+"""Of MLflow's user `admin`."""
+PREFECT_LOGIN = "team:correct-horse"
+HOST = "mlflow.example.org"
+MLFLOW_AUTH = """[mlflow]
+default_permission = EDIT
+database_uri = postgresql://{user}@{address}/mlflow
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+auth_cache_ttl_seconds = 60
+"""
 MLFLOW = [sys.executable, "-m", "mlflow"]
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
@@ -61,17 +74,26 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def mlflow(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an MLflow server on PostgreSQL."""
+    """Address of an MLflow server on PostgreSQL that asks for a login, with the login in it."""
     directory, url = tmp_path_factory.mktemp("mlflow"), f"http://127.0.0.1:{free_port()}"
+    (directory / "mlflow-auth.ini").write_text(MLFLOW_AUTH.format(user=USER, address=postgres))
     command = [
         *MLFLOW,
         *("server", "--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "1"),
+        *("--app-name", "basic-auth", "--allowed-hosts", f"{HOST},{url.removeprefix('http://')}"),
         *("--backend-store-uri", f"postgresql://{USER}@{postgres}/mlflow"),
         *("--artifacts-destination", str(directory / "artifacts")),
     ]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_AUTH_CONFIG_PATH": str(directory / "mlflow-auth.ini"),
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "any long random text",
+    }
     with serving(supervised(command), f"{url}/health", environment, directory / "log"):
-        yield url
+        yield url.replace("//", f"//admin:{quote(PASSWORD)}@")
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +104,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run(project: Path, mlflow: str, *arguments: str) -> str:
+def try_to_run(project: Path, mlflow: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "MLFLOW_TRACKING_URI": mlflow}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=project, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+
+
+def run(project: Path, mlflow: str, *arguments: str) -> str:
+    done = try_to_run(project, mlflow, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -108,13 +133,56 @@ def test_candidates_are_judged_promoted_and_rolled_back_on_a_server(project: Pat
     assert not (project / "mlruns").exists()
 
 
+def test_without_the_right_login_mlflow_answers_nothing(project: Path, mlflow: str) -> None:
+    address = mlflow.rpartition("@")[2]
+    for login in ("", "admin:wrong-horse-battery@"):
+        done = try_to_run(project, f"http://{login}{address}", "-m", "clip4vla", "champion")
+        assert done.returncode == 1
+        assert "401" in done.stdout + done.stderr or "not authenticated" in done.stdout + done.stderr
+        assert "wrong-horse" not in done.stdout + done.stderr
+
+
+def test_mlflow_answers_to_its_own_name_and_not_to_one_that_leads_there(mlflow: str) -> None:
+    def status(host: str) -> int:
+        request = urllib.request.Request(f"http://{mlflow.rpartition('@')[2]}/", headers={"Host": host})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert (status(HOST), status("stranger.example")) == (401, 403)
+
+
+def test_a_password_in_the_address_stays_out_of_links_logs_tags_and_artifacts(
+    project: Path, mlflow: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    said = promote_candidate(project, mlflow, 21)
+    code = "from pathlib import Path; from clip4vla.tracking.store import *; from clip4vla.registry.registry import *; "
+    shown = (
+        f"{code} client = open_client(Path.cwd()); print(version_page(Path.cwd(), 'clip4vla', '1')); "
+        "runs = client.search_runs([e.experiment_id for e in client.search_experiments()]); "
+        "print([run.to_dictionary() for run in runs], run_page(Path.cwd(), runs[0].info.run_id)); "
+        "print([dict(version) for version in client.search_model_versions(\"name = 'clip4vla'\")])"
+    )
+    said += run(project, mlflow, "-c", shown)
+    assert f"http://{urlsplit(mlflow).hostname}" in said
+    kept = [path for path in (*project.rglob("*"), *tmp_path_factory.getbasetemp().rglob("artifacts/**/*"))
+            if path.is_file()]  # fmt: skip
+    assert kept
+    for secret in (PASSWORD, quote(PASSWORD)):
+        assert secret not in said
+        assert not [path for path in kept if secret.encode() in path.read_bytes()]
+
+
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
     project: Path, mlflow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in (11, 12, 13):
         promote_candidate(project, mlflow, number)
     run(project, mlflow, "-m", "clip4vla", "rollback")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
+    for name, value in {"URI": mlflow, "USERNAME": "", "PASSWORD": ""}.items():  # so that what is set later is undone
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
     registry = Registry(project)
     champion = registry.champion_version("clip4vla")
     others = [str(int(champion) + 1), "1"]
@@ -134,28 +202,34 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
     assert registry.champion_version("clip4vla") in others
 
 
-def test_prefect_deploys_to_a_server_on_postgresql(postgres: str, tmp_path: Path) -> None:
+def test_prefect_deploys_to_a_server_on_postgresql_with_the_right_login_only(postgres: str, tmp_path: Path) -> None:
     port = free_port()
     environment = os.environ | {
         "PREFECT_HOME": str(tmp_path),
         "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{USER}@{postgres}/prefect",
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_API_AUTH_STRING": PREFECT_LOGIN,
+        "PREFECT_SERVER_API_AUTH_STRING": PREFECT_LOGIN,
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PYTHONPATH": str(REPOSITORY),
     }
 
-    def prefect(*arguments: str) -> str:
-        command = [*PREFECT, *arguments]
-        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+    def prefect(*arguments: str, login: str = PREFECT_LOGIN, status: int = 0) -> str:
+        command, variables = [*PREFECT, *arguments], environment | {"PREFECT_API_AUTH_STRING": login}
+        done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     server = supervised([*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)])
     with serving(server, f"http://127.0.0.1:{port}/api/health", environment, tmp_path / "log"):
         prefect("work-pool", "create", "local", "--type", "process")
         prefect("deploy", "--all")
         assert "pretrain/nightly" in prefect("deployment", "ls")
+        for login in ("", "team:wrong-horse"):
+            assert "401 Unauthorized" in prefect("deployment", "run", "pretrain/nightly", login=login, status=1)
     assert not list(tmp_path.glob("prefect.db*"))
 
 

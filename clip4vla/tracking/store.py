@@ -208,9 +208,18 @@ def _own_uri(root: Path) -> str:
 
 
 def _without_credentials(uri: str) -> str:
-    """The address of a server without user name and password; other addresses as they are."""
+    """The address of a server without user name and password; other addresses as they are.
+
+    Raises:
+        ValueError: a part of the password would stay in it.
+    """
     parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.scheme in HTTP else uri
+    if parts.scheme not in HTTP:
+        return uri
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    if "@" in bare:
+        raise ValueError(f"{URI_VARIABLE} has a password with '/', '?' or '#': write %2F, %3F or %23 for it")
+    return bare
 
 
 def _move_credentials() -> None:

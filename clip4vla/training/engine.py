@@ -13,6 +13,7 @@ same.
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.constants import default_pg_timeout
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -36,6 +38,7 @@ from clip4vla.training.checkpoints import (
     newest_checkpoint,
 )
 from clip4vla.training.flops import Precision
+from clip4vla.training.network import LOOPBACK, open_store, use_interface_towards
 from clip4vla.training.objectives import Objective, total_loss
 from clip4vla.training.optimizer import parameter_groups
 from clip4vla.utils.files import sync_directory
@@ -46,20 +49,31 @@ log = logging.getLogger(__name__)
 def join_ranks(on_gpu: bool | None = None) -> tuple[int, int, torch.device]:
     """Join the process group that the launcher describes; rank, world size and this rank's device.
 
+    The ranks listen on the network of MASTER_ADDR only. Rank 0 serves the store there, unless torchrun's agent does.
+
     Args:
         on_gpu: whether to train on a GPU; None: where there is one.
     """
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": LOOPBACK}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
     on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
-    # compiled at start-up for 24 s, or hanging on a stale lock; gloo gives the same sums without it
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    return dist.get_rank(), dist.get_world_size(), device
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = socket.gethostbyname(os.environ["MASTER_ADDR"]), int(os.environ["MASTER_PORT"])
+    use_interface_towards(address)
+    agent_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = open_store(address, port, hosts=rank == 0 and not agent_serves)
+    # compiled at start-up for 24 s, or hanging on a stale lock; gloo gives the same sums without it
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend, bound = "nccl" if on_gpu else "gloo", device if on_gpu and world_size > 1 else None
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=default_pg_timeout, device_id=bound
+    )
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    return rank, world_size, device
 
 
 class _ModelWithObjective(nn.Module):

@@ -1,7 +1,7 @@
-"""A spec in, its model directory out: torchrun's agent starts the ranks of this node and ends them when one fails.
+"""A spec in, its model directory out: the ranks are started on this node, or on all that the environment names.
 
-The agent works in this process, not in one of its own: a signal to it reaches the ranks, which then leave a
-checkpoint, and the ranks notice when it is killed. Where the environment names several nodes, `multinode` says what
+On one node torchrun's agent works in this process (see `node`), not in one of its own: a signal to it reaches the
+ranks, which then leave a checkpoint, and the ranks notice when it is killed. For several nodes, `multinode` says what
 starts them.
 """
 
@@ -9,25 +9,19 @@ import fcntl
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from uuid import uuid4
 
 import torch
-from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException, Std
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from clip4vla.config import TrainerConfig
 from clip4vla.training.checkpoints import newest_checkpoint
-from clip4vla.training.multinode import RANK_MODULE, several_nodes
+from clip4vla.training.multinode import several_nodes
+from clip4vla.training.node import Node, run_ranks
 from clip4vla.training.spec import TrainSpec
-from clip4vla.training.worker import REFUSED
 
 AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """What the agent passes on to the ranks, which have its 30 s to write a checkpoint."""
@@ -54,7 +48,7 @@ def launch(spec: TrainSpec) -> None:
         ranks = ranks_here(spec.trainer)
         command = several_nodes(spec_file, ranks, os.environ)
         if command is None:
-            _run_here(spec_file, ranks)
+            run_ranks(spec_file, ranks, Node())
         else:
             _run_there(command)
 
@@ -85,23 +79,6 @@ def _steps_kept(spec: TrainSpec) -> int:
     return notes.step if notes else 0
 
 
-def _run_here(spec_file: Path, ranks: int) -> None:
-    with tempfile.TemporaryDirectory() as logs:
-        try:
-            agent = elastic_launch(_agent_config(ranks, logs), sys.executable)
-            agent("-m", RANK_MODULE, str(spec_file))
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
-            words = _last_words(Path(logs), rank)
-            if failure.exitcode == REFUSED:
-                raise ValueError(words) from None
-            words = f"Its last words: {words}" if words else "It left no word"
-            raise RuntimeError(f"the training failed: rank {rank} ended first, by {how}. {words}") from None
-        except SignalException as stopped:
-            raise SystemExit(128 + stopped.sigval) from None
-
-
 def _run_there(command: list[str]) -> None:
     """Run the launcher of several nodes, which passes on the signals that this process gets."""
     early: list[int] = []
@@ -122,22 +99,6 @@ def _run_there(command: list[str]) -> None:
     code = process.wait()
     if code:
         raise RuntimeError(f"the training failed: {command[0]} ended with status {code}; its output says which rank")
-
-
-def _agent_config(ranks: int, logs: str) -> LaunchConfig:
-    """`ranks` ranks on this node; rank 0 prints, each leaves its output under `logs`."""
-    return LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        run_id=uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",  # a host's own name doesn't always lead to it
-        max_restarts=0,
-        log_line_prefix_template=" ",  # an empty one would mean torchrun's own
-        logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=Std.ALL, tee=Std.ALL, local_ranks_filter={0}),
-    )
 
 
 @contextmanager
@@ -163,12 +124,3 @@ def _own_signals() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _last_words(logs: Path, rank: int) -> str:
-    """The last line that `rank` wrote to its errors; empty where there is none."""
-    for log in logs.glob(f"*/attempt_0/{rank}/stderr.log"):
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        if lines:
-            return lines[-1].strip()
-    return ""

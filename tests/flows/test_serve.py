@@ -3,23 +3,34 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from email.message import Message
 from pathlib import Path
 
 import pytest
 import yaml
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
+from websockets.typing import Origin, Subprotocol
 
 from clip4vla.utils.supervise import processes_in, wait_until_none_in
-from flows.serve import POOL, serve
+from flows.serve import LOGIN, POOL, read_login, serve
 from tests.project import REPOSITORY, environment, make_project, read_config, run, write_config
-from tests.servers import free_port
+from tests.servers import free_port, listeners
 
 PATIENCE_S = 240.0
+STRANGER = "http://stranger.example"
+"""Where the page comes from that is open in somebody's browser."""
 EPOCHS = 40
 """Of a training that is long enough to be stopped: 3 steps each."""
 
@@ -29,12 +40,9 @@ class Served:
 
     def __init__(self, project: Path) -> None:
         self.project, self.port = project, free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
         outside = environment()
-        self.environment = outside | {
-            "COLUMNS": "200",  # tables are cut to fit
-            "PREFECT_HOME": str(project / ".prefect"),
-            "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
-        }
+        self.environment = outside | {"COLUMNS": "200"}  # tables are cut to fit
         self.log = project / ".prefect.log"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "flows.serve", "--port", str(self.port)],
@@ -45,6 +53,7 @@ class Served:
         )
         self.wait_for(lambda: "prefect deployment run" in self.log.read_text() or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
+        self.login = (project / LOGIN).read_text().strip()
 
     def wait_for(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -54,12 +63,30 @@ class Served:
             )
             time.sleep(0.2)
 
-    def prefect(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    def prefect(self, *arguments: str, export: str | None = None) -> str:
+        """What a command says in another terminal, after `export` there: by default what was printed as to be typed."""
+        [printed] = re.findall(r"^ +(export .+)$", self.log.read_text(), re.MULTILINE)
+        command = shlex.join([sys.executable, "-m", "prefect", "--no-prompt", *arguments])
         done = subprocess.run(
-            command, cwd=self.project, env=self.environment, capture_output=True, text=True, check=False
+            ["sh", "-c", f"{export or printed}; {command}"],
+            cwd=self.project,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return done.stdout + done.stderr
+
+    def ask(self, method: str, path: str, content: str | None = None, **headers: str) -> tuple[int, Message]:
+        """Status and headers of the answer to a request, such as the browser of a visitor to another page makes."""
+        asked = {name.replace("_", "-"): value for name, value in headers.items()}
+        body = None if content is None else content.encode()
+        request = urllib.request.Request(f"{self.address}{path}", body, {"Origin": STRANGER, **asked}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.headers
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers
 
     def start(self, deployment: str, *arguments: str) -> str:
         """Id of the flow run."""
@@ -114,6 +141,21 @@ def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_login_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "login"
+    login = read_login(path)
+    assert re.fullmatch(r"clip4vla:[\w-]{32}", login)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    assert read_login(path) == login
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.write_text("ann:of her own\n")
+    with pytest.raises(SystemExit, match="login must hold USER:PASSWORD in one line, without spaces"):
+        read_login(path)
+    path.write_text("ann:of-her-own\n")
+    assert read_login(path) == "ann:of-her-own"
+
+
 def test_every_deployment_waits_for_the_pool_that_is_served() -> None:
     deployments = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
     assert {deployment["work_pool"]["name"] for deployment in deployments} == {POOL}
@@ -132,6 +174,56 @@ def test_a_nightly_run_ends_with_a_judged_candidate_and_a_true_lock(served: Serv
     kept = served.prefect("artifact", "ls", "--limit", "50")
     for key in ("summary", "pretrain", "finetune-retrieval", "ablate", "evaluate-retrieval"):
         assert f" {key} " in kept
+
+
+@pytest.mark.slow
+def test_a_page_of_another_site_can_have_nothing_done(served: Served) -> None:
+    flow = json.dumps({"name": "strange"})
+    status, headers = served.ask("OPTIONS", "/api/flows/", Access_Control_Request_Method="POST")
+    assert (status, headers["Access-Control-Allow-Origin"]) == (400, None)
+    remembered = f"Basic {b64encode(served.login.encode()).decode()}"  # even if the browser sent the login along
+    for others in ({}, {"Authorization": remembered}):
+        for kind in ("text/plain", "application/json"):
+            status, headers = served.ask("POST", "/api/flows/", flow, Content_Type=kind, **others)
+            assert (status, headers["Access-Control-Allow-Origin"]) == (403, None), "there is no CSRF token"
+    for path in ("/api/csrf-token?client=strange", "/api/admin/version"):
+        status, headers = served.ask("GET", path)
+        assert (status, headers["Access-Control-Allow-Origin"]) == (401, None)
+    assert "strange" not in served.prefect("flow", "ls")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token", [None, "d3Jvbmc="])
+def test_a_socket_of_another_site_is_closed(served: Served, token: str | None) -> None:
+    address = f"ws://127.0.0.1:{served.port}/api/events/in"
+    with connect(address, origin=Origin(STRANGER), subprotocols=[Subprotocol("prefect")]) as stranger:
+        stranger.send(json.dumps({"type": "auth", "token": token}))
+        with pytest.raises(ConnectionClosedError, match="1008"):
+            stranger.recv(timeout=30)
+
+
+@pytest.mark.slow
+def test_commands_need_the_login_and_no_log_has_it(served: Served) -> None:
+    here = f"export PREFECT_API_URL={served.address}/api"
+    assert "pretrain/nightly" in served.prefect("deployment", "ls")
+    assert "401 Unauthorized" in served.prefect("deployment", "ls", export=here)
+    wrong = served.prefect("deployment", "ls", export=f"{here} PREFECT_API_AUTH_STRING={served.login}x")
+    assert "401 Unauthorized" in wrong
+    password = served.login.partition(":")[2].encode()
+    files = [served.log, *(path for path in (served.project / ".prefect").rglob("*") if path.is_file())]
+    assert [path for path in files if password in path.read_bytes()] == [served.project / LOGIN]
+
+
+@pytest.mark.slow
+def test_server_worker_and_training_listen_on_loopback_only(served: Served) -> None:
+    lengthen(served.project)
+    flow_run = served.start("pretrain/nightly")
+    served.wait_for(lambda: steps_done(served.project) >= 1)
+    found = listeners(served.process.pid)
+    assert ("127.0.0.1", served.port) in found
+    assert {address for address, _ in found} == {"127.0.0.1"}
+    served.prefect("flow-run", "cancel", flow_run)
+    served.wait_for(lambda: served.state(flow_run) == "CANCELLED")
 
 
 @pytest.mark.slow

@@ -206,3 +206,14 @@ def test_half_a_login_is_an_error_without_it(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://token@mlflow.example")
     with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_URI \(https://mlflow.example\) needs both a user name"):
         prepare_store(tmp_path)
+
+
+@pytest.mark.parametrize("password", ["se/cret", "se?cret", "se#cret"])
+def test_a_password_that_would_stay_in_the_address_is_an_error_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://ann:{password}@mlflow.example")
+    for use in (tracking_uri, prepare_store):
+        with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_URI has a password with '/'") as caught:
+            use(tmp_path)
+        assert "cret" not in str(caught.value)

@@ -12,7 +12,7 @@ from tests.training.specs import make_spec
 
 pytestmark = pytest.mark.slow
 
-SLURM = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_JOB_ID": "7"}
+SLURM = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "gpu[1-2]"}
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{srun.parent}:/usr/bin:/bin")
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("socket.gethostbyname", {"gpu1": "203.0.113.1"}.__getitem__)
     (tmp_path / "srun.sh").write_text("exit 0")
     return tmp_path
 
@@ -44,8 +45,8 @@ def test_in_a_slurm_allocation_srun_starts_the_ranks_of_the_spec(slurm: Path) ->
     launch(spec)
     calls = (slurm / "calls").read_text()
     assert "--nodes=2" in calls
-    assert "--nproc-per-node=4" in calls
-    assert TrainSpec.read(Path(calls.split()[-1])) == spec
+    assert "--ranks=4 --nodes=2 --address=203.0.113.1" in calls
+    assert TrainSpec.read(next(Path(word) for word in calls.split() if word.endswith("spec.json"))) == spec
 
 
 def test_a_launcher_of_several_nodes_that_fails_is_named(slurm: Path) -> None:
