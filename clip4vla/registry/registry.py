@@ -8,12 +8,14 @@ Every step may be killed and done again. A version is known by the hash of its m
 run result is never registered twice; what is missing is added.
 """
 
+import json
 import os
 import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 CHAMPION, PREVIOUS = "champion", "previous"
 CONTENT, SCORES_PATH, REPLACES, ROLLED_BACK = "content", "scores", "replaces", "rolled_back"
+CORPUS = "corpus."
+"""Begins the tags that describe the corpora of a version."""
 CLAIM = "promotion"
 CLAIM_S = 2.0
 """Time that a claim on a server must stand: much longer than its answers take."""
@@ -50,6 +54,24 @@ REQUIREMENTS = (
     *("av", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml"),
 )
 """What serving needs; each is pinned to the release that is installed when a version is registered."""
+
+
+CorpusFacts = Mapping[str, str | None]
+"""What is known of a corpus: `role`, `version`, `license`, `source`; None is unknown."""
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """A version as the registry describes it."""
+
+    name: str
+    version: str
+    run_id: str
+    """The MLflow run that trained it."""
+    description: str
+    """The decision about it, in Markdown; empty before there is one."""
+    corpora: Mapping[str, CorpusFacts]
+    """The corpora that it was trained on, by name; empty for a version that was registered without."""
 
 
 class Registry:
@@ -67,6 +89,7 @@ class Registry:
         scores: Scores,
         name: str,
         beam_search: BeamSearchConfig | None = None,
+        corpora: Mapping[str, CorpusFacts] = {},
     ) -> str:
         """Make a version of the run result, or find the one that there is, and give it `scores`.
 
@@ -78,6 +101,7 @@ class Registry:
             scores: of the model on the test set.
             name: of the registered model; made if there is none.
             beam_search: how the served model generates captions; None keeps what it was trained with.
+            corpora: what the model was trained on, by the name of the corpus.
 
         Returns:
             The version. No consumer sees it before `promote`.
@@ -93,6 +117,7 @@ class Registry:
             found = self._find(name, content)
             run_of_scores = run_id if found is None else _run_of(found)
             tags = {**_headlines(scores), SCORES_PATH: self._keep_scores(run_of_scores, scores)}
+            tags |= {f"{CORPUS}{corpus}": json.dumps(dict(facts)) for corpus, facts in corpora.items()}
             if found is None:
                 model_id = self._log_model(run_id, run_directory, content, inference)
                 found = self._make_version(name, model_id, run_id, content, tags)
@@ -143,6 +168,18 @@ class Registry:
         if version is None:
             raise ValueError(f"{name} has no version with the alias {alias}")
         return name, version
+
+    def describe(self, name: str, version: str) -> VersionRecord:
+        """What the registry knows of `version`.
+
+        Raises:
+            ValueError: there is no such version, or it has no run.
+        """
+        found = self._version(name, version)
+        corpora = {
+            tag.removeprefix(CORPUS): json.loads(text) for tag, text in found.tags.items() if tag.startswith(CORPUS)
+        }
+        return VersionRecord(name, version, _run_of(found), found.description or "", corpora)
 
     def scores(self, name: str, version: str) -> Scores:
         """The latest scores of `version`, per-query results included.
