@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import clip4vla
-from clip4vla.records import MODALITIES, TASKS, TaskName
+from clip4vla.records import MODALITIES, SPLITS, TASKS, TaskName
 from clip4vla.utils.threads import spin_briefly
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clip4vla.inference.index import Index
 
 INDEX = Path("data/index")
+BENCHMARKS = Path("runs/benchmarks")
 TOP = 10
 PORT = 8000
 LINES = 3
@@ -38,6 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+benchmark = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 STAGES, MODELS = "Stages of dvc.yaml", "Models"
 CorpusName = Annotated[
     str,
@@ -51,9 +53,13 @@ CorpusName = Annotated[
 Task = StrEnum("Task", list(TASKS))  # type: ignore[misc]  # typer takes choices from an enumeration
 Model = StrEnum("Model", ["pretraining", *TASKS])  # type: ignore[misc]
 By = StrEnum("By", list(MODALITIES))  # type: ignore[misc]
+SplitOption = StrEnum("SplitOption", list(SPLITS))  # type: ignore[misc]
 Listen = StrEnum("Listen", ["sound", "speech", "picture"])
 
 IndexOption = Annotated[Path, typer.Option("--index", help="Directory of the index.")]
+BenchmarkedModel = Annotated[
+    str | None, typer.Option("--model", help="models:/NAME@ALIAS or models:/NAME/VERSION; default: the champion.")
+]
 RegisteredModel = Annotated[
     str | None, typer.Argument(help="Name of the registered model; default: gates.retrieval.model_name.")
 ]
@@ -252,6 +258,70 @@ def serve_app(
     serve(page, host, port)
 
 
+@app.command(rich_help_panel=MODELS)
+def export(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    directory: Annotated[Path, typer.Argument(help="Where it goes: a new folder, or that of an earlier export.")],
+    license: Annotated[str | None, typer.Option(help="Licence of the weights, such as mit.")] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Also upload it to this repository of the Hugging Face Hub.")
+    ] = None,
+) -> None:
+    """Write a registered model as a folder for others, with a model card and its towers for open_clip."""
+    from clip4vla.registry.registry import Registry
+    from clip4vla.release.export import export_version
+    from clip4vla.release.hub import push, require_token
+
+    if push_to_hub is not None:
+        require_token()
+    name, version = Registry(Path.cwd()).resolve(model.removeprefix(clip4vla.REGISTRY_PREFIX))
+    export_version(Path.cwd(), name, version, directory, license)
+    print(f"{name} version {version}: {directory}")
+    if push_to_hub is not None:
+        print(push(directory, push_to_hub))
+
+
+app.add_typer(benchmark, name="benchmark", help="Score a registered model on others' data.", rich_help_panel=MODELS)
+
+
+@benchmark.command("mteb")
+def benchmark_mteb(
+    tasks: Annotated[str, typer.Option(help="Names of MTEB's tasks, separated by commas.")],
+    model: BenchmarkedModel = None,
+    out: Annotated[Path, typer.Option(help="Directory for MTEB's result files.")] = BENCHMARKS / "mteb",
+) -> None:
+    """Run tasks of MTEB, which downloads their data; needs the extra `mteb`."""
+    from clip4vla.pipeline.benchmark import run_mteb
+    from clip4vla.utils.numbers import format_score
+
+    scores = run_mteb(_reference(model), [name.strip() for name in tasks.split(",")], out)
+    for name, score in scores.items():
+        print(f"{name}: {format_score(name, score)}")
+    print(f"results: {out}")
+
+
+@benchmark.command("classification")
+def benchmark_classification(
+    annotations: Annotated[Path, typer.Argument(help="Directory of the tables: `path` and `text`, the label.")],
+    media: Annotated[Path, typer.Argument(help="Directory of the sounds.")],
+    model: BenchmarkedModel = None,
+    adapter: Annotated[str, typer.Option(help="Name of the adapter that reads the tables.")] = "folder",
+    name: Annotated[str, typer.Option(help="Name of the data set in MLflow.")] = "classification",
+    split: Annotated[SplitOption | None, typer.Option(help="Classify these clips only; default: all.")] = None,
+    prompt: Annotated[str, typer.Option(help="The sentence of a label.")] = "the sound of {}",
+) -> None:
+    """Classify sounds by the sentences of their labels: accuracy and mean average precision."""
+    from rich.console import Console
+
+    from clip4vla.pipeline.benchmark import classify_folder
+    from clip4vla.reports.tables import Table, score_cell, to_terminal
+
+    only = next((known for known in SPLITS if split is not None and known == split.value), None)
+    scores = classify_folder(_reference(model), name, adapter, annotations, media, only, prompt, BENCHMARKS / name)
+    rows = [[score, score_cell(scores, score)] for score in scores.values]
+    Console().print(to_terminal(Table(name, ["score", "per cent"], rows)))
+
+
 @app.command("check-corpus", rich_help_panel=MODELS)
 def check_corpus(
     adapter: Annotated[str, typer.Argument(help="Name of the adapter, such as msrvtt or folder.")],
@@ -316,6 +386,11 @@ def _champion_captioner() -> "Embedder | None":
     except (ValueError, FileNotFoundError) as error:
         print(f"no captions of examples: {error}")
         return None
+
+
+def _reference(model: str | None) -> str:
+    """The version that is named by `models:/...`, or the project's champion."""
+    return f"{_model_name(None)}@champion" if model is None else model.removeprefix(clip4vla.REGISTRY_PREFIX)
 
 
 def _task(task: Task) -> TaskName:

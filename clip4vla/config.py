@@ -156,6 +156,12 @@ class CorpusConfig(FrozenConfig):
     """Directory of the media, relative to the project."""
     weight: Annotated[Real, Field(gt=0, le=1_000_000)] = 1.0
     """Share in the training mixture, relative to the other corpora of the role."""
+    version: str | None = None
+    """As its publisher calls it, for the model card; null: that of the package, for StampScenes, else unknown."""
+    license: str | None = None
+    """For the model card, such as `CC-BY-4.0`; null: unknown."""
+    source: str | None = None
+    """Address or name of where it was published, for the model card; null: unknown."""
 
 
 class ClipsConfig(FrozenConfig):
@@ -425,6 +431,8 @@ class GateConfig(FrozenConfig):
     never_worse_than_best_modality: Weight | None = None
     """Points by which R@1 of both modalities together may stay below that of the better single one, for any kind of
     query; null does not compare them."""
+    export_on_promotion: str | None = None
+    """Directory in which each promoted version is exported, as `NAME-VERSION`; null exports none."""
 
 
 class GatesConfig(FrozenConfig):

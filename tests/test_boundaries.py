@@ -10,13 +10,16 @@ from tests.project import REPOSITORY
 
 ORDER = (
     *("utils", "records", "config", "media", "corpora", "clips", "audio", "model", "losses"),
-    *("tracking", "training", "inference", "evaluation", "registry", "reports", "app", "pipeline", "__main__"),
+    *("tracking", "training", "inference", "evaluation", "registry", "reports", "app", "release", "pipeline"),
+    "__main__",
 )
 """The parts of the package in the way of the data; on top of them stand flows and benchmarks."""
 
 DOORS = {
     "prefect": ("flows/",),
     "deepspeed": ("clip4vla/training/engine.py",),
+    "mteb": ("clip4vla/evaluation/mteb_model.py",),
+    "datasets": ("clip4vla/evaluation/mteb_model.py",),
     "mlflow": ("clip4vla/tracking/", "clip4vla/registry/registry.py", "clip4vla/inference/pyfunc.py"),
     "open_clip": ("clip4vla/model/",),
     "yaml": ("clip4vla/config.py",),
@@ -26,6 +29,7 @@ DOORS = {
     "psutil": ("clip4vla/utils/supervise.py", "clip4vla/training/network.py", "benchmarks/small_training.py"),
     "pycocoevalcap": ("clip4vla/evaluation/caption_metrics.py",),
     "silero_vad": ("clip4vla/clips/speech.py",),
+    "huggingface_hub": ("clip4vla/release/",),
     "jinja2": ("clip4vla/reports/pages.py",),
     "fastapi": ("clip4vla/app/server.py",),
     "uvicorn": ("clip4vla/app/server.py",),

@@ -225,8 +225,19 @@ def retrieval_intervals(ranks: QueryRanks, groups: Sequence[str], resamples: int
 
 def mean_interval(values: FloatArray, groups: Sequence[str], resamples: int, seed: int) -> Interval:
     """95 % bootstrap interval of the mean of `values` (Q,), drawing the groups (Q,) with replacement."""
-    draws = _resample(groups, len(values), resamples, seed)
-    return _percentiles(np.concatenate([weighted_mean(values, weights) for weights in draws]))
+    return bootstrap_interval(lambda weights: weighted_mean(values, weights), groups, resamples, seed)
+
+
+def bootstrap_interval(
+    statistic: Callable[[FloatArray], FloatArray], groups: Sequence[str], resamples: int, seed: int
+) -> Interval:
+    """95 % bootstrap interval of a statistic of Q values, drawing their groups (Q,) with replacement.
+
+    Args:
+        statistic: (n,) of n draws, from how often each value counts in them (n, Q).
+    """
+    draws = _resample(groups, len(groups), resamples, seed)
+    return _percentiles(np.concatenate([statistic(weights) for weights in draws]))
 
 
 def paired_difference(

@@ -8,13 +8,15 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from clip4vla.config import Config, load_config
+from clip4vla.config import Config, CorpusConfig, load_config
+from clip4vla.corpora.stampscenes import compose, fetch
 from clip4vla.evaluation.scores import Scores
 from clip4vla.pipeline.evaluate import score
 from clip4vla.pipeline.project import EVALUATIONS, METRICS, ROOT, RUNS
 from clip4vla.records import TaskName
 from clip4vla.registry.gate import decide
-from clip4vla.registry.registry import Registry
+from clip4vla.registry.registry import CorpusFacts, Registry
+from clip4vla.release.export import export_version
 from clip4vla.training.spec import read_run
 from clip4vla.utils.files import write_json
 
@@ -27,7 +29,8 @@ def promote(task: TaskName) -> None:
     gate, registry = config.gates.of(task), Registry(ROOT)
     directory, candidate = RUNS / task, Scores.read(EVALUATIONS / task)
     beam_search = config.evaluation.beam_search
-    version = registry.register(read_run(directory)["run_id"], directory, candidate, gate.model_name, beam_search)
+    run_id, corpora = read_run(directory)["run_id"], describe_corpora(config)
+    version = registry.register(run_id, directory, candidate, gate.model_name, beam_search, corpora)
     champion = registry.find_champion(gate.model_name)
     scores = None if champion is None else _champion_scores(config, task, registry, champion, candidate.test_set)
     decision = decide(candidate, scores, gate, config.evaluation.bootstrap, config.evaluation.seed)
@@ -36,6 +39,30 @@ def promote(task: TaskName) -> None:
     print(f"{gate.model_name} version {version}: {'promoted' if decision.promote else 'not promoted'}")
     for reason in decision.reasons:
         print(f"  {reason}")
+    if decision.promote and gate.export_on_promotion is not None:
+        exported = Path(gate.export_on_promotion) / f"{gate.model_name}-{version}"
+        export_version(ROOT, gate.model_name, version, exported)
+        print(f"exported to {exported}")
+
+
+def describe_corpora(config: Config) -> dict[str, CorpusFacts]:
+    """Role, version, licence and source of each corpus in params.yaml, for the registry and the model card."""
+    return {
+        name: {
+            "role": corpus.role,
+            "version": corpus.version or _package_version(corpus),
+            "license": corpus.license,
+            "source": corpus.source,
+        }
+        for name, corpus in config.corpora.items()
+    }
+
+
+def _package_version(corpus: CorpusConfig) -> str | None:
+    """The version of the package that StampScenes was composed from; None for other corpora."""
+    if not Path(corpus.media).is_relative_to(compose.DESTINATION):
+        return None
+    return fetch.fetched_version(fetch.DESTINATION)
 
 
 def decision_file(task: TaskName) -> Path:

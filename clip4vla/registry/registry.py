@@ -8,6 +8,7 @@ Every step may be killed and done again. A version is known by the hash of its m
 run result is never registered twice; what is missing is added.
 """
 
+import json
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 
 CHAMPION, PREVIOUS = "champion", "previous"
 CONTENT, SCORES_PATH, REPLACES, ROLLED_BACK = "content", "scores", "replaces", "rolled_back"
+CORPUS = "corpus."
+"""Begins the tags that describe the corpora of a version."""
 CLAIM = "promotion"
 CLAIM_S = 2.0
 """Time that a claim on a server must stand: much longer than its answers take."""
@@ -53,6 +57,24 @@ REQUIREMENTS = (
     *("av", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml"),
 )
 """What serving needs; each is pinned to the release that is installed when a version is registered."""
+
+
+CorpusFacts = Mapping[str, str | None]
+"""What is known of a corpus: `role`, `version`, `license`, `source`; None is unknown."""
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """A version as the registry describes it."""
+
+    name: str
+    version: str
+    run_id: str
+    """The MLflow run that trained it."""
+    description: str
+    """The decision about it, in Markdown; empty before there is one."""
+    corpora: Mapping[str, CorpusFacts]
+    """The corpora that it was trained on, by name; empty for a version that was registered without."""
 
 
 class Registry:
@@ -70,6 +92,7 @@ class Registry:
         scores: Scores,
         name: str,
         beam_search: BeamSearchConfig | None = None,
+        corpora: Mapping[str, CorpusFacts] = {},
     ) -> str:
         """Make a version of the run result, or find the one that there is, and give it `scores`.
 
@@ -81,6 +104,7 @@ class Registry:
             scores: of the model on the test set.
             name: of the registered model; made if there is none.
             beam_search: how the served model generates captions; None keeps what it was trained with.
+            corpora: what the model was trained on, by the name of the corpus.
 
         Returns:
             The version. No consumer sees it before `promote`.
@@ -97,6 +121,7 @@ class Registry:
                 self._client.create_registered_model(name)
             found = self._find(name, content)
             tags = self._tags_of(run_id if found is None else _run_of(found), scores)
+            tags |= {f"{CORPUS}{corpus}": json.dumps(dict(facts)) for corpus, facts in corpora.items()}
             if found is None:
                 model_id = self._log_model(run_id, run_directory, content, inference)
                 found = self._make_version(name, model_id, run_id, content, tags)
@@ -172,6 +197,18 @@ class Registry:
         if version is None:
             raise ValueError(f"{name} has no version with the alias {alias}")
         return name, version
+
+    def describe(self, name: str, version: str) -> VersionRecord:
+        """What the registry knows of `version`.
+
+        Raises:
+            ValueError: there is no such version, or it has no run.
+        """
+        found = self._version(name, version)
+        corpora = {
+            tag.removeprefix(CORPUS): json.loads(text) for tag, text in found.tags.items() if tag.startswith(CORPUS)
+        }
+        return VersionRecord(name, version, _run_of(found), found.description or "", corpora)
 
     def scores(self, name: str, version: str) -> Scores:
         """The latest scores of `version`, per-query results included.

@@ -3,6 +3,7 @@
 Out: `data/raw/stamps/tuxpaint-stamps-default.deb` and `package.json`.
 """
 
+import json
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ from clip4vla.utils.hashing import hash_file
 
 PACKAGE = "tuxpaint-stamps-default"
 DESTINATION = Path("data/raw/stamps")
+PACKAGE_FILE = "package.json"
 
 BRING_IT = (
     f"StampScenes is made of Debian's package {PACKAGE} (161 MB). Bring the .deb from any Debian mirror or machine "
@@ -33,7 +35,13 @@ def fetch(package: str | None, destination: Path) -> None:
             _download(deb)
         else:
             _copy(Path(package), deb)
-        write_json(directory / "package.json", {"package": PACKAGE, "version": _version(deb), "sha256": hash_file(deb)})
+        write_json(directory / PACKAGE_FILE, {"package": PACKAGE, "version": _version(deb), "sha256": hash_file(deb)})
+
+
+def fetched_version(destination: Path) -> str | None:
+    """Debian's version of the package in `destination`; None where it has not been fetched."""
+    path = destination / PACKAGE_FILE
+    return str(json.loads(path.read_text(encoding="utf-8"))["version"]) if path.is_file() else None
 
 
 def _download(deb: Path) -> None:
