@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from clip4vla.clips.batch import Batch
-from clip4vla.clips.format import Clip, cut_sound, decode_row, encode_row
+from clip4vla.clips.format import Clip, decode_row, encode_row
 from clip4vla.clips.transform import collate
 from clip4vla.config import AudioToken, GenerationConfig, InferenceConfig, load_config
 from clip4vla.media.decode import decode
@@ -132,8 +132,16 @@ class Embedder:
             MediaError: the file can't be used.
         """
         clips = self.inference.clips
-        span = decode(path, start_s, end_s, frames=clips.frames, short_side=clips.size, sample_rate=self.sample_rate)
-        span = cut_sound(span, round(clips.max_seconds * self.sample_rate))
+        span = decode(
+            path,
+            start_s,
+            end_s,
+            frames=clips.frames,
+            short_side=clips.size,
+            sample_rate=self.sample_rate,
+            max_sound_s=clips.max_seconds,
+            limits=clips.limits,
+        )
         record = SourceRecord(str(path), str(path), "test", ())
         return decode_row(encode_row(record, span, clips.jpeg_quality))
 

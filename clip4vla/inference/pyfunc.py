@@ -15,7 +15,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from clip4vla.clips.format import Clip
 from clip4vla.config import InferenceConfig
 from clip4vla.inference.embedder import BOTH, Embedder
-from clip4vla.media.decode import MediaError
+from clip4vla.media.source import MediaError
 from clip4vla.model.pretrained import CONFIG_FILE
 
 BATCH = 16

@@ -125,7 +125,7 @@ def test_a_killed_build_continues_where_it_was(
         pass
 
     written: list[int] = []
-    write = index_module._write
+    write = index_module._Rows.write
 
     def die_at_the_second(*arguments: object) -> None:
         if written:
@@ -134,11 +134,11 @@ def test_a_killed_build_continues_where_it_was(
         write(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(index_module, "CLIPS_PER_COMMIT", 2)
-    monkeypatch.setattr(index_module, "_write", die_at_the_second)
+    monkeypatch.setattr(index_module._Rows, "write", die_at_the_second)
     with pytest.raises(Killed):
         build(folder, tmp_path / "index", run_directory, model())
     kept = {str(row["path"]) for row in rows(tmp_path / "index")}
-    monkeypatch.setattr(index_module, "_write", write)
+    monkeypatch.setattr(index_module._Rows, "write", write)
     done = build(folder, tmp_path / "index", run_directory, model())
     assert (done.clips, done.kept) == (6, len(kept))
 
