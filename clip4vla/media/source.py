@@ -38,6 +38,8 @@ BAD_PACKETS, BAD_SHARE = 3, 0.02
 """How many packets, and which share of them, may be undecodable: two sounds strung together, junk between them."""
 PRIMING_S = 0.15
 """A clock that begins this little before zero does so for what a codec hears to get going, which isn't played."""
+CODED_BEYOND = 1_000_000
+"""Pixels by which a coded picture may be larger than the one that is shown: codecs fill up blocks."""
 COUNTS_KEPT = 64
 """Files whose counted packets a process remembers."""
 SET_BACK_S = 0.5
@@ -97,7 +99,7 @@ class Source:
 
     def _prepare(self, stream: Media) -> None:
         stream.codec_context.thread_count = 1  # processes decode in parallel, one for each core
-        stream.codec_context.options = {"max_pixels": str(self.limits.max_pixels)}
+        stream.codec_context.options = {"max_pixels": str(self.limits.max_pixels + CODED_BEYOND)}
 
     def check_size(self, width: int, height: int) -> None:
         """Raise MediaError when a picture has more pixels than the limits allow."""
@@ -257,7 +259,7 @@ def _count_packets(path: Path, state: tuple[int, int], limits: MediaLimits) -> t
         limits: what it may demand.
     """
     clocks: dict[int, _Clock] = {}
-    end_s, stop_at = 0.0, time.monotonic() + limits.max_decode_s
+    end_s, is_timed, stop_at = 0.0, False, time.monotonic() + limits.max_decode_s
     with _open(path, limits) as container:
         for packet in container.demux():
             if not packet.size:
@@ -265,8 +267,11 @@ def _count_packets(path: Path, state: tuple[int, int], limits: MediaLimits) -> t
             if time.monotonic() > stop_at:
                 raise MediaError("too_slow", f"{path} takes longer than {limits.max_decode_s:g} s to read")
             seconds, decoding_s, later_s = _packet_times(packet)
+            is_timed = is_timed or decoding_s is not None
             moment_s = clocks.setdefault(packet.stream_index, _Clock()).moment(decoding_s, seconds)
             end_s = max(end_s, moment_s + later_s + seconds)
+    if clocks and not is_timed:
+        raise MediaError("unseekable", f"{path} has no timestamps: put it into a container, such as .mkv")
     return end_s, any(clock.was_set_back for clock in clocks.values())
 
 
@@ -315,7 +320,7 @@ def _open(path: Path, limits: MediaLimits) -> InputContainer:
         "protocol_whitelist": "file",
         "format_whitelist": DEMUXERS,
         "pattern_type": "none",
-        "max_pixels": str(limits.max_pixels),
+        "max_pixels": str(limits.max_pixels + CODED_BEYOND),
     }
     try:
         return av.open(
