@@ -3,6 +3,7 @@
 Run it in the project's folder. A mistake of the user's ends a command with one to three lines and exit status 1.
 """
 
+import json
 import os
 import sys
 import tempfile
@@ -333,6 +334,17 @@ def check_corpus(
     from clip4vla.pipeline.data import write_any_manifest
 
     write_any_manifest(adapter, annotations, media, out)
+
+
+@app.command(rich_help_panel=MODELS)
+def inspect(
+    files: Annotated[list[Path], typer.Argument(help="Media files.", metavar="FILE...")],
+) -> None:
+    """Print what the pipeline makes of media files, as JSON lines."""
+    from clip4vla.pipeline.data import inspect_files
+
+    for found in inspect_files(files):
+        print(json.dumps(found, allow_nan=False), flush=True)
 
 
 @app.command("import-checkpoint", rich_help_panel=MODELS)

@@ -164,6 +164,19 @@ class CorpusConfig(FrozenConfig):
     """Address or name of where it was published, for the model card; null: unknown."""
 
 
+class MediaLimits(FrozenConfig):
+    """What a media file may demand; one that demands more is rejected before it gets it."""
+
+    max_pixels: Positive = 40_000_000
+    """Width times height of the video: 8K is 33 million. A decoder takes several frames of memory."""
+    max_duration_s: Annotated[float, Field(gt=0)] = 86_400.0
+    """Seconds that a file may last, or state that it does."""
+    max_bytes: Positive | None = None
+    """Size of a file; null accepts any."""
+    max_decode_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds that decoding a clip may take."""
+
+
 class ClipsConfig(FrozenConfig):
     """What is stored of a clip."""
 
@@ -181,6 +194,8 @@ class ClipsConfig(FrozenConfig):
     """Processes that decode; 0 means one per core."""
     dask: str | None = None
     """Address of a Dask cluster whose workers decode instead (`tcp://host:8786`), on a file system shared with it."""
+    limits: MediaLimits = MediaLimits()
+    """What a media file may demand."""
     max_reject_fraction: Fraction = 0.05
     """The stage fails when a larger share of its records is rejected."""
 

@@ -12,6 +12,7 @@ from clip4vla.records import Decision
 from clip4vla.registry.registry import Registry
 from clip4vla.tracking.run import start_run
 from tests.inference.tiny import INFERENCE, tiny_model, write_video
+from tests.project import REPOSITORY
 from tests.registry.test_registry import scores
 
 YES = Decision(True, ("pass: better",))
@@ -107,3 +108,18 @@ def test_mistakes_end_with_a_sentence() -> None:
         main(["search", "a cow", "--index", "nowhere"])
     with pytest.raises(SystemExit, match=r"clip4vla: .*params\.yaml"):
         main(["champion"])
+
+
+def test_inspect_prints_a_json_line_for_each_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = REPOSITORY / "tests/data/media/base.mp4"
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", str(base), "none.mp4"])
+    assert not ended.value.code
+    used, missing = map(json.loads, capsys.readouterr().out.splitlines())
+    fields = {"path", "reason", "duration_s", "frames", "audio_s", "audio_rms", "channels", "notes"}
+    assert used.keys() == missing.keys() == fields
+    assert (used["reason"], used["duration_s"], used["frames"], used["channels"]) == (None, 4.0, 12, 1)
+    assert (missing["reason"], missing["frames"]) == ("missing", 0)

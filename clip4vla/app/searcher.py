@@ -7,7 +7,7 @@ from pathlib import Path
 from clip4vla.app.uploads import read_upload
 from clip4vla.inference.embedder import Embedder
 from clip4vla.inference.index import EXPERT_OF, Hit, Index, Listen
-from clip4vla.inference.limits import MediaLimits
+from clip4vla.inference.limits import ReaderLimits
 from clip4vla.inference.media_reader import MediaReader
 from clip4vla.records import Modality
 from clip4vla.reports.tables import MODALITY_LABELS
@@ -44,7 +44,7 @@ class Searcher:
         limits: of examples.
     """
 
-    def __init__(self, index: Index, captioner: Embedder | None, limits: MediaLimits) -> None:
+    def __init__(self, index: Index, captioner: Embedder | None, limits: ReaderLimits) -> None:
         self.index = index
         self.captioner = captioner
         self.reader = MediaReader(limits)

@@ -22,10 +22,10 @@ from clip4vla.app.searcher import Searcher
 from clip4vla.app.uploads import receive, upload_folder
 from clip4vla.inference.embedder import Embedder
 from clip4vla.inference.index import Index
-from clip4vla.inference.limits import MediaLimits
-from clip4vla.media.decode import MediaError
+from clip4vla.inference.limits import ReaderLimits
+from clip4vla.media.source import MediaError
 
-UPLOAD_LIMITS = MediaLimits(max_bytes=100_000_000)
+UPLOAD_LIMITS = ReaderLimits(max_bytes=100_000_000)
 MAX_CHARACTERS = 1000
 """Of a query."""
 TOP, MOST = 12, 100
@@ -51,7 +51,7 @@ Answer = TypeVar("Answer")
 
 
 def create_app(
-    index: Index, captioner: Embedder | None = None, limits: MediaLimits = UPLOAD_LIMITS, hosts: Sequence[str] = ()
+    index: Index, captioner: Embedder | None = None, limits: ReaderLimits = UPLOAD_LIMITS, hosts: Sequence[str] = ()
 ) -> FastAPI:
     """The application of the search page.
 

@@ -9,7 +9,7 @@ from clip4vla.clips.format import Clip
 from clip4vla.inference.embedder import Embedder
 from clip4vla.inference.media_reader import MediaReader
 from clip4vla.inference.media_row import ReadRequest
-from clip4vla.media.decode import MediaError
+from clip4vla.media.source import MediaError
 
 NAME = "your file"
 """What messages call it."""

@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         ("media", pa.string()),
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
+        ("notes", pa.list_(pa.string())),  # what of the file isn't used, and why
     ]
 )
 
@@ -46,14 +47,6 @@ class Clip:
     texts: tuple[Text, ...]
 
 
-def cut_sound(span: Span, max_samples: int) -> Span:
-    """`span` with the middle of its sound, where that is longer than `max_samples`."""
-    if span.audio is None:
-        return span
-    start = max(0, (span.audio.shape[1] - max_samples) // 2)
-    return Span(span.frames, span.audio[:, start : start + max_samples])
-
-
 def encode_row(record: SourceRecord, span: Span, jpeg_quality: int, speech: float | None = None) -> dict[str, Any]:
     """The row of `record`, whose media decoded to `span`, of which the share `speech` is speech."""
     return {
@@ -66,6 +59,7 @@ def encode_row(record: SourceRecord, span: Span, jpeg_quality: int, speech: floa
         "media": record.media,
         "start_s": record.start_s,
         "end_s": record.end_s,
+        "notes": list(span.notes),
     }
 
 

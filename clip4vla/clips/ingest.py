@@ -22,9 +22,9 @@ from clip4vla.clips import format as row_format
 from clip4vla.clips.format import SCHEMA
 from clip4vla.config import AudioConfig, ClipsConfig
 from clip4vla.corpora.manifest import LISTED, ManifestSummary, read_manifest, write_rejects
-from clip4vla.media import decode
+from clip4vla.media import decode, source
 from clip4vla.records import SPLITS, Reject, SourceRecord
-from clip4vla.utils.files import write_json
+from clip4vla.utils.files import file_state, write_json
 from clip4vla.utils.hashing import hash_bytes
 from clip4vla.utils.progress import track
 
@@ -56,8 +56,8 @@ class IngestSpec:
 def ingest(manifest: Path, media: Path, out: Path, clips: ClipsConfig, audio: AudioConfig) -> ManifestSummary:
     """Decode every record of `manifest` into `out/SPLIT.lance` and `out/rejects.parquet`.
 
-    What a run that was killed, or had too many rejects, has decoded is kept for the next one; only chunks with rejects
-    are decoded again, since their media may have been repaired.
+    What a run that was killed, or had too many rejects, has decoded is kept for the next one; only chunks with rejects,
+    or with media that have changed, are decoded again.
 
     Raises:
         ValueError: more than `clips.max_reject_fraction` was rejected; `out` is then left as it was.
@@ -79,8 +79,10 @@ def ingest(manifest: Path, media: Path, out: Path, clips: ClipsConfig, audio: Au
 
 def _fingerprint(manifest: Path, clips: ClipsConfig, audio: AudioConfig) -> str:
     """What the fragments depend on; a partial run with another one starts from the beginning."""
-    settings = clips.model_dump_json(exclude={"workers", "dask", "max_reject_fraction"}) + str(audio.sample_rate)
-    code = [Path(module.__file__).read_bytes() for module in (row_format, decode) if module.__file__]
+    settings = clips.model_dump_json(exclude={"workers", "dask", "max_reject_fraction", "limits"}) + str(
+        audio.sample_rate
+    )
+    code = [Path(module.__file__).read_bytes() for module in (row_format, decode, source) if module.__file__]
     return hash_bytes([manifest.read_bytes(), settings.encode(), *code])
 
 
@@ -105,9 +107,17 @@ def _note(spec: IngestSpec, chunk: Chunk) -> Path:
 
 
 def _is_done(spec: IngestSpec, chunk: Chunk) -> bool:
-    """Whether an earlier run has stored all of the chunk."""
-    note = _note(spec, chunk)
-    return note.exists() and not json.loads(note.read_text(encoding="utf-8"))["rejects"]
+    """Whether an earlier run has stored all of the chunk, from the media that are there now."""
+    path = _note(spec, chunk)
+    if not path.exists():
+        return False
+    note = json.loads(path.read_text(encoding="utf-8"))
+    return not note["rejects"] and note["media"] == _media_states(spec, chunk)
+
+
+def _media_states(spec: IngestSpec, chunk: Chunk) -> dict[str, list[int] | None]:
+    """Size and moments of change of each media file, None for those that can't be found."""
+    return {record.media: file_state(spec.media / record.media) for record in chunk.records}
 
 
 def _run(spec: IngestSpec, chunks: list[Chunk], records: int) -> None:
@@ -155,17 +165,23 @@ def ingest_chunk(spec: IngestSpec, chunk: Chunk) -> int:
     """Decode one chunk, write its fragment, then its note, which marks it as complete; return the number of clips."""
     import lance
 
+    media = _media_states(spec, chunk)  # before they are read: a file that changes meanwhile is read again
     rows, rejects = [], []
     for record in chunk.records:
         try:
             rows.append(_ingest_clip(record, spec))
-        except decode.MediaError as error:
+        except source.MediaError as error:
             rejects.append(Reject(record.clip_id, record.media, record.split, error.reason, error.detail))
     fragments = []
     if rows:
         table = pa.Table.from_pylist(rows, SCHEMA)
         fragments = lance.fragment.write_fragments(table, _dataset(spec, chunk.split), schema=SCHEMA)
-    note = {"fragments": [f.to_json() for f in fragments], "rows": len(rows), "rejects": [asdict(r) for r in rejects]}
+    note = {
+        "fragments": [f.to_json() for f in fragments],
+        "rows": len(rows),
+        "rejects": [asdict(reject) for reject in rejects],
+        "media": media,
+    }
     write_json(_note(spec, chunk), note)
     return len(chunk.records)
 
@@ -182,8 +198,9 @@ def _ingest_clip(record: SourceRecord, spec: IngestSpec) -> dict[str, object]:
         frames=spec.clips.frames,
         short_side=spec.clips.size,
         sample_rate=spec.sample_rate,
+        max_sound_s=spec.clips.max_seconds,
+        limits=spec.clips.limits,
     )
-    span = row_format.cut_sound(span, round(spec.clips.max_seconds * spec.sample_rate))
     share = None
     if spec.clips.verbal_above is not None and span.audio is not None:
         from clip4vla.clips.speech import label, speech_share

@@ -2,7 +2,7 @@
 
 `train.csv`, `val.csv` and `test.csv` have columns `audiocap_id, youtube_id, start_time, caption` and a row per
 sentence: one a clip in training, five otherwise. Some tools name the file of a clip by the `audiocap_id` of one of
-its sentences; version 2 has none.
+its sentences. As first published, `train.csv` of version 2 has line breaks in captions without quotes: they are joined.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def read(annotations: Path) -> Iterator[SourceRecord | Reject]:
 
 def _read_file(file: Path, split: Split) -> Iterator[SourceRecord | Reject]:
     clips: dict[tuple[str, str], list[Row]] = {}
-    for row in read_csv(file, ("youtube_id", "start_time", "caption")):
+    for row in read_csv(file, ("youtube_id", "start_time", "caption"), joins_lines=True):
         clips.setdefault((row.cells["youtube_id"].strip(), row.cells["start_time"].strip()), []).append(row)
     for (youtube_id, start), rows in clips.items():
         texts = [Text(row.cells["caption"], "nonverbal") for row in rows]

@@ -78,13 +78,13 @@ def make_excerpt(
 def cut_names(media: str, start_s: float, end_s: float) -> tuple[str, ...]:
     """What the usual tools call a file that holds `start_s`..`end_s` of the recording `media` and nothing else.
 
-    `ID` alone is the whole recording. `ID_START`, `ID_START_END`, and each of the three after a Y, are cut; START
-    and END in seconds (30, 30.000, 000030) or milliseconds (30000).
+    `ID` alone is the whole recording. `ID_START`, `ID_START_END`, `ID_START-END`, and each of the four after a Y, are
+    cut; START and END in seconds (30, 30.0, 30.000, 000030) or milliseconds (30000).
     """
     names = [f"Y{media}"]
-    for write in (_seconds, "{:.3f}".format, _padded, _milliseconds):
+    for write in (_seconds, "{:.3f}".format, "{:.1f}".format, _padded, _milliseconds):
         start, end = write(start_s), write(end_s)
-        names += [f"{y}{media}_{start}{rest}" for rest in ("", f"_{end}") for y in ("", "Y")]
+        names += [f"{y}{media}_{start}{rest}" for rest in ("", f"_{end}", f"-{end}") for y in ("", "Y")]
     return tuple(dict.fromkeys(names))
 
 

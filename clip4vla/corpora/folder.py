@@ -3,17 +3,19 @@
 Columns (keys): `path` and `text`; if wanted `start` and `end` (seconds into the file), `split` (train, val, test) and
 `audio_type` (verbal: the words said, nonverbal: other sounds). Rows of the same path and span are texts of one clip.
 A clip without a split gets one by the SHA-256 of its path: 80 % train, 10 % val, 10 % test, the same on any machine
-and for all clips of a file. Where fewer than two files fall into val or test, others come there from train: to find
-the only clip there is can't fail.
+and for all clips of a file, however its path is spelled (`x`, `x.flac`, `./x.flac`). Where fewer than two files fall
+into val or test, others come there from train: to find the only clip there is can't fail.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, product
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from clip4vla.corpora.base import parse_seconds
+from clip4vla.corpora.media_index import AUDIO_SUFFIXES, VIDEO_SUFFIXES, same_name
 from clip4vla.corpora.tables import Row, read_csv, read_json_lines
 from clip4vla.records import SPLITS, AudioType, Reject, SourceRecord, Split, Text
 from clip4vla.utils.hashing import hash_text
@@ -49,6 +51,7 @@ def read(annotations: Path) -> Iterator[SourceRecord | Reject]:
         reject = _add(row, clips)
         if reject:
             yield reject
+    clips = _join_spellings(clips)
     _fill_splits(clips)
     for (path, start_s, end_s), clip in clips.items():
         yield SourceRecord(_clip_id(path, start_s, end_s), path, clip.split, tuple(clip.texts), start_s, end_s)
@@ -84,6 +87,40 @@ def _add(row: Row, clips: Clips) -> Reject | None:
     clip.by_hash &= cells["split"] is None
     clip.texts.append(Text(text, cells["audio_type"]))
     return None
+
+
+def _join_spellings(clips: Clips) -> Clips:
+    """The clips with one path for each file that is spelled in several ways: the one that says most.
+
+    Raises:
+        ValueError: the same span is in two splits.
+    """
+    spellings: dict[str, set[str]] = defaultdict(set)
+    names = {name for path, _, _ in clips if "/" not in (name := _without_suffix(path))}
+    for path, _, _ in clips:
+        name = _without_suffix(path)
+        anywhere = name.rsplit("/", 1)[-1]
+        spellings[anywhere if anywhere in names else name].add(path)
+    fullest = {
+        path: max(paths, key=lambda path: (len(same_name(path)), same_name(path), -len(path), path))
+        for paths in spellings.values()
+        for path in paths
+    }
+    joined: Clips = {}
+    for (path, start_s, end_s), clip in clips.items():
+        spelled = fullest[path]
+        split = split_of(spelled) if clip.by_hash else clip.split
+        first = joined.setdefault((spelled, start_s, end_s), _Clip(split, clip.where, clip.by_hash))
+        if first.split != split:
+            raise ValueError(f"{clip.where}: {path} is in {split} here, but in {first.split} at {first.where}")
+        first.by_hash &= clip.by_hash
+        first.texts += clip.texts
+    return joined
+
+
+def _without_suffix(path: str) -> str:
+    name = PurePosixPath(same_name(path))
+    return str(name.with_suffix("") if name.suffix.lower() in VIDEO_SUFFIXES | AUDIO_SUFFIXES else name)
 
 
 def _fill_splits(clips: Clips) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip4vla.corpora.base import Excerpt
-from clip4vla.corpora.media_index import MediaIndex, is_video
+from clip4vla.corpora.media_index import MediaIndex, is_unicode, is_video
 from clip4vla.records import Reject, SourceRecord, Text
 from clip4vla.utils.files import atomic_directory
 
@@ -74,7 +74,8 @@ def write_manifest(entries: Iterable[SourceRecord | Reject], media: Path, out: P
     """Write `out/manifest.parquet` and `out/rejects.parquet`; `media` in the manifest is relative to `media`.
 
     A record is rejected when its media file is `missing` or `ambiguous`, its clip id a `duplicate`, when it has
-    `no_text`, or when it is no valid Unicode (`bad_text`). An excerpt whose media is already cut has no span left.
+    `no_text`, or when it is no valid Unicode (`bad_text`; `bad_name` for the name of its file). An excerpt whose media
+    is already cut has no span left.
 
     Raises:
         ValueError: there is no directory `media`, or what `entries` raises.
@@ -137,7 +138,7 @@ def _check(record: SourceRecord, files: MediaIndex, seen: set[str]) -> SourceRec
         return Reject(record.clip_id, record.media, record.split, reason, detail)
 
     texts = tuple(Text(text.text.strip(), text.audio_type) for text in record.texts if text.text.strip())
-    if not all(_is_unicode(string) for string in (record.clip_id, record.media, *(text.text for text in texts))):
+    if not all(is_unicode(string) for string in (record.clip_id, record.media, *(text.text for text in texts))):
         return reject("bad_text", "half a surrogate pair")
     if record.clip_id in seen:
         return reject("duplicate", "another record has this clip id")
@@ -149,6 +150,8 @@ def _check(record: SourceRecord, files: MediaIndex, seen: set[str]) -> SourceRec
         return reject("missing", f"no media file {record.media}[.*]")
     if len(found) > 1:
         return reject("ambiguous", ", ".join(found))
+    if not is_unicode(found[0]):
+        return reject("bad_name", "the name of its file isn't UTF-8")
     span = (0.0, None) if cut else (record.start_s, record.end_s)
     return SourceRecord(record.clip_id, found[0], record.split, texts, *span)
 
@@ -158,14 +161,6 @@ def _find_cut(record: SourceRecord, files: MediaIndex) -> list[str]:
     names = record.cut_names if isinstance(record, Excerpt) else ()
     found = [paths for name in names if (paths := files.find(name))]
     return next((paths for paths in found if is_video(paths[0])), found[0] if found else [])
-
-
-def _is_unicode(string: str) -> bool:
-    try:
-        string.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def write_rejects(rejects: Iterable[Reject], path: Path) -> None:

@@ -35,8 +35,8 @@ class MediaIndex:
             raise ValueError(f"there is no directory of media {directory}")
         self._exact: dict[str, list[str]] = defaultdict(list)
         self._media, self._unknown = _Names(), _Names()
-        for path in sorted(_walk(directory)):
-            pure = PurePosixPath(_same(path))
+        for path in sorted(walk_files(directory)):
+            pure = PurePosixPath(same_name(path))
             self._exact[str(pure)].append(path)
             suffix = pure.suffix.lower()
             if suffix in VIDEO_SUFFIXES | AUDIO_SUFFIXES:
@@ -46,7 +46,7 @@ class MediaIndex:
 
     def find(self, name: str) -> list[str]:
         """Paths relative to the directory: none if there is no such file, several if the name is ambiguous."""
-        wanted = _same(name)
+        wanted = same_name(name)
         for tier in (self._exact, *self._media.tiers, *self._unknown.tiers):
             if paths := tier.get(wanted):
                 return [path for path in paths if is_video(path)] or paths
@@ -72,7 +72,16 @@ def is_video(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in VIDEO_SUFFIXES
 
 
-def _walk(directory: Path) -> Iterator[str]:
+def is_unicode(name: str) -> bool:
+    """Whether a name of the file system, or a text, is valid Unicode."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def walk_files(directory: Path) -> Iterator[str]:
     """Paths relative to `directory` of the files that aren't hidden; no folder is entered twice by way of a link."""
     entered: set[str] = set()
     for folder, folders, files in os.walk(directory, followlinks=True):
@@ -88,6 +97,6 @@ def _walk(directory: Path) -> Iterator[str]:
                 yield path.relative_to(directory).as_posix()
 
 
-def _same(name: str) -> str:
+def same_name(name: str) -> str:
     """One spelling of names that differ only in `./` or in how accents are coded, as they do between systems."""
     return str(PurePosixPath(unicodedata.normalize("NFC", name)))

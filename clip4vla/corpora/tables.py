@@ -28,31 +28,42 @@ class Row:
     """By column; strings in a CSV, anything in JSON lines."""
 
 
-def read_csv(file: Path, required: Iterable[str] = (), header: list[str] | None = None) -> Iterator[Row]:
+def read_csv(
+    file: Path, required: Iterable[str] = (), header: list[str] | None = None, joins_lines: bool = False
+) -> Iterator[Row]:
     """Yield the rows of `file`.
 
     Args:
         file: comma-separated, UTF-8; quoted cells may hold commas, line breaks and doubled quotes.
         required: columns that must be there.
         header: the columns of a file without a header row, in which a line that begins with # is a comment.
+        joins_lines: whether a line with too few cells goes on with the last cell of the one before, as an unquoted
+            line break leaves it.
     """
     with _open(file) as stream:
         lines = stream if header is None else ("\n" if line.startswith("#") else line for line in stream)
         reader = csv.reader(lines, strict=True, skipinitialspace=header is not None)
         line = 1
+        row: Row | None = None
         try:
             for cells in reader:
                 if not cells:
                     pass
                 elif header is None:
                     header = _header(cells, required, file)
+                elif joins_lines and row is not None and len(cells) < len(header):
+                    row.cells[header[-1]] += " " + ",".join(cells)
                 elif len(cells) != len(header):
                     raise ValueError(f"{file}:{line}: {len(cells)} cells, but {len(header)} columns: {cells}"[:300])
                 else:
-                    yield Row(f"{file}:{line}", dict(zip(header, cells, strict=True)))
+                    if row is not None:
+                        yield row
+                    row = Row(f"{file}:{line}", dict(zip(header, cells, strict=True)))
                 line = reader.line_num + 1
         except csv.Error as error:
             raise ValueError(f"{file}:{line}: not valid CSV: {error}") from error
+    if row is not None:
+        yield row
     if header is None:
         raise ValueError(f"{file}:1: empty; expected a header with {', '.join(required)}")
 

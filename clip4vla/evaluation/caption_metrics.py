@@ -8,9 +8,11 @@ name of its own, because it isn't what published figures are computed over. The 
 Shapes: G clips.
 """
 
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,11 @@ PTB, SIMPLE = "PTBTokenizer (Stanford CoreNLP 3.4.1)", "lower-cased words withou
 """The two tokenizations, by name."""
 NO_JAVA = "left out: there is no Java on this machine"
 SPICE_MODELS = "stanford-corenlp-3.6.0-models.jar"
+
+LINE_ENDS = re.compile("[\n\r\v\f\x85\u2028\u2029]+")
+"""What Stanford's tokenizer takes for the end of a line, and so of a sentence."""
+FIELDS_END = "|||"
+"""METEOR's separator of references."""
 
 Tokenized = dict[str, list[str]]
 """Sentences of each clip, as words with a space between them."""
@@ -67,7 +74,8 @@ class CaptionMetrics:
         from pycocoevalcap.meteor.meteor import Meteor
         from pycocoevalcap.spice import spice
 
-        self._scorers["METEOR"] = Meteor()
+        with _english():
+            self._scorers["METEOR"] = Meteor()
         if (Path(spice.__file__).parent / "lib" / SPICE_MODELS).is_file():
             self._scorers["SPICE"] = spice.Spice()
         else:
@@ -110,15 +118,37 @@ def _python_scorers() -> dict[str, Any]:
 def _compute(scorer: Any, references: Tokenized, captions: Tokenized) -> tuple[Any, Any]:
     """Score of all clips, and of each in the order of `references`."""
     quiet = {"verbose": 0} if scorer.method() == "Bleu" else {}
-    return scorer.compute_score(references, captions, **quiet)
+    with _english():
+        return scorer.compute_score(references, captions, **quiet)
+
+
+@contextmanager
+def _english() -> Iterator[None]:
+    """Have the Java programs that are started here read UTF-8, and write and compare as in English, in any locale."""
+    before = os.environ.get("LC_ALL")
+    os.environ["LC_ALL"] = "C.UTF-8"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LC_ALL"]
+        else:
+            os.environ["LC_ALL"] = before
+
+
+def _as_lines(texts: Sequence[str]) -> list[str]:
+    """The texts, each on one line, of valid Unicode, without what METEOR separates references by."""
+    one_line = (LINE_ENDS.sub(" ", text).replace(FIELDS_END, " ") for text in texts)
+    return [line.encode(errors="replace").decode() for line in one_line]
 
 
 def _by_ptb(sentences: Mapping[str, Sequence[str]]) -> Tokenized:
     """Stanford's tokenizer, punctuation left out."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    entries = {clip: [{"caption": text} for text in texts] for clip, texts in sentences.items()}
-    tokenized: Tokenized = PTBTokenizer().tokenize(entries)
+    entries = {clip: [{"caption": text} for text in _as_lines(texts)] for clip, texts in sentences.items()}
+    with _english():
+        tokenized: Tokenized = PTBTokenizer().tokenize(entries)
     return tokenized
 
 

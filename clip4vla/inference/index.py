@@ -13,11 +13,12 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
+from itertools import chain, groupby
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
 import lance
@@ -29,9 +30,10 @@ from pydantic import ValidationError
 from clip4vla.clips.format import Clip
 from clip4vla.clips.preview import Preview, make_preview
 from clip4vla.config import FrozenConfig, InferenceConfig
-from clip4vla.corpora.media_index import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from clip4vla.corpora.media_index import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_unicode, walk_files
 from clip4vla.inference.embedder import Embedder
-from clip4vla.media.decode import MediaError, duration_s
+from clip4vla.media.decode import duration_s
+from clip4vla.media.source import MediaError
 from clip4vla.model.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from clip4vla.records import MODALITIES, Modality
 from clip4vla.utils.files import atomic_directory, write_json
@@ -60,6 +62,7 @@ MODALITY_OF: dict[Listen, Modality] = {"sound": "audio", "speech": "audio", "pic
 """The modality that each expert reads."""
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class IndexedModel(FrozenConfig):
@@ -132,15 +135,16 @@ def build(folder: Path, directory: Path, run_directory: Path, model: IndexedMode
 
 
 def find_media(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and moment of change of every media file under `folder`, by its path in there.
+    """Size and moment of change of every media file under `folder`, by its path in there, as for a corpus.
 
     Raises:
         ValueError: there is no such folder.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES | AUDIO_SUFFIXES)
-    return {path.relative_to(folder).as_posix(): _state(path) for path in found if path.is_file()}
+    suffixes = VIDEO_SUFFIXES | AUDIO_SUFFIXES
+    found = sorted(path for path in walk_files(folder) if PurePath(path).suffix.lower() in suffixes)
+    return {path: _state(folder / path) for path in found}
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -189,65 +193,120 @@ def _remove(directory: Path, paths: Sequence[str]) -> None:
         lance.dataset(str(directory / CLIPS)).delete(f"path in ({names})")
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One span of a file as read: its clip, or why there is none."""
+
+    path: str
+    start_s: float
+    end_s: float
+    clip: Clip | str
+
+
 def _add(
     directory: Path, folder: Path, files: Mapping[str, tuple[int, int]], embedder: Embedder, longest: float
 ) -> dict[str, str]:
-    """Add the clips of `files`; those that can't be used, with the reason."""
+    """Add the clips of `files`, all of a file or none; those that can't be used, with the reason."""
     rejects: dict[str, str] = {}
-    waiting: list[dict[str, Any]] = []
-
-    def read(path: str) -> list[tuple[dict[str, Any], Clip]] | str:
-        try:
-            parts = spans(duration_s(folder / path), longest)
-            size, modified = files[path]
+    rows = _Rows(directory, embedder)
+    parts = groupby(_read_parts(folder, list(files), embedder, longest), key=lambda part: part.path)
+    for path, of_file in track(parts, len(files), "files"):
+        size, modified = files[path]
+        for part in of_file:
+            if isinstance(part.clip, str):
+                rejects[_printable(path)] = part.clip
+                rows.drop(path)
+                break
             facts = {"path": path, "bytes": size, "modified_ns": modified}
-            return [
-                (facts | {"start_s": start_s, "end_s": end_s}, embedder.read(folder / path, start_s, end_s))
-                for start_s, end_s in parts
-            ]
-        except MediaError as error:
-            return str(error)
-
-    paths = list(files)
-    for path, found in zip(paths, track(_read_ahead(read, paths), len(paths), "files"), strict=True):
-        if isinstance(found, str):
-            rejects[path] = found
-            continue
-        waiting += [fact | {"clip": clip} for fact, clip in found]
-        if len(waiting) >= CLIPS_PER_COMMIT:
-            _write(directory, waiting, embedder)
-            waiting = []
-    if waiting:
-        _write(directory, waiting, embedder)
+            rows.add(facts | {"start_s": part.start_s, "end_s": part.end_s}, part.clip)
+        if len(rows) >= CLIPS_PER_COMMIT:
+            rows.write()
+    rows.write()
     return rejects
 
 
-def _read_ahead(read: Callable[[str], Item], paths: Sequence[str]) -> Iterator[Item]:
-    """What `read` makes of each path, in order, by a thread per core that is a few paths ahead."""
+def _read_parts(folder: Path, paths: Sequence[str], embedder: Embedder, longest: float) -> Iterator[_Part]:
+    """The parts of each file, in order; little more than one at a time is held in memory."""
+
+    def divide(path: str) -> list[_Part]:
+        if not is_unicode(path):
+            return [_Part(path, 0.0, 0.0, "bad_name: the name of the file isn't UTF-8")]
+        try:
+            seconds = duration_s(folder / path, embedder.inference.clips.limits)
+        except MediaError as error:
+            return [_Part(path, 0.0, 0.0, str(error))]
+        return [_Part(path, start_s, end_s, "") for start_s, end_s in spans(seconds, longest)]
+
+    def read(part: _Part) -> _Part:
+        if part.clip:
+            return part
+        try:
+            return replace(part, clip=embedder.read(folder / part.path, part.start_s, part.end_s))
+        except MediaError as error:
+            return replace(part, clip=str(error))
+
+    yield from _read_ahead(read, chain.from_iterable(_read_ahead(divide, paths)))
+
+
+def _printable(path: str) -> str:
+    """A name that isn't UTF-8 with question marks."""
+    return path.encode(errors="replace").decode()
+
+
+def _read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """What `read` makes of each item, in order, by a thread per core that is a few items ahead."""
     with ThreadPoolExecutor(cores := len(os.sched_getaffinity(0))) as pool:
-        ahead: deque[Future[Item]] = deque()
-        for path in paths:
-            ahead.append(pool.submit(read, path))
+        ahead: deque[Future[Result]] = deque()
+        for item in items:
+            ahead.append(pool.submit(read, item))
             if len(ahead) > 2 * cores:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def _write(directory: Path, rows: Sequence[dict[str, Any]], embedder: Embedder) -> None:
-    """Embed the clips of `rows` and append them, by one commit."""
-    finished = []
-    for start in range(0, len(rows), CLIPS_AT_ONCE):
-        part = rows[start : start + CLIPS_AT_ONCE]
-        vectors = embedder.embed_by_modality([row["clip"] for row in part])
+class _Rows:
+    """Rows on their way into the index: clips are embedded as soon as there are enough, and written by one commit."""
+
+    def __init__(self, directory: Path, embedder: Embedder) -> None:
+        self._directory = directory
+        self._embedder = embedder
+        self._waiting: list[tuple[dict[str, Any], Clip]] = []
+        self._finished: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._finished)
+
+    def add(self, facts: dict[str, Any], clip: Clip) -> None:
+        """Take a clip, of which `facts` are stored."""
+        self._waiting.append((facts, clip))
+        if len(self._waiting) == CLIPS_AT_ONCE:
+            self._embed()
+
+    def drop(self, path: str) -> None:
+        """Forget the clips of a file."""
+        self._waiting = [row for row in self._waiting if row[0]["path"] != path]
+        self._finished = [row for row in self._finished if row["path"] != path]
+
+    def write(self) -> None:
+        """Append everything to the index."""
+        self._embed()
+        if not self._finished:
+            return
+        table = pa.Table.from_pylist(self._finished, schema(len(self._finished[0]["both"])))
+        clips = self._directory / CLIPS
+        lance.write_dataset(table, str(clips), mode="append" if clips.is_dir() else "create")
+        self._finished = []
+
+    def _embed(self) -> None:
+        if not self._waiting:
+            return
+        vectors = self._embedder.embed_by_modality([clip for _, clip in self._waiting])
         present = {modality: (vectors[modality] != 0).any(axis=1).tolist() for modality in MODALITIES}
-        for place, row in enumerate(part):
-            facts = {key: value for key, value in row.items() if key != "clip"}
+        for place, (facts, clip) in enumerate(self._waiting):
             embedded = {m: vectors[m][place] if present[m][place] else None for m in MODALITIES}
-            finished.append(facts | _shown(row["clip"], embedder.sample_rate) | embedded)
-    width = vectors["both"].shape[1]
-    mode = "append" if (directory / CLIPS).is_dir() else "create"
-    lance.write_dataset(pa.Table.from_pylist(finished, schema(width)), str(directory / CLIPS), mode=mode)
+            self._finished.append(facts | _shown(clip, self._embedder.sample_rate) | embedded)
+        self._waiting = []
 
 
 def _shown(clip: Clip, sample_rate: int) -> dict[str, Any]:

@@ -10,23 +10,19 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from clip4vla.config import FrozenConfig, Positive
+from clip4vla.config import MediaLimits, Positive
 
 PREFIX = "CLIP4VLA_"
 Seconds = Annotated[float, Field(gt=0)]
 
 
-class MediaLimits(FrozenConfig):
-    """What reading one file may cost; a file that needs more is refused."""
+class ReaderLimits(MediaLimits):
+    """What a file may demand, stricter than for files that are trusted, and what its readers may take."""
 
     max_bytes: Positive = 500_000_000
-    """Size of a file."""
-    max_pixels: Positive = 50_000_000
-    """Pixels of a frame or picture; 8K has 33 million."""
-    max_seconds: Seconds = 600.0
-    """Length of a file."""
-    read_s: Seconds = 20.0
-    """Time in which a file is read."""
+    max_duration_s: Seconds = 600.0
+    max_decode_s: Seconds = 20.0
+    """Time in which a file is read; a reader that takes longer is killed."""
     wait_s: Seconds = 2.0
     """When all readers have been at their files for so long, further files are refused until one is done."""
     memory_bytes: Positive = 4 * 2**30
@@ -35,7 +31,7 @@ class MediaLimits(FrozenConfig):
     """Processes that read files."""
 
 
-class ServingLimits(MediaLimits):
+class ServingLimits(ReaderLimits):
     """What a request to the served model may ask for."""
 
     media_root: Path | None = None

@@ -20,9 +20,9 @@ import pyarrow as pa
 
 import clip4vla
 from clip4vla.clips.format import SCHEMA, Clip, decode_row
-from clip4vla.inference.limits import MediaLimits
+from clip4vla.inference.limits import ReaderLimits
 from clip4vla.inference.media_row import ReadRequest, read_row_within
-from clip4vla.media.decode import MediaError
+from clip4vla.media.source import MediaError
 
 START_S = 60.0
 """Time in which a reader must have started."""
@@ -36,7 +36,7 @@ class MediaReader:
         limits: what a file may cost, and how many are read at once.
     """
 
-    def __init__(self, limits: MediaLimits) -> None:
+    def __init__(self, limits: ReaderLimits) -> None:
         self.limits = limits
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self._progress = time.monotonic()
@@ -57,7 +57,7 @@ class MediaReader:
             process.end()
             process = _Process(self.limits)
             if isinstance(error, TimeoutError):
-                reason, detail = "timeout", f"could not be read within {self.limits.read_s:g} s"
+                reason, detail = "timeout", f"could not be read within {self.limits.max_decode_s:g} s"
             else:
                 reason, detail = "crashed", "ended the process that read it"
             raise MediaError(reason, f"{request.name} {detail}") from error
@@ -87,12 +87,12 @@ class MediaReader:
 class _Process:
     """A process that reads one file after the other."""
 
-    def __init__(self, limits: MediaLimits) -> None:
-        self._read_s = limits.read_s
+    def __init__(self, limits: ReaderLimits) -> None:
+        self._read_s = limits.max_decode_s
         self._is_ready = False
         self._connection, theirs = Pipe()
         places = [str(Path(clip4vla.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        settings = limits.model_dump_json(include=set(MediaLimits.model_fields))
+        settings = limits.model_dump_json(include=set(ReaderLimits.model_fields))
         command = [sys.executable, "-m", __name__, str(theirs.fileno()), settings]
         self._process = subprocess.Popen(
             command,
@@ -144,7 +144,7 @@ def _unpack(data: bytes) -> Clip:
     return decode_row(row)
 
 
-def _serve(connection: Connection, limits: MediaLimits) -> None:
+def _serve(connection: Connection, limits: ReaderLimits) -> None:
     """Answer requests until the other side is gone.
 
     Raises:
@@ -176,7 +176,7 @@ def _named(detail: str, request: ReadRequest) -> str:
 
 def main() -> None:
     """Run a reader: `python -m clip4vla.inference.media_reader DESCRIPTOR LIMITS`."""
-    limits = MediaLimits.model_validate_json(sys.argv[2])
+    limits = ReaderLimits.model_validate_json(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     with suppress(EOFError, ConnectionError):
         _serve(Connection(int(sys.argv[1])), limits)

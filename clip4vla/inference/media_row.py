@@ -8,11 +8,10 @@ from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from clip4vla.clips.format import cut_sound, encode_row
-from clip4vla.config import ClipsConfig, FrozenConfig, Positive
-from clip4vla.inference.limits import MediaLimits
-from clip4vla.media.decode import LONGEST_SIDE, MediaError, Span, decode, duration_s
-from clip4vla.media.probe import probe
+from clip4vla.clips.format import encode_row
+from clip4vla.config import ClipsConfig, FrozenConfig, MediaLimits, Positive
+from clip4vla.media.decode import LONGEST_SIDE, Span, decode
+from clip4vla.media.source import MediaError
 from clip4vla.records import SourceRecord
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -39,29 +38,24 @@ def read_row(
     Raises:
         MediaError: the file can't be used.
     """
-    span = decode(path, start_s, end_s, frames=clips.frames, short_side=clips.size, sample_rate=sample_rate)
-    return _row(cut_sound(span, round(clips.max_seconds * sample_rate)), path, clips)
+    return _read(path, clips, sample_rate, clips.limits, start_s, end_s)
 
 
 def read_row_within(request: ReadRequest, limits: MediaLimits) -> dict[str, Any]:
     """The same of a whole file of any origin.
 
     Raises:
-        MediaError: `forbidden` (outside of the folder), `missing`, `container`, `too_large` (in bytes), `too_long`,
-            `too_many_pixels`, or what `read_row` raises.
+        MediaError: `forbidden` (outside of the folder), `missing`, or what `read_row` raises.
     """
     path = locate(request.root, request.name)
-    if (size := path.stat().st_size) > limits.max_bytes:
+    if limits.max_bytes is not None and (size := path.stat().st_size) > limits.max_bytes:
         raise MediaError("too_large", f"{path} has {size:,} bytes; at most {limits.max_bytes:,} are read")
     if request.pictures and (picture := _open_picture(path)) is not None:
         with picture:
-            _check_pixels(path, picture.width * picture.height, limits)
+            _check_picture(path, picture.width * picture.height, limits)
             frame = _upright(path, picture, request.clips.size)
         return _row(Span((frame,) * request.clips.frames, None), path, request.clips)
-    _check_pixels(path, probe(path).pixels, limits)
-    if (seconds := duration_s(path)) > limits.max_seconds:
-        raise MediaError("too_long", f"{path} lasts {seconds:,.0f} s; at most {limits.max_seconds:,.0f} s are read")
-    return read_row(path, request.clips, request.sample_rate)
+    return _read(path, request.clips, request.sample_rate, limits)
 
 
 def locate(root: Path, name: str) -> Path:
@@ -81,6 +75,27 @@ def locate(root: Path, name: str) -> Path:
     return path
 
 
+def _read(
+    path: Path,
+    clips: ClipsConfig,
+    sample_rate: int,
+    limits: MediaLimits,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+) -> dict[str, Any]:
+    span = decode(
+        path,
+        start_s,
+        end_s,
+        frames=clips.frames,
+        short_side=clips.size,
+        sample_rate=sample_rate,
+        max_sound_s=clips.max_seconds,
+        limits=limits,
+    )
+    return _row(span, path, clips)
+
+
 def _row(span: Span, path: Path, clips: ClipsConfig) -> dict[str, Any]:
     return encode_row(SourceRecord(str(path), str(path), "test", ()), span, clips.jpeg_quality)
 
@@ -92,12 +107,12 @@ def _open_picture(path: Path) -> Image.Image | None:
     except UnidentifiedImageError:
         return None
     except Image.DecompressionBombError as error:
-        raise MediaError("too_many_pixels", f"{path}: {error}") from error
+        raise MediaError("too_large", f"{path}: {error}") from error
 
 
-def _check_pixels(path: Path, pixels: int, limits: MediaLimits) -> None:
+def _check_picture(path: Path, pixels: int, limits: MediaLimits) -> None:
     if pixels > limits.max_pixels:
-        raise MediaError("too_many_pixels", f"{path} has {pixels:,} pixels; at most {limits.max_pixels:,} are read")
+        raise MediaError("too_large", f"{path} has {pixels:,} pixels; at most {limits.max_pixels:,} are read")
 
 
 def _upright(path: Path, picture: Image.Image, short_side: int) -> Image.Image:

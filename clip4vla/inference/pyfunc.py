@@ -25,7 +25,7 @@ from clip4vla.inference.embedder import BOTH, Embedder
 from clip4vla.inference.limits import ServingLimits
 from clip4vla.inference.media_reader import MediaReader
 from clip4vla.inference.media_row import ReadRequest
-from clip4vla.media.decode import MediaError
+from clip4vla.media.source import MediaError
 from clip4vla.model.pretrained import CONFIG_FILE
 
 BATCH = 32

@@ -30,7 +30,7 @@ class Tokenizer:
         if not sentences:
             return torch.empty((0, 0), dtype=torch.int64)
         tokens = torch.stack([_tokens(self.architecture, self.max_tokens, sentence) for sentence in sentences])
-        longest = int((tokens != 0).sum(dim=1).max())
+        longest = int((tokens == self.ends[1]).int().argmax(dim=1).max()) + 1  # 0 is a token, too: "!"
         return tokens[:, : min(self.max_tokens, -(-longest // STEP) * STEP)]
 
     @property

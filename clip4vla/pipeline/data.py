@@ -1,13 +1,19 @@
 """Stages `fetch`, `corpus`, `manifest@CORPUS` and `clips@CORPUS`: from published files to clips in Lance."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from clip4vla.clips.ingest import ingest
-from clip4vla.config import Config, CorpusConfig, load_config
+from clip4vla.config import AudioConfig, ClipsConfig, Config, CorpusConfig, load_config
 from clip4vla.corpora.base import find_adapter
 from clip4vla.corpora.manifest import MANIFEST_FILE, write_manifest
 from clip4vla.corpora.stampscenes import compose, fetch
+from clip4vla.media.inspect import inspect
 from clip4vla.pipeline.project import MANIFESTS, clips_directory
+
+PARAMS = Path("params.yaml")
 
 
 def fetch_package() -> None:
@@ -42,6 +48,23 @@ def write_any_manifest(adapter: str, annotations: Path, media: Path, out: Path) 
     """
     summary = write_manifest(find_adapter(adapter)(annotations), media, out)
     print(f"{adapter}: {summary.summary()}")
+
+
+def inspect_files(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """What the stage `clips` would make of each file, by the settings of params.yaml or, without it, the defaults."""
+    config = load_config() if PARAMS.is_file() else None
+    clips = config.clips if config else ClipsConfig(frames=12, size=256)
+    audio = config.audio if config else AudioConfig()
+    for file in files:
+        yield asdict(
+            inspect(
+                file,
+                frames=clips.frames,
+                short_side=clips.size,
+                sample_rate=audio.sample_rate,
+                limits=clips.limits,
+            )
+        )
 
 
 def ingest_corpus(name: str) -> None:

@@ -93,6 +93,15 @@ def write_json(path: Path, tree: Any) -> None:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
+def file_state(path: Path) -> list[int] | None:
+    """Size in bytes and the moments (ns) at which content and entry of a file changed; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from clip4vla.app.server import create_app
 from clip4vla.inference.embedder import Embedder
 from clip4vla.inference.index import Index
-from clip4vla.inference.limits import MediaLimits
+from clip4vla.inference.limits import ReaderLimits
 from tests.servers import answers, free_port
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 @pytest.fixture(scope="module")
 def address(index: Index, captioner: Embedder) -> Iterator[str]:
     """The page, served by this process."""
-    limits = MediaLimits(readers=1, read_s=60, max_bytes=1_000_000)
+    limits = ReaderLimits(readers=1, max_decode_s=60, max_bytes=1_000_000)
     config = uvicorn.Config(create_app(index, captioner, limits), port=(port := free_port()), log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

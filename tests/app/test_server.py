@@ -10,12 +10,12 @@ from starlette.testclient import TestClient
 from clip4vla.app.server import create_app
 from clip4vla.inference.embedder import Embedder
 from clip4vla.inference.index import Index, IndexedModel, build
-from clip4vla.inference.limits import MediaLimits
+from clip4vla.inference.limits import ReaderLimits
 from clip4vla.records import Modality
 from tests.inference.tiny import INFERENCE, SENTENCES, save_retrieval
 from tests.markup import Element, parse
 
-LIMITS = MediaLimits(readers=1, max_bytes=200_000, read_s=60)
+LIMITS = ReaderLimits(readers=1, max_bytes=200_000, max_decode_s=60)
 
 
 def client_of(index: Index, captioner: Embedder | None = None) -> TestClient:

@@ -16,6 +16,7 @@ from clip4vla.clips import ingest as stage
 from clip4vla.clips.dataset import COLUMNS
 from clip4vla.clips.format import decode_frame, decode_row
 from clip4vla.clips.ingest import ingest
+from clip4vla.corpora.manifest import read_manifest
 from clip4vla.media.decode import decode
 from clip4vla.utils.supervise import kill_process_tree
 from tests.clips.conftest import AUDIO, CLIPS, RATE, Corpus, write_corpus
@@ -153,6 +154,22 @@ def test_after_too_many_rejects_only_they_are_decoded_again(
     assert (result.accepted, result.rejected.total()) == (11, 0)
     assert "continuing: 10 of 11 clips" in capsys.readouterr().err
     assert content(out)["train"]["clip_id"].to_pylist() == [*(f"train{i}" for i in range(8)), "broken0"]
+
+
+def test_a_file_that_was_replaced_since_a_failed_run_is_decoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "CHUNK", 4)
+    corpus = write_corpus(tmp_path, {"train": 8, "val": 2}, broken=1)
+    strict, lenient = (CLIPS.model_copy(update={"max_reject_fraction": share}) for share in (0.0, 1.0))
+    with pytest.raises(ValueError, match="1 rejected"):
+        ingest(corpus.manifest, corpus.media, tmp_path / "clips", strict, AUDIO)
+    replaced = corpus.media / read_manifest(corpus.manifest)[0].media
+    other = next(path for path in sorted(corpus.media.iterdir()) if path not in (replaced, corpus.media / "broken.mp4"))
+    replaced.write_bytes(other.read_bytes())
+    for name in ("clips", "clean"):
+        ingest(corpus.manifest, corpus.media, tmp_path / name, lenient, AUDIO)
+    assert content(tmp_path / "clips") == content(tmp_path / "clean")
 
 
 def test_nothing_accepted_is_an_error(tmp_path: Path) -> None:

@@ -534,3 +534,26 @@ def test_a_byte_order_mark_changes_nothing(name: str, tmp_path: Path) -> None:
         assert [e for e in read(name, copied) if isinstance(e, SourceRecord)] == [
             e for e in read(name) if isinstance(e, SourceRecord)
         ]
+
+
+@pytest.mark.parametrize("copy", ["audiocaps"], indirect=True)
+def test_audiocaps_joins_captions_with_an_unquoted_line_break(copy: Path) -> None:
+    with (copy / "train.csv").open("a") as file:
+        file.write("7,zzzzzzzzzzz,20,A dog barks,\n".replace("barks,", "barks") + "and a bell rings\n")
+    assert texts(read("audiocaps", copy)[2]) == ["A dog barks and a bell rings"]
+
+
+@pytest.mark.parametrize("name", ["{id}_130.0-140.0.wav", "{id}_130-140.wav", "Y{id}_130.0_140.0.wav"])
+def test_cut_clips_are_found_by_the_names_of_common_tools(name: str, tmp_path: Path) -> None:
+    (tmp_path / name.format(id="aB3_dE-fG1h")).touch()
+    write_manifest(find_adapter("audiocaps")(sample("audiocaps")), tmp_path, tmp_path / "out")
+    (found,) = read_manifest(tmp_path / "out" / "manifest.parquet")
+    assert (found.start_s, found.end_s) == (0, None)
+
+
+def test_a_file_that_is_spelled_in_several_ways_is_one_clip(tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("path,text\nx,a\na/y.wav,b\n./x.flac,c\nx.flac,d\n")
+    entries = read("folder", tmp_path)
+    assert {e.media: texts(e) for e in entries if isinstance(e, SourceRecord)} == {
+        "x.flac": ["a", "c", "d"], "a/y.wav": ["b"],
+    }  # fmt: skip

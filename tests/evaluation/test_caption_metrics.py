@@ -105,3 +105,15 @@ def test_the_order_of_captions_changes_nothing() -> None:
 def test_clips_with_but_one_of_captions_and_references_are_refused(captions: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"1 clips have either captions or references but not both, such as [23]"):
         CaptionMetrics(NLG_EVAL[0], java=False).score(captions)
+
+
+@needs_java
+@pytest.mark.parametrize("separator", ["\r", "\u2028", "\x0b", "\x0c", "\x85", "|||"])
+def test_a_line_separator_in_a_reference_counts_as_a_space(separator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")  # where a comma is written for the decimal point
+    captions = {"1": "a dog runs over the grass", "2": "rain falls on a roof", "3": "a man sings a song"}
+    spaced = {clip: [caption, f"{caption} today"] for clip, caption in captions.items()}
+    separated = spaced | {"1": [captions["1"], f"a dog{separator}runs over the grass today"]}
+    expected, found = (CaptionMetrics(references).score(captions).values for references in (spaced, separated))
+    assert found == pytest.approx(expected)
+    assert found["CIDEr"] > 5

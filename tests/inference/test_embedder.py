@@ -17,8 +17,8 @@ from clip4vla.config import BeamSearchConfig, EvaluationConfig, InferenceConfig,
 from clip4vla.corpora.manifest import write_manifest
 from clip4vla.evaluation.retrieval_evaluator import RetrievalEvaluator
 from clip4vla.inference.embedder import Embedder
-from clip4vla.media.decode import MediaError
 from clip4vla.media.encode import encode_mp3
+from clip4vla.media.source import MediaError
 from clip4vla.records import SourceRecord, Text
 from tests.inference.tiny import (
     AUDIO,

@@ -12,7 +12,17 @@ import pyarrow as pa
 import pytest
 
 from clip4vla.inference import index as index_module
-from clip4vla.inference.index import CLIPS, Index, IndexedModel, build, index_vectors, nearest, schema, spans
+from clip4vla.inference.index import (
+    CLIPS,
+    Index,
+    IndexedModel,
+    build,
+    find_media,
+    index_vectors,
+    nearest,
+    schema,
+    spans,
+)
 from clip4vla.media.encode import encode_mp3
 from clip4vla.records import MODALITIES
 from tests.inference.tiny import INFERENCE, save_retrieval, write_video
@@ -125,7 +135,7 @@ def test_a_killed_build_continues_where_it_was(
         pass
 
     written: list[int] = []
-    write = index_module._write
+    write = index_module._Rows.write
 
     def die_at_the_second(*arguments: object) -> None:
         if written:
@@ -134,11 +144,11 @@ def test_a_killed_build_continues_where_it_was(
         write(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(index_module, "CLIPS_PER_COMMIT", 2)
-    monkeypatch.setattr(index_module, "_write", die_at_the_second)
+    monkeypatch.setattr(index_module._Rows, "write", die_at_the_second)
     with pytest.raises(Killed):
         build(folder, tmp_path / "index", run_directory, model())
     kept = {str(row["path"]) for row in rows(tmp_path / "index")}
-    monkeypatch.setattr(index_module, "_write", write)
+    monkeypatch.setattr(index_module._Rows, "write", write)
     done = build(folder, tmp_path / "index", run_directory, model())
     assert (done.clips, done.kept) == (6, len(kept))
 
@@ -185,3 +195,14 @@ def test_the_vector_index_finds_what_the_scan_finds(tmp_path: Path, monkeypatch:
     assert {column for index in dataset.list_indices() for column in index["fields"]} == {"audio", "both"}
     found = [[hit.path for hit in nearest(dataset, query, 5, "both")] for query in vectors[:20]]
     assert np.mean([len({*a} & {*b}) / 5 for a, b in zip(exact, found, strict=True)]) > 0.9
+
+
+def test_files_are_found_as_for_a_corpus(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "media", tmp_path / "elsewhere"
+    for folder in (inside / ".Trash", outside):
+        folder.mkdir(parents=True)
+        (folder / "b.mp4").touch()
+    (inside / "linked").symlink_to(outside)
+    for name in ("a.mp4", "._a.mp4", "12:30 talk.mp4", "notes.txt"):
+        (inside / name).touch()
+    assert list(find_media(inside)) == ["12:30 talk.mp4", "a.mp4", "linked/b.mp4"]

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from clip4vla.clips.format import decode_frame, decode_row
-from clip4vla.inference.limits import MediaLimits, ServingLimits
+from clip4vla.inference.limits import ReaderLimits, ServingLimits
 from clip4vla.inference.media_reader import MediaReader
 from clip4vla.inference.media_row import ReadRequest, locate, read_row, read_row_within
-from clip4vla.media.decode import MediaError
+from clip4vla.media.source import MediaError
 from tests.inference.tiny import CLIPS, RATE, write_video
 
-LIMITS = MediaLimits()
+LIMITS = ReaderLimits()
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def reason(call: Callable[[], object]) -> str:
     [
         ({}, None),
         ({"max_bytes": 1000}, "too_large"),
-        ({"max_pixels": 64 * 64 - 1}, "too_many_pixels"),
-        ({"max_seconds": 0.9}, "too_long"),
+        ({"max_pixels": 64 * 64 - 1}, "too_large"),
+        ({"max_duration_s": 0.9}, "too_long"),
     ],
 )
 def test_a_file_is_read_within_each_limit(folder: Path, limit: dict[str, float], expected: str | None) -> None:
@@ -99,7 +99,7 @@ def test_a_picture_becomes_a_video_that_shows_nothing_else_where_pictures_are_ta
     expected = Image.open(folder / "picture.png").resize((2 * CLIPS.size, CLIPS.size), Image.Resampling.BICUBIC)
     assert np.abs(shown.astype(int) - np.asarray(expected).astype(int)).max() < 20
     small = LIMITS.model_copy(update={"max_pixels": 3199})
-    assert reason(lambda: read_row_within(request(folder, "picture.png", pictures=True), small)) == "too_many_pixels"
+    assert reason(lambda: read_row_within(request(folder, "picture.png", pictures=True), small)) == "too_large"
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def strange(monkeypatch: pytest.MonkeyPatch) -> Callable[..., MediaReader]:
 
 
 def test_a_process_that_fails_is_replaced(folder: Path, strange: Callable[..., MediaReader]) -> None:
-    reader = strange(readers=1, read_s=1.0)
+    reader = strange(readers=1, max_decode_s=1.0)
     for name, expected in {"crashes": "crashed", "takes memory": "too_large", "blocks": "timeout"}.items():
         assert reason(lambda name=name: reader.read(request(folder, name))) == expected  # type: ignore[misc]
         assert len(reader.read(request(folder, "one.mp4")).frames) == CLIPS.frames
@@ -162,7 +162,7 @@ def test_a_process_that_fails_is_replaced(folder: Path, strange: Callable[..., M
 def test_many_requests_for_a_file_that_blocks_are_refused_while_others_wait_their_turn(
     folder: Path, strange: Callable[..., MediaReader]
 ) -> None:
-    reader = strange(readers=1, read_s=4.0, wait_s=0.5)
+    reader = strange(readers=1, max_decode_s=4.0, wait_s=0.5)
     assert reader.read(request(folder, "one.mp4")).frames
     with ThreadPoolExecutor(42) as pool:
         start = time.monotonic()

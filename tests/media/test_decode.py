@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip4vla.media.decode import MediaError, Span, decode, duration_s
+from clip4vla.media.decode import Span, decode, duration_s
 from clip4vla.media.encode import encode
+from clip4vla.media.source import MediaError
 from tests.media.sample import GREYS, SECONDS, encode_sound, grey, index_of, onset, rotate_metadata, tone, write_media
 
 RATE = 16000

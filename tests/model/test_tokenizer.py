@@ -35,3 +35,12 @@ def test_sentences_are_decoded_from_their_tokens() -> None:
     full = tokenizer.full_vocabulary()
     assert full[:2].tolist() == list(tokenizer.ends)
     assert sorted(full.tolist()) == list(range(49408))
+
+
+def test_an_exclamation_mark_is_a_token_like_others_though_its_number_is_0() -> None:
+    tokenizer = Tokenizer("stamp-small", 32)
+    end = tokenizer.ends[1]
+    sentence = "cows moo!❤now they sleep"
+    tokens = tokenizer([sentence])[0].tolist()
+    assert end in tokens
+    assert tokens == tokenizer([sentence, "a " * 30])[0].tolist()[: len(tokens)]

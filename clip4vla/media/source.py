@@ -1,0 +1,349 @@
+"""A stranger's media file, opened: its usable streams, its clock, and what was decoded by whom at which moment.
+
+Names are opened as local files only, by demuxers of single media files: no playlist, no script, no network. Every
+limit of `config.MediaLimits` is kept here. Times are seconds from the first moment of the file, also where a container
+counts from elsewhere (MPEG-TS).
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+
+from clip4vla.config import MediaLimits
+
+DEMUXERS = (
+    "3dostr,aa,aac,aax,ac3,ac4,aiff,amr,amrnb,amrwb,apc,ape,apng,asf,asf_o,au,av1,avi,avr,"
+    "avs,avs2,avs3,bink,bit,bmp_pipe,caf,cavsvideo,codec2,daud,dirac,dnxhd,dsf,dss,dts,dtshd,"
+    "dv,eac3,evc,filmstrip,flac,flic,flv,g722,g723_1,g726,g726le,g729,gif,gsm,gxf,h261,h263,"
+    "h264,hcom,hevc,iamf,ilbc,image2,iv8,ivf,jpeg_pipe,jpegxl_pipe,kux,live_flv,lmlm4,loas,m4v,"
+    "matroska,mjpeg,mjpeg_2000,mlp,mov,mp3,mpc,mpc8,mpeg,mpegts,mpegvideo,msf,mtaf,mv,mxf,nsv,"
+    "nut,nuv,obu,ogg,oma,osq,png_pipe,pva,qcp,qoa,r3d,rm,roq,rso,sbc,shn,smjpeg,sox,tak,"
+    "tiff_pipe,truehd,tta,ty,vc1,vivo,voc,vvc,w64,wav,webm,webp_pipe,wsaud,wsvqa,wtv,wv,xa,"
+    "xwma,yuv4mpegpipe"
+)
+"""FFmpeg's names of formats in which one file holds pictures or sound and refers to no other file."""
+COUNTED = frozenset(("mp3", "aac", "ac3", "eac3", "dts", "loas", "amr", "amrnb", "amrwb", "ogg", "mpegts", "mpeg"))
+"""Formats whose length FFmpeg estimates, or takes from the last of several chained streams; packets are counted."""
+SEEK_BACK_S = (0.25, 5.0, 60.0, math.inf)
+"""How far before a moment to begin to decode; the next one where the container had nothing so early."""
+BAD_PACKETS, BAD_SHARE = 3, 0.02
+"""How many packets, and which share of them, may be undecodable: two sounds strung together, junk between them."""
+PRIMING_S = 0.15
+"""A clock that begins this little before zero does so for what a codec hears to get going, which isn't played."""
+CODED_BEYOND = 1_000_000
+"""Pixels by which a coded picture may be larger than the one that is shown: codecs fill up blocks."""
+COUNTS_KEPT = 64
+"""Files whose counted packets a process remembers."""
+SET_BACK_S = 0.5
+"""Timestamps that fall back by more than this begin a new stream, chained to the one before."""
+
+Media = av.VideoStream | av.AudioStream
+Frame = av.VideoFrame | av.AudioFrame
+StreamType = TypeVar("StreamType", av.VideoStream, av.AudioStream)
+
+
+class MediaError(Exception):
+    """A file that can't be used. `reason` is one of a few words, `detail` says what happened."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Source:
+    """An open file.
+
+    Attributes:
+        video, audio: streams that have a decoder, the one that a player would choose first; a cover is no video.
+        duration_s: seconds from the first moment to the last.
+        notes: what of the file isn't used, and why, as sentences.
+    """
+
+    def __init__(self, container: InputContainer, path: Path, limits: MediaLimits) -> None:
+        self.path = path
+        self.limits = limits
+        self.notes: list[str] = []
+        self._container = container
+        self._ends = time.monotonic() + limits.max_decode_s
+        moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        self.video = self._with_decoder(moving)
+        self.audio = self._with_decoder(list(container.streams.audio))
+        if not self.video and not self.audio:
+            raise MediaError("no_streams", "; ".join([f"{path} has neither video nor audio", *self.notes]))
+        for stream in self.video:
+            self.check_size(stream.codec_context.width, stream.codec_context.height)
+        self._origin_s = _origin(container)
+        self._is_chained = False
+        self.duration_s = self._find_duration()
+        if not self.duration_s <= limits.max_duration_s:
+            raise MediaError("too_long", f"{path} states {self.duration_s:,.0f} s, more than {limits.max_duration_s:g}")
+
+    def _with_decoder(self, streams: list[StreamType]) -> list[StreamType]:
+        """Those with a decoder, default tracks first."""
+        for stream in streams:
+            if stream.codec_context is None:
+                self.notes.append(f"{stream.type} stream {stream.index} has no decoder")
+        usable = [stream for stream in streams if stream.codec_context is not None]
+        for stream in usable:
+            self._prepare(stream)
+        return sorted(usable, key=lambda stream: not stream.disposition & Disposition.default)
+
+    def _prepare(self, stream: Media) -> None:
+        stream.codec_context.thread_count = 1  # processes decode in parallel, one for each core
+        stream.codec_context.options = {"max_pixels": str(self.limits.max_pixels + CODED_BEYOND)}
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise MediaError when a picture has more pixels than the limits allow."""
+        if width * height > self.limits.max_pixels:
+            raise MediaError(
+                "too_large", f"{self.path} is {width} x {height} pixels, more than {self.limits.max_pixels:,}"
+            )
+
+    def describe_tracks(self) -> list[str]:
+        """Which tracks a player would choose among several, and how pictures are turned or stretched."""
+        notes = []
+        for streams in (self.video, self.audio):
+            if len(streams) > 1:
+                others = ", ".join(str(stream.index) for stream in streams[1:])
+                notes.append(f"{streams[0].type} stream {streams[0].index} is preferred to {others}")
+        if self.video and (self.video[0].sample_aspect_ratio or 1) != 1:
+            notes.append(f"pixels are {self.video[0].sample_aspect_ratio} times as wide as high")
+        return notes
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._ends:
+            raise MediaError("too_slow", f"{self.path} takes longer than {self.limits.max_decode_s:g} s to decode")
+
+    def _find_duration(self) -> float:
+        container = self._container
+        if container.duration and not COUNTED.intersection(container.format.name.split(",")):
+            # Matroska states the timestamp of the last moment
+            return container.duration / av.time_base - (self._origin_s if _is_matroska(container) else 0.0)
+        state = self.path.stat()
+        end_s, self._is_chained = _count_packets(self.path, (state.st_size, state.st_mtime_ns), self.limits)
+        return end_s - self._origin_s
+
+    def pictures(self, stream: av.VideoStream, start_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Frames with the moment at which each appears, from the one on screen at `start_s` on or earlier."""
+        for time_s, frame in self._decode_from(stream, start_s):
+            assert isinstance(frame, av.VideoFrame)
+            self.check_size(frame.width, frame.height)
+            yield time_s, frame
+
+    def sounds(self, stream: av.AudioStream, start_s: float) -> Iterator[tuple[float, av.AudioFrame]]:
+        """Pieces of sound with the moment at which each begins, from `start_s` on or earlier."""
+        for time_s, frame in self._decode_from(stream, start_s):
+            assert isinstance(frame, av.AudioFrame)
+            yield time_s, frame
+
+    def last_moment(self, stream: Media, near_s: float) -> float:
+        """End of the last packet of the stream before `near_s`, without decoding."""
+        if self._is_chained:
+            return self.duration_s  # counted
+        self._seek(self._origin_s + max(0.0, near_s - SEEK_BACK_S[1]))
+        end_s = 0.0
+        for packet in self._container.demux(stream):
+            if packet.pts is not None and packet.time_base is not None:
+                end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base) - self._origin_s
+            if end_s >= near_s:
+                break
+        return end_s
+
+    def _decode_from(self, stream: Media, start_s: float) -> Iterator[tuple[float, Frame]]:
+        """Some demuxers (MPEG-TS) land after what was asked for: then again, from further back."""
+        for back_s in SEEK_BACK_S:
+            frames = self._decode_near(stream, start_s - back_s)
+            first = next(frames, None)
+            if first is not None and (first[0] <= start_s or start_s <= back_s):
+                yield first
+                yield from frames
+                return
+
+    def _decode_near(self, stream: Media, time_s: float) -> Iterator[tuple[float, Frame]]:
+        """Decode from about `time_s` on, or from the beginning; nothing where it isn't known where that landed."""
+        if self._is_chained:  # a position in one of the chained streams can't be told from one in another
+            with _open(self.path, self.limits) as container:
+                again = container.streams[stream.index]
+                assert isinstance(again, Media)
+                self._prepare(again)
+                yield from self._decode_stream(container, again, _Clock(0.0))
+            return
+        self._seek(self._first_s() if time_s <= 0 else self._origin_s + time_s)
+        yield from self._decode_stream(self._container, stream, _Clock(0.0 if time_s <= 0 else None))
+
+    def _decode_stream(
+        self, container: InputContainer, stream: Media, clock: "_Clock"
+    ) -> Iterator[tuple[float, Frame]]:
+        for frame in self._decode_packets(container, stream):
+            if frame.time is None and not clock.is_set:
+                return
+            now_s = None if frame.time is None else frame.time - self._origin_s
+            yield clock.moment(now_s, _seconds(frame), may_restart=self._is_chained), frame
+
+    def _first_s(self) -> float:
+        # not every container can be asked for less than 0
+        return 0.0 if self._origin_s >= 0 else self._origin_s - SEEK_BACK_S[1]
+
+    def _seek(self, moment_s: float) -> None:
+        try:
+            self._container.seek(int(moment_s * av.time_base))
+        except PermissionError as error:
+            raise MediaError("unseekable", f"{self.path} is in a format without positions; remux it") from error
+
+    def _decode_packets(self, container: InputContainer, stream: Media) -> Iterator[Frame]:
+        """The frames of a stream, without those of a few packets that can't be decoded; players skip them, too."""
+        bad = 0
+        for number, packet in enumerate(container.demux(stream), 1):
+            self._check_time()
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                bad += 1
+                if bad > max(BAD_PACKETS, BAD_SHARE * number):
+                    raise
+                continue
+            for frame in frames:
+                assert isinstance(frame, Frame)
+                yield frame
+
+
+class _Clock:
+    """Moments of what follows one another in a stream, in seconds.
+
+    What has no timestamp begins where the one before it ended; timestamps that are set back go on from there.
+    """
+
+    def __init__(self, next_s: float | None = None) -> None:
+        self.was_set_back = False
+        self._next_s = next_s
+        self._offset_s = 0.0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is known when something without a timestamp begins."""
+        return self._next_s is not None
+
+    def moment(self, time_s: float | None, seconds: float, may_restart: bool = True) -> float:
+        """The moment of what has the timestamp `time_s` and lasts `seconds`."""
+        expected_s = self._next_s
+        if time_s is None:
+            moment_s = expected_s or 0.0
+        else:
+            moment_s = time_s + self._offset_s
+            if may_restart and expected_s is not None and moment_s < expected_s - SET_BACK_S:
+                self._offset_s += expected_s - moment_s
+                moment_s = expected_s
+                self.was_set_back = True
+        self._next_s = moment_s + seconds
+        return moment_s
+
+
+@lru_cache(maxsize=COUNTS_KEPT)
+def _count_packets(path: Path, state: tuple[int, int], limits: MediaLimits) -> tuple[float, bool]:  # noqa: ARG001
+    """Timestamp of the end of the last packet, by reading them all, and whether streams are chained.
+
+    The durations of chained streams are added up.
+
+    Args:
+        path: a media file; the clips of a long one ask for it one after the other.
+        state: its size and moment of change.
+        limits: what it may demand.
+    """
+    clocks: dict[int, _Clock] = {}
+    end_s, is_timed, stop_at = 0.0, False, time.monotonic() + limits.max_decode_s
+    with _open(path, limits) as container:
+        for packet in container.demux():
+            if not packet.size:
+                continue  # the end of a stream
+            if time.monotonic() > stop_at:
+                raise MediaError("too_slow", f"{path} takes longer than {limits.max_decode_s:g} s to read")
+            seconds, decoding_s, later_s = _packet_times(packet)
+            is_timed = is_timed or decoding_s is not None
+            moment_s = clocks.setdefault(packet.stream_index, _Clock()).moment(decoding_s, seconds)
+            end_s = max(end_s, moment_s + later_s + seconds)
+    if clocks and not is_timed:
+        raise MediaError("unseekable", f"{path} has no timestamps: put it into a container, such as .mkv")
+    return end_s, any(clock.was_set_back for clock in clocks.values())
+
+
+def _packet_times(packet: av.Packet) -> tuple[float, float | None, float]:
+    """Seconds that a packet lasts, when it is decoded (None: after the one before), and how much later it is shown."""
+    base = packet.time_base or 0
+    decoded_at = packet.pts if packet.dts is None else packet.dts
+    later = packet.pts - packet.dts if packet.pts is not None and packet.dts is not None else 0
+    decoded_s = None if decoded_at is None else float(decoded_at * base)
+    return float((packet.duration or 0) * base), decoded_s, float(later * base)
+
+
+@contextmanager
+def open_source(path: Path, limits: MediaLimits) -> Iterator[Source]:
+    """Open a media file; whatever is raised while it is open becomes its reason.
+
+    Raises:
+        MediaError: `missing`, `too_large` (pixels or bytes), `too_long`, `too_slow`, `not_media` (a format that isn't
+            allowed), `no_streams`, `unseekable` or `corrupt`.
+    """
+    _check_file(path, limits)
+    try:
+        with _open(path, limits) as container:
+            yield Source(container, path, limits)
+    except MediaError:
+        raise
+    except av.error.ExitError as error:
+        raise MediaError("too_slow", f"{path} can't be read within {limits.max_decode_s:g} s") from error
+    except Exception as error:  # a damaged file makes libraries raise what they don't document
+        raise MediaError("corrupt", f"{path}: {error or type(error).__name__}") from error
+
+
+def _check_file(path: Path, limits: MediaLimits) -> None:
+    try:
+        if not path.is_file():
+            raise MediaError("missing", f"no file {path}")
+        size = path.stat().st_size
+    except OSError as error:
+        raise MediaError("missing", f"{path}: {error.strerror}") from error
+    if limits.max_bytes is not None and size > limits.max_bytes:
+        raise MediaError("too_large", f"{path} has {size:,} bytes, more than {limits.max_bytes:,}")
+
+
+def _open(path: Path, limits: MediaLimits) -> InputContainer:
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": DEMUXERS,
+        "pattern_type": "none",
+        "max_pixels": str(limits.max_pixels + CODED_BEYOND),
+    }
+    try:
+        return av.open(
+            f"file:{path.absolute()}",  # a name such as `http:x.mp4` is a file, too
+            metadata_errors="ignore",
+            options=options,
+            timeout=limits.max_decode_s,
+        )
+    except av.error.ArgumentError as error:
+        raise MediaError("not_media", f"{path} is in no format of media files") from error
+
+
+def _seconds(frame: Frame) -> float:
+    if isinstance(frame, av.AudioFrame):
+        return frame.samples / frame.sample_rate
+    return float((frame.duration or 0) * (frame.time_base or 0))
+
+
+def _is_matroska(container: InputContainer) -> bool:
+    return "matroska" in container.format.name
+
+
+def _origin(container: InputContainer) -> float:
+    """Timestamp of the first moment that is played; Matroska has none before 0."""
+    start_s = (container.start_time or 0) / av.time_base
+    return max(0.0, start_s) if _is_matroska(container) or start_s >= -PRIMING_S else start_s

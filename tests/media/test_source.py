@@ -1,0 +1,186 @@
+"""Files that people have, of every kind that went wrong: the right content, or a reason, in bounded memory."""
+
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip4vla.config import MediaLimits
+from clip4vla.media.decode import decode, duration_s
+from clip4vla.media.inspect import Inspection, inspect
+from clip4vla.media.source import MediaError
+from tests.media.sample import onset, tone, write_media
+from tests.project import REPOSITORY
+
+FILES = REPOSITORY / "tests/data/media"
+RATE = 16_000
+
+
+def look_at(path: Path, limits: MediaLimits | None = None) -> Inspection:
+    return inspect(path, frames=4, short_side=48, sample_rate=RATE, limits=limits or MediaLimits())
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "frames"),
+    [
+        ("base.mp4", 4.0, 4),
+        ("vbr_loud_quiet_noxing.mp3", 60.0, 0),
+        ("junkfirst.mp3", 4.1, 0),
+        ("snd_adpcm.wav", 4.0, 0),
+        ("snd.wma", 4.0, 0),
+        ("two_ogg.ogg", 8.0, 0),
+        ("video_unknown.mp4", 4.0, 0),
+    ],
+)
+def test_all_of_a_sound_is_used(name: str, seconds: float, frames: int) -> None:
+    found = look_at(FILES / name)
+    assert (found.reason, found.frames) == (None, frames)
+    assert found.duration_s == pytest.approx(seconds, abs=0.06)
+    assert found.audio_s == pytest.approx(seconds, abs=0.06)
+    assert found.audio_rms is not None
+    assert found.audio_rms > 0.05
+
+
+def test_a_stream_without_decoder_is_noted() -> None:
+    assert look_at(FILES / "video_unknown.mp4").notes == ("video stream 0 has no decoder",)
+
+
+def test_a_track_without_packets_is_no_sound() -> None:
+    found = look_at(FILES / "empty_audio.mkv")
+    assert (found.frames, found.audio_s, found.audio_rms, found.channels) == (4, 0.0, None, 0)
+    assert found.notes == ("audio stream 1 is empty",)
+    span = decode(FILES / "empty_audio.mkv", 0, None, frames=1, short_side=48, sample_rate=RATE)
+    assert span.audio is None
+    assert span.notes == found.notes
+
+
+@pytest.mark.parametrize("name", ["mkv_dur_1e9.mkv", "flac_total_huge.flac"])
+def test_an_absurd_duration_is_a_reason(name: str) -> None:
+    found = look_at(FILES / name)
+    assert found.reason == "too_long"
+    assert name in found.notes[0]
+
+
+def test_of_a_stated_day_only_what_is_there_is_held() -> None:
+    found = look_at(FILES / "mkv_dur_1e9.mkv", MediaLimits(max_duration_s=1e7))
+    assert found.reason == "truncated"
+
+
+def picture(path: Path) -> np.ndarray:
+    span = decode(path, 0, None, frames=1, short_side=48, sample_rate=RATE)
+    return np.asarray(span.frames[0], int)
+
+
+def test_mirrored_display_matrices_are_obeyed() -> None:
+    upright = picture(FILES / "base.mp4")
+    assert np.abs(picture(FILES / "matrix_hflip.mp4") - upright[:, ::-1]).mean() < 1
+    assert np.abs(picture(FILES / "matrix_transpose.mp4") - upright.transpose(1, 0, 2)).mean() < 1
+
+
+def matrix(a: int, b: int, c: int, d: int) -> bytes:
+    return struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ((1, 0, 0, -1), lambda seen: seen[::-1]),
+        ((-1, 0, 0, -1), lambda seen: seen[::-1, ::-1]),
+        ((0, -1, -1, 0), lambda seen: seen[::-1, ::-1].transpose(1, 0, 2)),
+        ((0, 1, -1, 0), lambda seen: np.rot90(seen, -1)),
+    ],
+)
+def test_every_display_matrix_is_obeyed(tmp_path: Path, parts: tuple[int, int, int, int], expected) -> None:
+    data = (FILES / "base.mp4").read_bytes()
+    place = data.index(b"tkhd") + 4 + 40
+    path = tmp_path / "turned.mp4"
+    path.write_bytes(data[:place] + matrix(*parts) + data[place + 36 :])
+    assert np.abs(picture(path) - expected(picture(FILES / "base.mp4"))).mean() < 1
+
+
+def test_pixels_that_are_not_square_are_shown_as_wide_as_they_are() -> None:
+    assert picture(FILES / "sar_wide.mp4").shape == (48, 91, 3)  # 160 x 64/45 by 120
+
+
+def test_the_default_track_is_used() -> None:
+    found = look_at(FILES / "two_audio_default2.mkv")
+    assert found.notes == ("audio stream 2 is preferred to 1",)
+    assert found.audio_rms == pytest.approx(0.0884, abs=0.002)
+
+
+def test_of_a_long_sound_the_middle_is_kept(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "long.wav", None, "pcm_s16le", wave=tone(RATE, 30.0, 14.0))
+    span = decode(path, 0, None, frames=1, short_side=48, sample_rate=RATE, max_sound_s=4.0)
+    assert span.audio is not None
+    assert span.audio.shape == (1, 4 * RATE)
+    assert onset(span.audio, RATE) == pytest.approx(1.0, abs=0.01)
+
+
+def test_frames_far_apart_are_sought_and_are_the_same(tmp_path: Path) -> None:
+    times = [index / 2 for index in range(120)]
+    path = write_media(tmp_path / "long.mp4", audio=None, times=times)
+    sought = decode(path, 0, None, frames=4, short_side=24, sample_rate=RATE).frames
+    for index, frame in enumerate(sought):
+        middle = duration_s(path) * (index + 0.5) / 4
+        alone = decode(path, middle - 0.2, middle + 0.2, frames=1, short_side=24, sample_rate=RATE).frames[0]
+        assert np.array_equal(np.asarray(frame), np.asarray(alone))
+
+
+def test_limits_are_reasons() -> None:
+    base = FILES / "base.mp4"
+    assert look_at(base, MediaLimits(max_pixels=160 * 120 - 1)).reason == "too_large"
+    assert look_at(base, MediaLimits(max_pixels=160 * 120)).reason is None
+    assert look_at(base, MediaLimits(max_bytes=1000)).reason == "too_large"
+    assert look_at(base, MediaLimits(max_duration_s=3.5)).reason == "too_long"
+    assert look_at(base, MediaLimits(max_decode_s=1e-6)).reason == "too_slow"
+
+
+def test_a_huge_picture_is_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "huge.png"
+    Image.new("1", (16_000, 16_000)).save(path)
+    assert look_at(path).reason in {"too_large", "too_short"}
+
+
+@pytest.mark.parametrize(
+    "name", ["12:30 talk.mp4", "http:host?.mp4", "a%03d.mp4", "file:x.mp4", "pipe:0", "b\udcff.mp4"]
+)
+def test_any_name_is_a_file(tmp_path: Path, name: str) -> None:
+    shutil.copy(FILES / "base.mp4", tmp_path / name)
+    assert look_at(tmp_path / name).reason is None
+
+
+def test_a_name_without_a_file_is_missing(tmp_path: Path) -> None:
+    for name in ("x" * 300 + ".mp4", "nothing.mp4", "http:"):
+        assert look_at(tmp_path / name).reason == "missing"
+    assert look_at(Path("http://localhost:9/x.mp4")).reason == "missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{file}\n#EXT-X-ENDLIST\n"),
+        ("list.mp4", "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{file}\n#EXT-X-ENDLIST\n"),
+        ("script.mp4", "ffconcat version 1.0\nfile '{file}'\n"),
+        ("session.sdp", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 9 RTP/AVP 0\n"),
+    ],
+)
+def test_playlists_and_scripts_are_no_media(tmp_path: Path, name: str, content: str) -> None:
+    shutil.copy(FILES / "base.mp4", tmp_path / "base.mp4")
+    (tmp_path / name).write_text(content.format(file="base.mp4"))
+    assert look_at(tmp_path / name).reason in {"not_media", "corrupt"}
+
+
+def test_chained_streams_of_transport_packets_are_added_up(tmp_path: Path) -> None:
+    first = write_media(tmp_path / "first.ts", rate=44_100)
+    path = tmp_path / "both.ts"
+    path.write_bytes(first.read_bytes() * 2)
+    assert look_at(path).audio_s == pytest.approx(4.0, abs=0.2)
+
+
+def test_a_file_without_positions_says_so(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "raw.h264", "libx264", None)
+    with pytest.raises(MediaError, match="unseekable"):
+        decode(path, 0.0, None, frames=4, short_side=48, sample_rate=RATE)
