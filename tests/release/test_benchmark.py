@@ -51,8 +51,9 @@ def test_main_scores_of_mteb_are_added_to_the_run(
     version = promote(tiny_model())
     files = {"audio": [{"bytes": sound(seed), "path": f"{seed}.wav"} for seed in range(len(TEXTS))]}
     monkeypatch.setattr("clip4vla.evaluation.mteb_model.find_tasks", lambda _names: [classification_task(files)])
+    out, model = str(tmp_path / "mteb"), f"models:/{NAME}@champion"
     with pytest.raises(SystemExit) as ended:
-        main(["benchmark", "mteb", "--tasks", "ToyAudioClassification", "--out", str(tmp_path / "mteb")])
+        main(["benchmark", "mteb", "--tasks", "ToyAudioClassification", "--out", out, "--model", model])
     assert ended.value.code in (None, 0)
     file = tmp_path / f"mteb/results/clip4vla__{NAME}/{version}/ToyAudioClassification.json"
     written = json.loads(file.read_text())["scores"]["test"][0]["main_score"]
