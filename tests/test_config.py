@@ -476,8 +476,8 @@ def test_every_number_has_a_least_and_a_greatest_value() -> None:
     found = dict(numbers(Config.model_json_schema(), ""))
     assert len(found) > 60
     for place, schema in found.items():
-        assert {"minimum", "exclusiveMinimum"} & schema.keys(), place
-        assert {"maximum", "exclusiveMaximum"} & schema.keys(), place
+        assert {"minimum", "exclusiveMinimum", "ge", "gt"} & schema.keys(), place
+        assert {"maximum", "exclusiveMaximum", "le", "lt"} & schema.keys(), place
 
 
 @pytest.mark.parametrize("value", [True, 10**30, -(10**30), "many"])

@@ -279,6 +279,7 @@ class Registry:
             found = self._version(name, version)
             champion = self.find_champion(name)
             if champion == version:
+                self._move_champion(name, version)  # where the alias was lost
                 return Decision(True, (f"pass: version {version} is the champion already",))
             decision = _bar_other_champion(_bar_rolled_back(found, decision), against, champion)
             if decision.promote:
@@ -307,15 +308,14 @@ class Registry:
             # equal after a rollback that was killed half-way
             if champion not in (None, previous) and self._is_there(name, str(champion)):
                 self._set_tags(name, str(champion), {ROLLED_BACK: _now()})
-            if self._alias(name, CHAMPION) != previous:
-                self._move_champion(name, previous)
+            self._move_champion(name, previous)
             self._point_previous(name, before)
             return previous
 
     def _previous(self, name: str) -> str | None:
         """The champion before the current one; None where there is none, or it was deleted."""
-        previous, champion = self._alias(name, PREVIOUS), self._alias(name, CHAMPION)
-        if previous is None and champion is not None:
+        previous, champion = self._alias(name, PREVIOUS), self.last_champion(name)
+        if previous is None and champion is not None and self._is_there(name, champion):
             previous = self._version(name, champion).tags.get(REPLACES)
         return previous if previous is not None and self._is_there(name, previous) else None
 

@@ -32,13 +32,14 @@ def ranks_with(hits: int, of: int = 200, miss: float = 20.0) -> list[float]:
     return [1.0] * hits + [miss] * (of - hits)
 
 
-def gate(primary: str = PRIMARY, better: bool = False, floors=None, guards=()) -> GateConfig:
+def gate(primary: str = PRIMARY, better: bool = False, floors=None, guards=(), min_clips: int = 1) -> GateConfig:
     return GateConfig(
         model_name="clip4vla",
         primary=primary,
         require_better=better,
         floors=floors or {},
         guards=tuple(GuardConfig(score=name, tolerance=tolerance) for name, tolerance in guards),
+        min_clips=min_clips,
     )
 
 
@@ -245,9 +246,9 @@ def test_not_both_of_two_models_are_better_than_the_other(pairs: list[tuple[int,
 @pytest.mark.parametrize(("queries", "promote"), [(2, False), (98, False), (100, True)])
 def test_a_test_set_that_is_too_small_to_tell_never_replaces_a_champion(queries: int, promote: bool) -> None:
     better, worse = scores(ranks_with(queries, queries)), scores(ranks_with(0, queries))
-    decision = run_gate(better, worse, gate())
+    decision = run_gate(better, worse, gate(min_clips=50))
     assert decision.promote is promote
     said = f"FAIL: the test set is too small to tell: {PRIMARY} is of {queries // 2} clips, at least 50 are required"
     assert any(reason.startswith(said) for reason in decision.reasons) is not promote
-    assert run_gate(better, worse, gate().model_copy(update={"min_clips": 1})).promote
-    assert run_gate(better, None, gate()).promote
+    assert run_gate(better, worse, gate(min_clips=1)).promote
+    assert run_gate(better, None, gate(min_clips=50)).promote
