@@ -39,6 +39,8 @@ def _not_a_truth_value(value: object) -> object:
 Whole = Annotated[int, Field(strict=True)]
 """Neither `true` nor `3.0`."""
 Positive = Annotated[Whole, Field(gt=0, le=1_000_000)]
+Large = Annotated[Whole, Field(gt=0, le=2**50)]
+"""A number of bytes or pixels."""
 Count = Annotated[Whole, Field(ge=0, le=1_000_000)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
 Tokens = Annotated[Whole, Field(ge=4, le=1024)]
@@ -46,6 +48,7 @@ Real = Annotated[float, BeforeValidator(_not_a_truth_value)]
 """A number, also as text: YAML reads `1e-3` as text."""
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 Weight = Annotated[Real, Field(ge=0, le=1_000_000)]
+Seconds = Annotated[Real, Field(gt=0, le=1_000_000)]
 Score = Annotated[Real, Field(ge=-1_000_000, le=1_000_000)]
 Decibels = Annotated[Real, Field(ge=-200, le=200)]
 Momentum = Annotated[Real, Field(ge=0, lt=1)]
@@ -167,13 +170,13 @@ class CorpusConfig(FrozenConfig):
 class MediaLimits(FrozenConfig):
     """What a media file may demand; one that demands more is rejected before it gets it."""
 
-    max_pixels: Positive = 40_000_000
+    max_pixels: Large = 40_000_000
     """Width times height of the video: 8K is 33 million. A decoder takes several frames of memory."""
-    max_duration_s: Annotated[float, Field(gt=0)] = 86_400.0
+    max_duration_s: Seconds = 86_400.0
     """Seconds that a file may last, or state that it does."""
-    max_bytes: Positive | None = None
+    max_bytes: Large | None = None
     """Size of a file; null accepts any."""
-    max_decode_s: Annotated[float, Field(gt=0)] = 300.0
+    max_decode_s: Seconds = 300.0
     """Seconds that decoding a clip may take."""
 
 

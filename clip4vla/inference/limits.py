@@ -6,26 +6,24 @@ Each field is set by the variable `CLIP4VLA_` and its name in capitals, such as 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from clip4vla.config import MediaLimits, Positive
+from clip4vla.config import Large, MediaLimits, Positive, Seconds
 
 PREFIX = "CLIP4VLA_"
-Seconds = Annotated[float, Field(gt=0)]
 
 
 class ReaderLimits(MediaLimits):
     """What a file may demand, stricter than for files that are trusted, and what its readers may take."""
 
-    max_bytes: Positive = 500_000_000
+    max_bytes: Large = 500_000_000
     max_duration_s: Seconds = 600.0
     max_decode_s: Seconds = 20.0
     """Time in which a file is read; a reader that takes longer is killed."""
     wait_s: Seconds = 2.0
     """When all readers have been at their files for so long, further files are refused until one is done."""
-    memory_bytes: Positive = 4 * 2**30
+    memory_bytes: Large = 4 * 2**30
     """Address space of a reader."""
     readers: Positive = 2
     """Processes that read files."""
@@ -50,7 +48,7 @@ class ServingLimits(ReaderLimits):
         """
         names = {name: f"{PREFIX}{name.upper()}" for name in cls.model_fields}
         try:
-            limits = cls.model_validate({n: variables[v] for n, v in names.items() if variables.get(v)})
+            limits = cls.model_validate_strings({n: variables[v] for n, v in names.items() if variables.get(v)})
         except ValidationError as error:
             [first, *_] = error.errors()
             raise ValueError(f"{names[str(first['loc'][0])]}: {first['msg']}, not {first['input']!r}") from None
