@@ -121,7 +121,7 @@ def test_the_first_value_that_is_not_finite_stops_the_training_and_is_named(term
 
 def test_a_training_that_diverges_keeps_its_last_checkpoint_and_is_not_tried_again(project: Path) -> None:
     spec = make_spec(project, "diverging")
-    optimizer = spec.training.optimizer.model_copy(update={"lr": 1e30, "warmup": 0.0})
+    optimizer = spec.training.optimizer.model_copy(update={"lr": 10.0, "weight_decay": 1e6, "warmup": 0.0})
     training = spec.training.model_copy(update={"optimizer": optimizer})
     diverging = spec.model_copy(update={"training": training})
     diverging = diverging.model_copy(update={"trainer": spec.trainer.model_copy(update={"checkpoint_every": 1})})
