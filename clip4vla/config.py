@@ -48,7 +48,7 @@ Real = Annotated[float, BeforeValidator(_not_a_truth_value)]
 """A number, also as text: YAML reads `1e-3` as text."""
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 Weight = Annotated[Real, Field(ge=0, le=1_000_000)]
-Seconds = Annotated[Real, Field(gt=0, le=1_000_000)]
+Seconds = Annotated[Real, Field(gt=0, le=100_000_000)]
 Score = Annotated[Real, Field(ge=-1_000_000, le=1_000_000)]
 Decibels = Annotated[Real, Field(ge=-200, le=200)]
 Momentum = Annotated[Real, Field(ge=0, lt=1)]
@@ -377,7 +377,10 @@ class TrainerConfig(FrozenConfig):
     """How training runs on this machine; no score of a model should depend on it."""
 
     ranks: Count = 0
-    """Processes on this node; 0 means one per GPU, or one on a CPU."""
+    """Processes on this node; 0 means one per GPU, or `cpu_ranks` without one."""
+    cpu_ranks: Annotated[Whole, Field(ge=1, le=1024)] = 1
+    """Processes on a node without a GPU, which share its cores. For a small model several with one thread each are
+    faster than one with several threads, which wait for each other in every operation."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 on a GPU and fp32 on a CPU."""
     zero_stage: Annotated[Whole, Field(ge=0, le=3)] = 0

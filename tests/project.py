@@ -38,7 +38,7 @@ TINY_CONFIG: dict[str, Any] = {
     "retrieval": {"epochs": 1, "batch_size": 6, "micro_batch_size": 3, "inference_frames": 2},
     "captioning": {"epochs": 1, "batch_size": 6, "micro_batch_size": 3},
     "ablation": {"arms": {"mean": {"fusion": "mean"}, "experts": {"fusion": "experts"}}, "epochs": 1},
-    "trainer": {"loader_workers": 0, "log_every": 1, "checkpoint_every": 1},
+    "trainer": {"cpu_ranks": 1, "loader_workers": 0, "log_every": 1, "checkpoint_every": 1},
     "evaluation": {"bootstrap": 100, "beam_search": {"beam": 2}},
     "gates": {
         "retrieval": {"floors": {"text_to_clip/both/R@1": 0.0}, "never_worse_than_best_modality": 100.0},

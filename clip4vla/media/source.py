@@ -301,7 +301,13 @@ def open_source(path: Path, limits: MediaLimits) -> Iterator[Source]:
     except av.error.ExitError as error:
         raise MediaError("too_slow", f"{path} can't be read within {limits.max_decode_s:g} s") from error
     except Exception as error:  # a damaged file makes libraries raise what they don't document
-        raise MediaError("corrupt", f"{path}: {error or type(error).__name__}") from error
+        raise MediaError("corrupt", f"{path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What happened, in words: the text of FFmpeg's errors also has a number and the name of the file."""
+    words = error.strerror if isinstance(error, OSError) else str(error)
+    return words or type(error).__name__
 
 
 def _check_file(path: Path, limits: MediaLimits) -> None:

@@ -16,7 +16,8 @@ class SelfAttention(nn.MultiheadAttention):
     """Multi-head self-attention of a batch of sequences, which come first.
 
     Where torch's module cuts queries, keys and values out of one projection, autograd fills a tensor of the size of
-    that projection with zeros for each of them; here their gradients are written once.
+    that projection with zeros for each of them; here their gradients are written once. Without gradients it is torch's
+    module, so that features are open_clip's to the last bit.
     """
 
     @classmethod
@@ -32,18 +33,20 @@ class SelfAttention(nn.MultiheadAttention):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        need_weights: bool = False,  # noqa: ARG002
+        need_weights: bool = False,
         attn_mask: Tensor | None = None,
-    ) -> tuple[Tensor, None]:
-        """What the positions of `query` (N, L, W) find in each other; keys and values are those of `query`.
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the positions of `query` (N, L, W) find in each other, and no weights.
 
         Args:
-            query: sequences.
-            key: not read.
-            value: not read.
-            need_weights: not read; weights are never returned.
+            query: sequences; `key` and `value` are the same ones.
+            key: see `query`.
+            value: see `query`.
+            need_weights: False.
             attn_mask: (L, L) or (N * heads, L, L), added to the attention before the softmax.
         """
+        if not torch.is_grad_enabled():
+            return super().forward(query, key, value, need_weights=need_weights, attn_mask=attn_mask)
         if attn_mask is not None and attn_mask.ndim == 3:
             attn_mask = attn_mask.unflatten(0, (len(query), -1))
         projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
@@ -53,7 +56,7 @@ class SelfAttention(nn.MultiheadAttention):
 
 
 class PatchEmbedding(nn.Conv2d):
-    """A convolution of square patches that don't overlap, as one product with its weight (W, 3, P, P); no bias."""
+    """A convolution of square patches that don't overlap: with gradients, one product with its weight (W, 3, P, P)."""
 
     @classmethod
     def of(cls, convolution: nn.Conv2d) -> "PatchEmbedding":
@@ -65,6 +68,8 @@ class PatchEmbedding(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, W, R / P, R / P) of `images` (N, 3, R, R)."""
+        if not torch.is_grad_enabled():
+            return super().forward(images)
         side = self.kernel_size[0]
         patches = images.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
         embedded = F.linear(patches.flatten(3), self.weight.flatten(1))

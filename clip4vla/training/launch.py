@@ -29,7 +29,7 @@ AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 def ranks_here(trainer: TrainerConfig) -> int:
     """Processes of a training on this node."""
-    return trainer.ranks or max(1, torch.cuda.device_count())
+    return trainer.ranks or torch.cuda.device_count() or trainer.cpu_ranks
 
 
 def launch(spec: TrainSpec) -> None:

@@ -176,7 +176,7 @@ def test_an_example_gets_a_caption_where_there_is_a_captioning_model(
     [
         (b"", "", 422, "empty: your file is empty"),
         (b"no media", "", 422, "corrupt: your file: Invalid data found when processing input"),
-        (b"ffconcat version 1.0\nfile /etc/passwd\n", "", 422, "container: your file is none of mov, matroska, "),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "", 422, "not_media: your file is in no format of media files"),
         (bytes(200_001), "", 413, "too_large: your file has more than 200,000 bytes"),
         (None, "picture", 422, "the example has no picture to compare"),
     ],

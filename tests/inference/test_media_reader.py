@@ -64,9 +64,9 @@ def test_a_file_is_read_within_each_limit(folder: Path, limit: dict[str, float],
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("list.mp4", "container"),
-        ("list.m3u8", "container"),
-        ("picture.png", "container"),
+        ("list.mp4", "not_media"),
+        ("list.m3u8", "not_media"),
+        ("picture.png", "too_short"),
         ("broken.mp4", "corrupt"),
         ("pipe.mp4", "missing"),
         ("nowhere.mp4", "missing"),

@@ -34,6 +34,11 @@ def test_self_attention_is_torchs(mask: Tensor | None) -> None:
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients(ours, hidden, found), gradients(torchs, hidden, expected))
     assert ours.state_dict().keys() == torchs.state_dict().keys()
+    with torch.no_grad():
+        assert torch.equal(
+            ours(hidden, hidden, hidden, attn_mask=mask)[0],
+            torchs(hidden, hidden, hidden, need_weights=False, attn_mask=mask)[0],
+        )
 
 
 @pytest.mark.parametrize("height", [12, 8])

@@ -22,6 +22,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "texts.csv").write_text("\n".join(["path,text,split", *lines, "broken.mp4,a sentence,train"]))
     tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     tree["corpora"]["mine"] = {"adapter": "folder", "role": "finetuning", "annotations": ".", "media": "media"}
+    tree["retrieval"]["inference_frames"] = 1
     tree["clips"] |= {"frames": 1, "size": 40, "workers": 1, "max_reject_fraction": 0.5}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     monkeypatch.chdir(tmp_path)

@@ -69,3 +69,4 @@ def test_ranks_are_as_configured_or_one_for_each_gpu(tmp_path: Path, monkeypatch
     assert ranks_here(make_spec(tmp_path, "j", ranks=0).trainer) == 8
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert ranks_here(make_spec(tmp_path, "j", ranks=0).trainer) == 1
+    assert ranks_here(make_spec(tmp_path, "j", ranks=0, cpu_ranks=2).trainer) == 2
