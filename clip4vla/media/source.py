@@ -306,7 +306,7 @@ def open_source(path: Path, limits: MediaLimits) -> Iterator[Source]:
 
 def _reason(error: Exception) -> str:
     """What happened, in words: the text of FFmpeg's errors also has a number and the name of the file."""
-    words = error.strerror if isinstance(error, OSError) else str(error)
+    words = error.strerror if isinstance(error, OSError | av.error.FFmpegError) else str(error)
     return words or type(error).__name__
 
 
