@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,10 +16,11 @@ from clip4vla.config import AudioConfig, ClipsConfig, InferenceConfig, ModelConf
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.pretrained import save_model
 from clip4vla.model.towers import find_architecture
+from clip4vla.utils.http import answers
 from clip4vla.utils.supervise import supervised
 
 START_S = 300.0
-SENTENCES = ("the sound of a bell", "a cow moos while a train whistles", "someone says hello", "a red car")
+SENTENCES = ("the sound of a bell", "a picture of a dog and the sound of a cow", "someone says hello", "a red car")
 Send = Callable[[int], object]
 
 
@@ -52,7 +52,7 @@ def serving(module: Sequence[str], url: str, environment: Mapping[str, str], dir
     process = subprocess.Popen(command, env={**environment, "PATH": path}, cwd=directory, stdout=sys.stderr)
     try:
         deadline = time.monotonic() + START_S
-        while not _answers(url):
+        while not answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server does not answer at {url}")
             time.sleep(0.3)
@@ -60,14 +60,6 @@ def serving(module: Sequence[str], url: str, environment: Mapping[str, str], dir
     finally:
         process.terminate()
         process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def load_figures(send: Send, requests: int, clients: int, rows: int = 1) -> dict[str, float]:

@@ -108,9 +108,10 @@ def look(root: Path, name: str) -> dict[str, Any]:
     `arrived`: whether it is the candidate that is being promoted.
     """
     registry = Registry(root)
-    version, scores = registry.champion(name) or (None, None)
-    if version is None or scores is None:
+    version = registry.find_champion(name)
+    if version is None:
         return {"champion": None, "versions": 0, "arrived": False}
+    scores = registry.scores(name, version)
     with tempfile.TemporaryDirectory() as folder:
         champion = registry.fetch(name, version, Path(folder))
         arrived = content_hash(champion) == content_hash(root / RUNS / TASK)

@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clip4vla.utils.http import answers
 from clip4vla.utils.supervise import PATIENCE_S, supervised
 
 if TYPE_CHECKING:
@@ -173,20 +173,12 @@ def _prefect(root: Path, environment: dict[str, str], *arguments: str) -> None:
 
 def _wait_until_healthy(url: str, server: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_S
-    while not _answers(url):
+    while not answers(url):
         if server.poll() is not None:
             raise SystemExit(f"the server ended with status {server.returncode}; {HOME}/server.log says why")
         if time.monotonic() > deadline:
             raise SystemExit(f"the server didn't answer within {START_S:.0f} s; {HOME}/server.log may say why")
         time.sleep(0.5)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def _wait_for_either(*processes: "subprocess.Popen[bytes]") -> None:

@@ -36,8 +36,8 @@ def register(root: Path, name: str, found: Scores) -> str:
     )  # another content
     registry = Registry(root)
     version = registry.register(training.run_id, directory, found, "clip4vla")
-    champion = registry.champion("clip4vla")
-    assert registry.promote("clip4vla", version, YES, champion and champion[0]).promote
+    champion = registry.find_champion("clip4vla")
+    assert registry.promote("clip4vla", version, YES, champion).promote
     return version
 
 

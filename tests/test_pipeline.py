@@ -88,9 +88,7 @@ def test_it_ends_with_a_decision_and_a_champion(project: Path, reproduced: str) 
         gate = config.gates.of(task)
         decision = json.loads((project / f"metrics/promotion-{task}.json").read_text())
         assert decision["promote"] is True, reproduced
-        champion = Registry(project).champion(gate.model_name)
-        assert champion is not None
-        assert champion[0] == decision["version"]
+        assert Registry(project).find_champion(gate.model_name) == decision["version"]
     assert not list((project / "checkpoints").rglob("step*"))
 
 

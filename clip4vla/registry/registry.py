@@ -129,15 +129,6 @@ class Registry:
                 self._set_tags(name, found.version, tags)
         return str(found.version)
 
-    def champion(self, name: str) -> tuple[str, Scores] | None:
-        """Version and scores of the champion; None while there is none.
-
-        Raises:
-            ValueError: its version, or its scores, are gone or damaged.
-        """
-        version = self.find_champion(name)
-        return None if version is None else (version, self.scores(name, version))
-
     def champion_version(self, name: str) -> str:
         """Version of the champion.
 

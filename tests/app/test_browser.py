@@ -14,7 +14,8 @@ from clip4vla.app.server import create_app
 from clip4vla.inference.embedder import Embedder
 from clip4vla.inference.index import Index
 from clip4vla.inference.limits import ReaderLimits
-from tests.servers import answers, free_port
+from clip4vla.utils.http import answers
+from tests.servers import free_port
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = [

@@ -85,7 +85,7 @@ def test_other_settings_or_a_stage_that_succeeded_train(spec: TrainSpec, trained
     run_training(spec.model_copy(update={"seed": 8}), "retrieval", "other")
     assert len(trained) == 2
     forget_results("mine")
-    run_training(spec, "retrieval", "anew")
+    run_training(spec, "retrieval", "again")
     assert len(trained) == 3
 
 

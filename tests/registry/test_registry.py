@@ -129,8 +129,11 @@ def promote(registry: Registry, version: str, decision: Decision) -> Decision:
 
 
 def champion_of(registry: Registry) -> str | None:
-    found = registry.champion(NAME)
-    return found and found[0]
+    """The champion's version, whose scores can be read; None while there is none."""
+    version = registry.find_champion(NAME)
+    if version is not None:
+        registry.scores(NAME, version)
+    return version
 
 
 def aliases(root: Path) -> dict[str, str]:
@@ -138,20 +141,19 @@ def aliases(root: Path) -> dict[str, str]:
 
 
 def test_a_registry_without_models_has_no_champion(registry: Registry, root: Path) -> None:
-    assert registry.champion(NAME) is None
+    assert registry.find_champion(NAME) is None
     register(registry, root, "one")
-    assert registry.champion(NAME) is None, "a version that was not promoted is not the champion"
+    assert registry.find_champion(NAME) is None, "a version that was not promoted is not the champion"
 
 
 def test_the_champion_comes_with_its_scores_and_queries(registry: Registry, root: Path) -> None:
     version = register(registry, root, "one", scores(40))
     assert promote(registry, version, YES) == YES
-    found = registry.champion(NAME)
-    assert found is not None
-    assert found[0] == version
-    assert found[1].values == scores(40).values
-    assert found[1].intervals == scores(40).intervals
-    table, expected = found[1].queries["text_to_clip/both"], scores(40).queries["text_to_clip/both"]
+    assert registry.find_champion(NAME) == version
+    found = registry.scores(NAME, version)
+    assert found.values == scores(40).values
+    assert found.intervals == scores(40).intervals
+    table, expected = found.queries["text_to_clip/both"], scores(40).queries["text_to_clip/both"]
     assert table.query_ids == expected.query_ids
     np.testing.assert_array_equal(table.ranks.rank, expected.ranks.rank)
 
@@ -194,9 +196,9 @@ def test_the_champion_can_be_evaluated_again(registry: Registry, root: Path, tmp
     assert load_file(fetched / "model.safetensors").keys() == {"one"}
     run_id = json.loads((fetched / "run.json").read_text())["run_id"]
     assert registry.register(run_id, fetched, scores(45, "new"), NAME) == version
-    found = registry.champion(NAME)
-    assert found is not None
-    assert (found[0], found[1].test_set, found[1].values["text_to_clip/both/R@1"]) == (version, "new", 45.0)
+    assert registry.find_champion(NAME) == version
+    found = registry.scores(NAME, version)
+    assert (found.test_set, found.values["text_to_clip/both/R@1"]) == ("new", 45.0)
     assert open_client(root).get_model_version(NAME, version).tags["test_set"] == "new"
 
 
@@ -317,7 +319,7 @@ def test_a_model_without_a_record_of_how_it_reads_media_is_not_registered(regist
     (directory / "config.json").write_text(json.dumps(tree))
     with pytest.raises(ValueError, match=r"config\.json in .* does not record how the model reads media"):
         registry.register(run_id, directory, scores(), NAME)
-    assert registry.champion(NAME) is None
+    assert registry.find_champion(NAME) is None
 
 
 def test_a_version_carries_the_revision_of_its_training(registry: Registry, root: Path) -> None:
@@ -434,7 +436,7 @@ def test_a_deleted_champion_is_one_sentence_and_the_one_before_can_be_gone_back_
 ) -> None:
     one, two = two_champions(registry, root)
     open_client(root).delete_model_version(NAME, two)
-    for call in (registry.champion_version, registry.champion_run, registry.champion):
+    for call in (registry.champion_version, registry.champion_run, registry.find_champion):
         with pytest.raises(ValueError, match=r"^version 2, the champion of clip4vla, was deleted: `clip4vla rollback"):
             call(NAME)
     assert registry.rollback(NAME) == one
@@ -512,7 +514,7 @@ def test_weights_that_are_not_finite_are_not_registered(registry: Registry, root
     save_file({"good": torch.ones(2), "bad": torch.tensor([1.0, value])}, directory / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.safetensors has weights that aren't finite, in bad$"):
         registry.register(run_id, directory, scores(), NAME)
-    assert registry.champion(NAME) is None
+    assert registry.find_champion(NAME) is None
 
 
 def test_weights_that_are_not_finite_are_not_promoted(
@@ -587,9 +589,8 @@ def test_a_promotion_that_is_killed_anywhere_is_completed_by_the_next(root: Path
         attempt(healthy)
         assert aliases(trial) == {"champion": "2", "previous": old}
         assert len(open_client(trial).search_model_versions(f"name = '{NAME}'")) == 2
-        found = healthy.champion(NAME)
-        assert found is not None
-        assert found[1].values["text_to_clip/both/R@1"] == 60.0
+        assert healthy.find_champion(NAME) == "2"
+        assert healthy.scores(NAME, "2").values["text_to_clip/both/R@1"] == 60.0
     assert deaths > 8
 
 
