@@ -111,7 +111,7 @@ def look(root: Path, name: str) -> dict[str, Any]:
     version = registry.find_champion(name)
     if version is None:
         return {"champion": None, "versions": 0, "arrived": False}
-    scores = registry.scores(name, version)
+    registry.scores(name, version)  # they can be read
     with tempfile.TemporaryDirectory() as folder:
         champion = registry.fetch(name, version, Path(folder))
         arrived = content_hash(champion) == content_hash(root / RUNS / TASK)

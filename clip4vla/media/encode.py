@@ -10,6 +10,8 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from numpy.typing import NDArray
 
+X264 = {"preset": "veryfast", "crf": "23", "threads": "1", "rc-lookahead": "0"}
+"""Without looking ahead: what x264's macroblock tree says of small pictures depends on memory that nobody wrote."""
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 MP3_BITS_PER_SECOND = 32_000
 
@@ -22,7 +24,7 @@ def encode(
     H and W must be even (4:2:0 chroma). Without `audio` the file has no audio track.
     """
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        video = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "23", "threads": "1"})
+        video = container.add_stream("libx264", rate=fps, options=X264)
         video.pix_fmt = "yuv420p"
         video.height, video.width = frames.shape[1:3]
         # all streams are added before the first packet

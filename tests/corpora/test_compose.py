@@ -4,7 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from clip4vla.config import StampScenesConfig
@@ -74,19 +73,7 @@ def test_composing_again_gives_the_same_corpus(
 ) -> None:
     again = tmp_path / "again"
     compose(package, stampscenes_config, again)
-    first, second = digests(corpus), digests(again)
-    assert first.keys() == second.keys()
-    assert all(first[name] == second[name] for name in first if name.endswith(".json"))
-    for name in sorted(name for name in first if name.endswith(".mp4"))[::6]:
-        one, other = (
-            decode(root / name, 0, None, frames=2, short_side=48, sample_rate=16000) for root in (corpus, again)
-        )
-        for before, after in zip(one.frames, other.frames, strict=True):
-            assert np.abs(np.asarray(before, float) - np.asarray(after, float)).mean() < 2
-        assert (one.audio is None) == (other.audio is None)
-        if one.audio is None:
-            continue
-        assert np.abs(one.audio.astype(float) - other.audio).mean() < 0.05 * np.abs(one.audio.astype(float)).mean()
+    assert digests(again) == digests(corpus)
 
 
 def test_too_few_stamps_are_refused(package: Path, stampscenes_config: StampScenesConfig) -> None:
