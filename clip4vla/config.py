@@ -379,8 +379,8 @@ class TrainerConfig(FrozenConfig):
     ranks: Count = 0
     """Processes on this node; 0 means one per GPU, or `cpu_ranks` without one."""
     cpu_ranks: Annotated[Whole, Field(ge=1, le=1024)] = 1
-    """Processes on a node without a GPU, which share its cores. For a small model several with one thread each are
-    faster than one with several threads, which wait for each other in every operation."""
+    """Processes on a node without a GPU, which share its cores. For a small model several with one thread each are as
+    fast as one with several threads, and lose less beside other work, since they wait for each other once a step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 on a GPU and fp32 on a CPU."""
     zero_stage: Annotated[Whole, Field(ge=0, le=3)] = 0

@@ -5,7 +5,7 @@ Import this before torch, whose OpenMP reads its settings once, when it is loade
 
 import os
 
-SPIN_COUNT = "1000"
+SPIN_COUNT = "10000"
 """Rounds that a thread waits busily before it lets another process have its core."""
 
 
