@@ -20,11 +20,8 @@ import torch
 from clip4vla.config import TrainerConfig
 from clip4vla.training.checkpoints import newest_checkpoint
 from clip4vla.training.multinode import several_nodes
-from clip4vla.training.node import Node, run_ranks
+from clip4vla.training.node import AGENT_SIGNALS, Node, run_ranks
 from clip4vla.training.spec import TrainSpec
-
-AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""What the agent passes on to the ranks, which have its 30 s to write a checkpoint."""
 
 
 def ranks_here(trainer: TrainerConfig) -> int:

@@ -5,13 +5,16 @@ In: a spec file, and the node's place among those of the training. Out: the mode
 """
 
 import os
+import signal
 import sys
 import tempfile
 from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from torch.distributed import PrefixStore
+from torch.distributed.elastic import multiprocessing
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import (
@@ -32,6 +35,8 @@ RANK_MODULE = "clip4vla.training.worker"
 RENDEZVOUS = "one-address"
 """Name under which torchrun's agent finds `OneAddressRendezvous`."""
 NODE_VARIABLE = "SLURM_NODEID"
+AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What the agent passes on to the ranks, which have its 30 s to write a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,20 @@ def _create_rendezvous(parameters: RendezvousParameters) -> RendezvousHandler:
 
 
 rendezvous_handler_registry.register(RENDEZVOUS, _create_rendezvous)
+
+
+def _stop_once(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """The agent's signal handler: its exception ends the ranks, and a second signal doesn't interrupt that.
+
+    An exception between any two instructions may leave a lock of `subprocess` locked; the agent would then wait for
+    ranks that have long ended. `timeout` and a scheduler signal twice within a millisecond.
+    """
+    for other in AGENT_SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise SignalException(f"got {signal.Signals(signum).name}", signal.Signals(signum))
+
+
+multiprocessing.api._terminate_process_handler = _stop_once
 
 
 def run_ranks(spec_file: Path, ranks: int, node: Node) -> None:

@@ -2,7 +2,9 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from clip4vla.training.spec import TrainSpec
 from clip4vla.utils.supervise import exit_with_parent
@@ -18,18 +20,31 @@ def _share_cores() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
 
 
-def main() -> None:
+def _leave(status: int) -> NoReturn:
+    """End the process here, without taking libraries apart: their threads may still run, and abort it on the way."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def main() -> NoReturn:
     """Train by the spec file on the command line."""
     exit_with_parent()
     _share_cores()
     spin_briefly()
-    from clip4vla.training.trainer import train
+    from clip4vla.training.trainer import STOPPED, train
 
     try:
         train(TrainSpec.read(Path(sys.argv[1])))
     except ValueError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
-        sys.exit(REFUSED)
+        _leave(REFUSED)
+    except SystemExit:
+        _leave(STOPPED)
+    except BaseException:
+        traceback.print_exc()
+        _leave(1)
+    _leave(0)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,21 @@
 import base64
 import os
 import pickle
+import signal
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
+from torch.distributed.elastic import multiprocessing
 
 from benchmarks.clips import write_clips
 from benchmarks.small_training import Training, make_spec
 from clip4vla.training import multinode
+from clip4vla.training.checkpoints import newest_checkpoint
 from clip4vla.training.launch import launch
 from clip4vla.training.network import LOOPBACK
+from clip4vla.training.node import AGENT_SIGNALS
 from clip4vla.training.spec import read_run
 from tests.servers import free_port, listeners
 
@@ -81,3 +85,31 @@ def test_two_nodes_of_slurm_train_together(project: Path, monkeypatch: pytest.Mo
     spec = make_spec(project, "nodes", steps=2, ranks=1)
     launch(spec)
     assert read_run(spec.out)["world_size"] == 2
+
+
+def test_signals_that_come_together_stop_a_training_that_goes_on_afterwards(project: Path) -> None:
+    spec = make_spec(project, "signalled", steps=12)
+    training = Training(spec)
+    assert training.until(4), training.end()
+    for _ in range(20):
+        training.process.send_signal(signal.SIGTERM)
+    status, errors = training.end()
+    assert status == 128 + signal.SIGTERM, errors
+    stopped = newest_checkpoint(spec.checkpoints / spec.fingerprint())
+    assert stopped is not None
+    assert stopped.step >= 4
+    again = Training(spec)
+    assert again.until(12)
+    assert again.end()[0] == 0
+    assert again.steps[0] == stopped.step + 1
+
+
+def test_a_second_signal_does_not_interrupt_the_end_of_the_ranks() -> None:
+    before = {number: signal.getsignal(number) for number in AGENT_SIGNALS}
+    try:
+        with pytest.raises(multiprocessing.api.SignalException):
+            multiprocessing.api._terminate_process_handler(signal.SIGTERM, None)
+        assert {signal.getsignal(number) for number in AGENT_SIGNALS} == {signal.SIG_IGN}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
