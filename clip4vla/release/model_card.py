@@ -67,8 +67,9 @@ def _metadata(facts: CardFacts) -> str:
     results = [
         EvalResult(
             task_type=CAPTION_TASK if name.startswith("caption/") else SEARCH_TASK,
-            dataset_type=facts.scores.test_set,
+            dataset_type=_test_clips(facts.training),
             dataset_name=_test_clips(facts.training),
+            dataset_revision=facts.scores.test_set,
             dataset_split="test",
             metric_type=CAPTION_METRIC if name.startswith("caption/") else RETRIEVAL_METRIC,
             metric_name=name,

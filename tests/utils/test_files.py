@@ -29,6 +29,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return noted
 
 
+def test_others_may_read_what_a_library_wrote_for_its_user_only(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with atomic_file(tmp_path / "weights") as partial:
+        partial.unlink()
+        os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, calls: list[str]) -> None:
     path = tmp_path / "new" / "a.txt"
     with atomic_file(path) as partial:
