@@ -32,6 +32,7 @@ async function ask(url, options) {
   } catch (problem) {
     if (mine !== asked) return;
     results.replaceChildren();
+    preview.replaceChildren();
     show(problem instanceof TypeError ? "The server does not answer." : problem.message);
   } finally {
     if (mine === asked) page.classList.remove("busy");
