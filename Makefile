@@ -12,7 +12,7 @@ PORT ?= 4200
 PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)
 UNIT_TESTS := $(addprefix tests/,utils audio media corpora clips losses model evaluation reports test_config.py)
 
-.PHONY: help setup repro serve-flows test test-newest test-all test-team dvc-remote check format ui
+.PHONY: help setup repro serve-flows test test-newest test-all test-team dvc-remote notifications check format ui
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -51,6 +51,9 @@ test-team: setup  ## run the tests of a team's servers; installs PostgreSQL by a
 dvc-remote: setup  ## point DVC at the remote that team.env names
 	@test -n "$$DVC_REMOTE_URL" || { echo 'DVC_REMOTE_URL is not set: `set -a; . ./team.env; set +a` first'; exit 1; }
 	$(BIN)/python -m dvc remote add --local --default --force team "$$DVC_REMOTE_URL"
+
+notifications: setup  ## have Prefect send failures, decisions and missed runs to the address that team.env names
+	@$(BIN)/python -m flows.notifications
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .

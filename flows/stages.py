@@ -23,8 +23,10 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from clip4vla.records import TASKS
 from clip4vla.training.spec import PROGRESS_FILE
 from clip4vla.utils.supervise import PATIENCE_S, supervised
+from flows.notifications import emit_decision
 
 UNCHANGED, DONE, FAILED = "Unchanged", "Done", "Failed"
 FLOW_RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
@@ -73,6 +75,8 @@ def reproduce_stage(stage: str, force: bool) -> State[Any]:
     if changed and summary.report:
         key = stage.replace("@", "-").replace("_", "-").replace(".", "-").lower()  # Prefect's allowed characters
         create_markdown_artifact(summary.report, key=key, description=f"Results of the stage {stage}")
+    if changed:
+        _announce_decision(stage, summary.report)
     state = DONE if changed else UNCHANGED
     result = StageResult(stage, state, time.monotonic() - start, summary.headline)
     return Completed(name=state, message=summary.headline or None, data=result)
@@ -82,6 +86,17 @@ def _summarise(stage: str) -> Any:
     from clip4vla.pipeline.summary import summarise_stage
 
     return summarise_stage(stage)
+
+
+def _announce_decision(stage: str, report: str) -> None:
+    """After a promotion stage, tell Prefect what was decided: its automations pass it on."""
+    from clip4vla.pipeline.summary import read_decision
+
+    for name in TASKS:
+        if stage == f"promote@{name}":
+            decision = read_decision(name)
+            assert decision is not None  # the report was made of it
+            emit_decision(decision["model"], decision["version"], decision["promote"], report)
 
 
 def reproduce(stage: str, force: bool) -> bool:

@@ -107,10 +107,19 @@ def project_summary() -> Table:
     for name in HEADLINE_SCORE:
         if not (EVALUATIONS / name).is_dir():
             continue
-        decision = next((_read_decision(task) for task in TASKS if task == name), None)
+        decision = next((read_decision(task) for task in TASKS if task == name), None)
         verdict = "" if decision is None else f"version {decision['version']} {_verdict(decision)}"
         rows.append([name, _evaluation(name).headline, verdict, run_page(ROOT, read_run(RUNS / name)["run_id"])])
     return Table("Models", ["model", "headline", "decision", "MLflow run"], rows)
+
+
+def read_decision(task: TaskName) -> dict[str, Any] | None:
+    """The decision about a task's model: `model`, `version`, `promote`, `reasons`; None before there is one."""
+    path = decision_file(task)
+    if not path.is_file():
+        return None
+    decision: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return decision
 
 
 def training_report(name: str) -> str:
@@ -156,7 +165,7 @@ def _evaluation(name: str) -> StageSummary:
 
 
 def _promotion(task: TaskName) -> StageSummary:
-    decision = _read_decision(task)
+    decision = read_decision(task)
     if decision is None:
         raise ValueError(f"{decision_file(task)} is missing")
     title = f"{decision['model']} version {decision['version']}"
@@ -164,14 +173,6 @@ def _promotion(task: TaskName) -> StageSummary:
     page = version_page(ROOT, decision["model"], decision["version"])
     report = f"# {title}: {_verdict(decision)}\n\n{reasons}\n\n[{title} in MLflow]({page})"
     return StageSummary(f"version {decision['version']} {_verdict(decision)}", report)
-
-
-def _read_decision(task: TaskName) -> dict[str, Any] | None:
-    path = decision_file(task)
-    if not path.is_file():
-        return None
-    decision: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return decision
 
 
 def _verdict(decision: dict[str, Any]) -> str:

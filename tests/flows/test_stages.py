@@ -123,6 +123,25 @@ def test_the_summary_has_state_duration_and_headline_of_each_stage() -> None:
 
 
 @pytest.mark.usefixtures("prefect")
+def test_a_decision_is_announced_when_it_was_made(dvc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    announced: list[tuple[object, ...]] = []
+    decision = {"model": "clip4vla", "version": "3", "promote": False, "reasons": ["FAIL: worse"]}
+    monkeypatch.setattr("clip4vla.pipeline.summary.read_decision", lambda task: decision | {"version": task})
+    monkeypatch.setattr("flows.stages.emit_decision", lambda *about: announced.append(about))
+    monkeypatch.setattr("flows.pipeline._comparison", lambda task: f"compare {task}")
+    graph = Graph({"promote@retrieval": frozenset(), "promote@captioning": frozenset(), "pretrain": frozenset()})
+    skipped = "Stage 'promote@retrieval' didn't change, skipping"
+    (dvc / "dvc.sh").write_text(f'case "$*" in *retrieval) echo "{skipped}";; esac')
+
+    @flow(name="walk-promotions")
+    def promotions() -> None:
+        walk(graph, graph.order, [], retries=0)
+
+    promotions()
+    assert announced == [("clip4vla", "captioning", False, "# promote@captioning")]
+
+
+@pytest.mark.usefixtures("prefect")
 def test_the_progress_of_a_training_is_shown_while_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.stages.PROGRESS_EVERY_S", 0.0)
     stopped = tmp_path / "stopped/progress.json"
