@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 INDEX = Path("data/index")
 BENCHMARKS = Path("runs/benchmarks")
 TOP = 10
+KEEP = 10
 PORT = 8000
 LINES = 3
 """Most lines of an error message."""
@@ -179,6 +180,23 @@ def rollback(model: RegisteredModel = None) -> None:
     registry = Registry(Path.cwd())
     replaced = registry.last_champion(name)
     print(f"{name}: version {registry.rollback(name)} is the champion again; version {replaced} is rolled back")
+
+
+@app.command(rich_help_panel=MODELS)
+def prune(
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest versions of each model stay.")] = KEEP,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it. Without: only say what it is.")] = False,
+) -> None:
+    """Remove old versions, left-over checkpoints and unused data of DVC's cache."""
+    from clip4vla.pipeline.prune import prune
+    from clip4vla.utils.numbers import format_size
+
+    size = 0
+    for removal in prune(keep, carry_out=yes):
+        print(f"{removal.what}: {format_size(removal.size)}", flush=True)
+        size += removal.size
+    total = format_size(size)
+    print(f"{total} removed" if yes else f"{total} could be removed: `clip4vla prune --keep {keep} --yes`")
 
 
 @app.command(rich_help_panel=MODELS)

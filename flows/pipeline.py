@@ -1,6 +1,7 @@
 """The flows: each walks a part of the graph of `dvc.yaml` in order, a Prefect task for each stage.
 
-`prefect.yaml` deploys them. Every flow ends with a table of its stages: state, duration, headline score.
+`prefect.yaml` deploys them. Every flow ends with a table of its stages: state, duration, headline score. `prune` alone
+is no part of the graph: it cleans up after it.
 """
 
 from collections.abc import Sequence
@@ -63,6 +64,18 @@ def prepare(force: bool = False, retries: int = 0) -> None:
     wanted = {stage for target in clips for stage in graph.upstream(target)}
     walk(graph, [stage for stage in graph.order if stage in wanted], clips if force else [], retries)
     create_table_artifact(rejected_clips(), key="rejects", description="Rejected clips by corpus, stage and reason")
+
+
+@flow(name="prune", log_prints=True)
+def prune(keep: int = 10) -> None:
+    """Remove what nothing needs any more, and show what that was as a table; `keep` versions of each model stay."""
+    from clip4vla.pipeline import prune
+    from clip4vla.utils.numbers import format_size
+
+    removals = list(prune.prune(keep, carry_out=True))
+    rows = [{"removed": removal.what, "size": format_size(removal.size)} for removal in removals]
+    create_table_artifact(rows, key="prune", description="What was removed")
+    print(f"{format_size(sum(removal.size for removal in removals))} removed")
 
 
 def _walk_to(target: str, force: bool, retries: int) -> None:

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -22,6 +23,7 @@ from clip4vla.registry.registry import Registry
 from clip4vla.utils.supervise import supervised
 from tests.project import REPOSITORY
 from tests.servers import free_port, serving
+from tests.test_backup import documented
 
 pytestmark = pytest.mark.team
 
@@ -32,7 +34,7 @@ PREFECT_LOGIN = "team:correct-horse"
 HOST = "mlflow.example.org"
 MLFLOW_AUTH = """[mlflow]
 default_permission = EDIT
-database_uri = postgresql://{user}@{address}/mlflow
+database_uri = postgresql://{user}@{database}
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 auth_cache_ttl_seconds = 60
 """
@@ -75,13 +77,19 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def mlflow(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of an MLflow server on PostgreSQL that asks for a login, with the login in it."""
-    directory, url = tmp_path_factory.mktemp("mlflow"), f"http://127.0.0.1:{free_port()}"
-    (directory / "mlflow-auth.ini").write_text(MLFLOW_AUTH.format(user=USER, address=postgres))
+    with mlflow_server(f"{postgres}/mlflow", tmp_path_factory.mktemp("mlflow")) as address:
+        yield address
+
+
+@contextmanager
+def mlflow_server(database: str, directory: Path) -> Iterator[str]:
+    url = f"http://127.0.0.1:{free_port()}"
+    (directory / "mlflow-auth.ini").write_text(MLFLOW_AUTH.format(user=USER, database=database))
     command = [
         *MLFLOW,
         *("server", "--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "1"),
         *("--app-name", "basic-auth", "--allowed-hosts", f"{HOST},{url.removeprefix('http://')}"),
-        *("--backend-store-uri", f"postgresql://{USER}@{postgres}/mlflow"),
+        *("--backend-store-uri", f"postgresql://{USER}@{database}"),
         *("--artifacts-destination", str(directory / "artifacts")),
     ]
     environment = os.environ | {
@@ -131,6 +139,25 @@ def test_candidates_are_judged_promoted_and_rolled_back_on_a_server(project: Pat
     assert "FAIL: text_to_clip/both/R@1 is 70 against the champion's" in worse
     assert "version 1 is the champion again" in run(project, mlflow, "-m", "clip4vla", "rollback")
     assert not (project / "mlruns").exists()
+
+
+def test_old_versions_are_removed_on_a_server_with_their_artifacts(
+    project: Path, mlflow: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    kept = tmp_path_factory.getbasetemp()
+
+    def weights() -> int:
+        return len(list(kept.glob("mlflow*/artifacts/**/model.safetensors")))
+
+    for number in (31, 32, 33):
+        promote_candidate(project, mlflow, number)
+    before, code = weights(), "from pathlib import Path; from clip4vla.registry.registry import *; "
+    code += "registry = Registry(Path.cwd()); old = registry.{}('clip4vla', 1); print([v.version for v in old])"
+    listed = run(project, mlflow, "-c", code.format("old_versions"))
+    assert run(project, mlflow, "-c", code.format("remove_old_versions")) == listed
+    assert weights() == before - listed.count("'") // 2 < before
+    assert run(project, mlflow, "-c", code.format("old_versions")) == "[]\n"
+    assert "champion" in run(project, mlflow, "-m", "clip4vla", "rollback")
 
 
 def test_without_the_right_login_mlflow_answers_nothing(project: Path, mlflow: str) -> None:
@@ -231,6 +258,34 @@ def test_prefect_deploys_to_a_server_on_postgresql_with_the_right_login_only(pos
         for login in ("", "team:wrong-horse"):
             assert "401 Unauthorized" in prefect("deployment", "run", "pretrain/nightly", login=login, status=1)
     assert not list(tmp_path.glob("prefect.db*"))
+
+
+def test_dumps_of_the_databases_are_restored_with_champion_and_deployments(
+    postgres: str, project: Path, mlflow: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    promote_candidate(project, mlflow, 41)
+    champion = run(project, mlflow, "-m", "clip4vla", "champion")
+
+    def call(script: str, suffix: str) -> str:
+        variables = os.environ | {
+            "PATH": f"{Path(postgres_program('psql')).parent}:{os.environ['PATH']}",
+            "MLFLOW_BACKEND_STORE_URI": f"postgresql://{USER}@{postgres}/mlflow{suffix}",
+            "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{USER}@{postgres}/prefect{suffix}",
+        }
+        command = ["sh", "-ec", script]
+        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True).stdout
+
+    call(documented("back up PostgreSQL"), "")
+    host, _, port = postgres.partition(":")
+    for database in ("mlflow", "prefect"):
+        call(f"createdb -h {host} -p {port} -U {USER} {database}_restored", "")
+    call(documented("restore PostgreSQL"), "_restored")
+    [directory] = [path for path in tmp_path_factory.getbasetemp().glob("mlflow*") if (path / "artifacts").is_dir()]
+    with mlflow_server(f"{postgres}/mlflow_restored", directory) as restored:
+        assert run(project, restored, "-m", "clip4vla", "champion") == champion
+        assert "is the champion again" in run(project, restored, "-m", "clip4vla", "rollback")
+    count = f"psql -tA -c 'SELECT count(*) FROM deployment' postgresql://{USER}@{postgres}/prefect"
+    assert call(count, "") == call(f"{count}_restored", "") != "0\n"
 
 
 def test_dvc_pushes_to_and_pulls_from_a_store_that_speaks_s3(tmp_path: Path) -> None:

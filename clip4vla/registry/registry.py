@@ -44,6 +44,8 @@ CONTENT, SCORES_PATH, REPLACES, ROLLED_BACK = "content", "scores", "replaces", "
 CORPUS = "corpus."
 """Begins the tags that describe the corpora of a version."""
 CLAIM = "promotion"
+MODELS = "models:/"
+"""Begins the source of a version: the address of the model that MLflow keeps."""
 CLAIM_S = 2.0
 """Time that a claim on a server must stand: much longer than its answers take."""
 
@@ -78,6 +80,16 @@ class VersionRecord:
 
 
 class Registry:
+@dataclass(frozen=True)
+class OldVersion:
+    """A version that nothing needs any more."""
+
+    name: str
+    version: str
+    size: int
+    """Bytes of its model."""
+
+
     """The registry of the project at `root`; see `tracking` for where it is."""
 
     def __init__(self, root: Path) -> None:
@@ -307,6 +319,77 @@ class Registry:
         """The champion before the current one; None where there is none, or it was deleted."""
         previous, champion = self._alias(name, PREVIOUS), self.last_champion(name)
         if previous is None and champion is not None and self._is_there(name, champion):
+    def old_versions(self, name: str, keep: int) -> list[OldVersion]:
+        """The versions that `remove_old_versions` removes, oldest first.
+
+        Args:
+            name: of the registered model.
+            keep: how many of the newest versions stay. Those that have an alias, such as the champion and the one
+                before it, and those that were rolled back, which must not be promoted again, stay as well.
+        """
+        if not self._exists(name):
+            return []
+        found = self._client.search_model_versions(f"name = '{name}'")
+        oldest_first = sorted(found, key=lambda version: int(version.version))
+        aliases = self._client.get_registered_model(name).aliases.values()
+        needed = {*map(str, aliases), self.last_champion(name), self._previous(name)}
+        needed |= {str(version.version) for version in oldest_first[max(0, len(oldest_first) - keep) :]}
+        return [
+            OldVersion(name, str(version.version), self._size_of_model(version))
+            for version in oldest_first
+            if str(version.version) not in needed and ROLLED_BACK not in version.tags
+        ]
+
+    def remove_old_versions(self, name: str, keep: int) -> list[OldVersion]:
+        """Remove `old_versions` with their models; the runs that trained them stay, with metrics and reports.
+
+        A version goes after its model, so that what a kill leaves is removed the next time.
+        """
+        if not self._exists(name):
+            return []
+        with self._one_at_a_time(name):
+            removed = self.old_versions(name, keep)
+            for old in removed:
+                self._remove_model(self._version(name, old.version))
+                self._client.delete_model_version(name, old.version)
+        return removed
+
+    def _remove_model(self, version: "ModelVersion") -> None:
+        """Remove what MLflow keeps of a version's model; all of it may be gone already."""
+        with self._default_store():
+            repository, model_id = self._model_files(version), _model_of(version)
+            if repository is not None and model_id is not None:
+                repository.delete_artifacts()
+                self._client.delete_logged_model(model_id)
+
+    def _size_of_model(self, version: "ModelVersion") -> int:
+        """Bytes of a version's model; 0 where it is gone."""
+        with self._default_store():
+            repository = self._model_files(version)
+            if repository is None:
+                return 0
+            waiting, size = repository.list_artifacts(), 0
+            while waiting:
+                entry = waiting.pop()
+                size += entry.file_size or 0
+                waiting += repository.list_artifacts(entry.path) if entry.is_dir else []
+            return size
+
+    def _model_files(self, version: "ModelVersion") -> Any:
+        """MLflow's repository of the files of a version's model; None where MLflow has no such model."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        model_id = _model_of(version)
+        if model_id is None:
+            return None
+        try:
+            return get_artifact_repository(self._client.get_logged_model(model_id).artifact_location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
             previous = self._version(name, champion).tags.get(REPLACES)
         return previous if previous is not None and self._is_there(name, previous) else None
 
@@ -372,7 +455,7 @@ class Registry:
         all_tags = {CONTENT: content, "git_revision": revision, **tags}
         with self._default_store():
             return self._client.create_model_version(
-                name, f"models:/{model_id}", run_id, tags=all_tags, model_id=model_id
+                name, f"{MODELS}{model_id}", run_id, tags=all_tags, model_id=model_id
             )
 
     def _tags_of(self, run_id: str, scores: Scores) -> dict[str, str]:
@@ -569,6 +652,12 @@ def _bar_other_champion(decision: Decision, against: str | None, champion: str |
         f"FAIL: version {champion} has become the champion meanwhile, and this decision was made against {compared}"
     )
     return Decision(False, (*decision.reasons, f"{reason}; run the stage again"))
+
+
+def _model_of(version: "ModelVersion") -> str | None:
+    """Id of the model that MLflow keeps for a version; None for one that was not registered by this project."""
+    source = str(version.source)
+    return source.removeprefix(MODELS) if source.startswith(MODELS) else None
 
 
 def _headlines(scores: Scores) -> dict[str, str]:

@@ -4,17 +4,20 @@ In: the project's directory and the environment. Out: a client of `mlruns/mlflow
 it, or of the server in MLFLOW_TRACKING_URI.
 
 The local database is made once, under a lock, before anything else opens it: processes that create it together all
-fail. A user name and password in MLFLOW_TRACKING_URI move to the variables that MLflow has for them before its client
+fail. MLflow keeps the absolute addresses of artifacts in it, which are put right when the folder has moved.
+
+A user name and password in MLFLOW_TRACKING_URI move to the variables that MLflow has for them before its client
 starts: it puts the URI into its errors, which end up in logs and tags.
 """
 
 import fcntl
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +33,14 @@ UI = "http://127.0.0.1:5000"
 """Where `make ui` shows the project's own store."""
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 USER_VARIABLE, PASSWORD_VARIABLE = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+
+ARTIFACTS = "artifacts"
+"""The folder of the project's own artifacts, beside the database."""
+LOCATIONS = (
+    *(("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location")),
+    *(("model_versions", "source"), ("model_versions", "storage_location")),
+)
+"""Tables and columns of MLflow's database that hold addresses of artifacts."""
 
 KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 """Marks an experiment as one of model training, not of language-model applications."""
@@ -68,10 +79,13 @@ def open_client(root: Path) -> "MlflowClient":
 
 
 def prepare_store(root: Path) -> str:
-    """Make the project's own database, or upgrade it to the installed MLflow; return the tracking URI.
+    """Make the project's own database, or bring it up to date with the installed MLflow and the place of its folder.
 
     Safe to call from many processes at once, and cheap when there is nothing to do. A server in MLFLOW_TRACKING_URI
     is used as it is.
+
+    Returns:
+        The tracking URI.
 
     Raises:
         RuntimeError: MLflow can't make or upgrade the database.
@@ -87,10 +101,14 @@ def prepare_store(root: Path) -> str:
     directory, installed = store_directory(root), version("mlflow")
     database, marker = directory / "mlflow.db", directory / ".schema"
     with store_lock(root):
-        if not (database.is_file() and marker.is_file() and marker.read_text() == installed):
+        state = f"{installed}\n{directory.as_uri()}"
+        kept = marker.read_text() if marker.is_file() and database.is_file() else ""
+        if kept.partition("\n")[0] != installed:
             _make_database(database)
             _make_default_experiment(uri)
-            marker.write_text(installed)
+        if kept != state:
+            _follow_moved_folder(database)
+            marker.write_text(state)
     return uri
 
 
@@ -260,7 +278,26 @@ def _upgrade(database: Path) -> None:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
 
 
+def _follow_moved_folder(database: Path) -> None:
+    """Have the artifacts of a store that was moved, copied or restored looked for beside its database.
+
+    Raises:
+        RuntimeError: the database can't be read.
+    """
+    beside = f"{(database.parent / ARTIFACTS).as_uri()}/"
+    try:
+        with closing(sqlite3.connect(database)) as connection, connection:
+            for table, column in LOCATIONS:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, instr({column}, ?) + length(?)) "
+                    f"WHERE {column} LIKE 'file:%' || ? || '%' AND substr({column}, 1, length(?)) != ?",
+                    (beside, *[f"/mlruns/{ARTIFACTS}/"] * 3, beside, beside),
+                )
+    except sqlite3.Error as error:
+        raise RuntimeError(f"{database} can't be brought up to date: {error}") from error
+
+
 def _artifact_location(root: Path, experiment: str) -> str | None:
     if not is_local(tracking_uri(root)):
         return None  # the server decides where it keeps artifacts
-    return (store_directory(root) / "artifacts" / experiment).as_uri()
+    return (store_directory(root) / ARTIFACTS / experiment).as_uri()

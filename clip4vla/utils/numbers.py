@@ -51,6 +51,14 @@ def format_count(count: int) -> str:
     return f"{count:,}"
 
 
+def format_size(size: int) -> str:
+    """Bytes as text: `312 kB`, `4.1 GB`."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.{1 if size < 10 * scale else 0}f} {unit}"
+    return f"{size} B"
+
+
 def format_span(start_s: float, end_s: float) -> str:
     """A span of a file, in seconds: `2.0–4.5 s`."""
     return f"{start_s:.1f}–{end_s:.1f} s"

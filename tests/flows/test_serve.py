@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from email.message import Message
 from pathlib import Path
 
@@ -162,6 +164,30 @@ def test_every_deployment_waits_for_the_pool_that_is_served() -> None:
     nightly = next(deployment for deployment in deployments if deployment["name"] == "nightly")
     assert nightly["entrypoint"] == "flows/pipeline.py:pretrain"
     assert nightly["parameters"] == {"downstream": True, "force": False, "retries": 0}
+
+
+@pytest.mark.slow
+def test_runs_that_ended_90_days_ago_are_removed_and_later_ones_stay(server: dict[str, str]) -> None:
+    script = (
+        "from prefect.client.orchestration import get_client; from prefect.states import Completed\n"
+        "with get_client(sync_client=True) as client:\n"
+        "    deployment = client.create_deployment(client.create_flow_from_name('prepare'), 'weekly')\n"
+        "    for _ in range(3): print(client.create_flow_run_from_deployment(deployment, state=Completed()).id)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=server, capture_output=True, text=True, check=True)
+    runs = done.stdout.split()
+
+    def ask(statement: str, *values: str) -> list[str]:
+        path = Path(server["PREFECT_HOME"]) / "prefect.db"
+        with closing(sqlite3.connect(path, timeout=60)) as database, database:
+            return [str(row[0]) for row in database.execute(statement, values)]
+
+    for run_id, days in zip(runs, (100, 91, 80), strict=True):
+        ask("UPDATE flow_run SET end_time = datetime('now', ?) WHERE id = ?", f"-{days} days", run_id)
+    deadline = time.monotonic() + PATIENCE_S
+    while (kept := {*ask("SELECT id FROM flow_run")} & {*runs}) != {runs[2]}:
+        assert time.monotonic() < deadline, kept
+        time.sleep(0.5)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service import utils
 from safetensors.torch import load_file, save_file
 
 import clip4vla
@@ -87,10 +89,9 @@ def config_json() -> str:
 
 
 def copy_store(template: Path, root: Path) -> Path:
-    """A store with the same entries; artifacts stay where they are."""
-    (root / "mlruns").mkdir(parents=True)
-    for file in filter(Path.is_file, (template / "mlruns").iterdir()):
-        (root / "mlruns" / file.name).write_bytes(file.read_bytes())
+    """A store with the same entries and artifacts."""
+    shutil.copytree(template / "mlruns", root / "mlruns")
+    utils._artifact_repos_cache.clear()  # MLflow remembers by run where artifacts are, and copies share runs
     return root
 
 
@@ -528,6 +529,101 @@ def test_weights_that_are_not_finite_are_not_promoted(
     with pytest.raises(ValueError, match="weights that aren't finite, in bad"):
         promote(registry, version, YES)
     assert champion_of(registry) is None
+
+
+def versions(root: Path) -> set[str]:
+    return {str(version.version) for version in open_client(root).search_model_versions(f"name = '{NAME}'")}
+
+
+def weights_kept(root: Path) -> set[str]:
+    return {next(iter(load_file(path))) for path in (root / "mlruns/artifacts").rglob("model.safetensors")}
+
+
+def eight_versions(registry: Registry, root: Path) -> None:
+    """Versions 1 to 8: 2 is the champion before 3, 3 the champion, 4 was rolled back, 5 has an alias of its own."""
+    for weights in ("one", "two", "three", "four", "five", "six", "seven", "eight"):
+        register(registry, root, weights)
+    for version in ("2", "3", "4"):
+        promote(registry, version, YES)
+    registry.rollback(NAME)
+    open_client(root).set_registered_model_alias(NAME, "demo", "5")
+
+
+def test_old_versions_go_with_their_models_and_those_that_are_needed_stay(registry: Registry, root: Path) -> None:
+    assert registry.old_versions(NAME, 1) == registry.remove_old_versions(NAME, 1) == []
+    eight_versions(registry, root)
+    assert registry.old_versions(NAME, 10) == []
+    old = registry.old_versions(NAME, 2)
+    assert [version.version for version in old] == ["1", "6"]
+    sizes = {path.stat().st_size for path in (root / "mlruns/artifacts").rglob("model.safetensors")}
+    assert all(version.size > max(sizes) for version in old)
+    assert len(versions(root)) == 8, "listing removes nothing"
+    assert registry.remove_old_versions(NAME, 2) == old
+    assert versions(root) == {"2", "3", "4", "5", "7", "8"}
+    assert weights_kept(root) == {"two", "three", "four", "five", "seven", "eight"}
+    assert registry.remove_old_versions(NAME, 2) == []
+    assert aliases(root) == {"champion": "3", "previous": "2", "demo": "5"}
+    assert champion_of(registry) == "3"
+    assert registry.rollback(NAME) == "2"
+    assert register(registry, root, "one") == "9", "a model that was removed can be registered again"
+
+
+def test_the_champion_stays_when_its_alias_is_lost(registry: Registry, root: Path) -> None:
+    eight_versions(registry, root)
+    for alias in ("champion", "previous"):
+        open_client(root).delete_registered_model_alias(NAME, alias)
+    registry.remove_old_versions(NAME, 1)
+    assert versions(root) == {"2", "3", "4", "5", "8"}
+
+
+def test_a_version_whose_model_is_gone_is_removed_like_others(registry: Registry, root: Path) -> None:
+    eight_versions(registry, root)
+    client = open_client(root)
+    client.delete_logged_model(client.get_model_version(NAME, "1").source.removeprefix("models:/"))
+    remove_weights(root, "six")
+    assert [version.version for version in registry.remove_old_versions(NAME, 1)] == ["1", "6", "7"]
+    assert versions(root) == {"2", "3", "4", "5", "8"}
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_removal_that_is_killed_anywhere_is_completed_by_the_next(root: Path, tmp_path: Path, after: bool) -> None:
+    for weights in ("one", "two", "three"):
+        register(Registry(root), root, weights)
+    promote(Registry(root), "3", YES)
+    for dies_at in range(1, 100):
+        trial = copy_store(root, tmp_path / f"trial{dies_at}")
+        try:
+            killed_at(trial, dies_at, after).remove_old_versions(NAME, 1)
+        except Killed:
+            Registry(trial).remove_old_versions(NAME, 1)
+        else:
+            break
+        assert versions(trial) == {"3"}
+        assert weights_kept(trial) == {"three"}
+    assert dies_at == 5
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_store_in_another_folder_has_its_champion_with_scores_and_goes_on(
+    registry: Registry, root: Path, tmp_path: Path, how: str
+) -> None:
+    one, two = two_champions(registry, root)
+    elsewhere = tmp_path / "another folder, with ü"
+    shutil.copytree(root, elsewhere)
+    if how == "moved":
+        shutil.rmtree(root)
+    moved = Registry(elsewhere)
+    assert champion_of(moved) == two
+    fetched = moved.fetch(NAME, two, tmp_path / "fetched")
+    assert load_file(fetched / "model.safetensors").keys() == {"two"}
+    three = register(moved, elsewhere, "three")
+    assert promote(moved, three, YES).promote
+    assert moved.rollback(NAME) == two
+    assert moved.rollback(NAME) == one
+    if how == "copied":
+        assert champion_of(registry) == two
+        assert versions(root) == {one, two}
+        assert weights_kept(root) == {"one", "two"}
 
 
 class Killed(BaseException):

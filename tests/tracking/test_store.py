@@ -47,7 +47,7 @@ def test_a_store_that_is_there_is_left_alone(root: Path, monkeypatch: pytest.Mon
 def test_a_store_of_another_mlflow_is_upgraded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upgraded: list[Path] = []
     monkeypatch.setattr(store, "_upgrade", upgraded.append)
-    (root / "mlruns" / ".schema").write_text("2.0.0")
+    (root / "mlruns" / ".schema").write_text("2.0.0\n")
     prepare_store(root)
     assert upgraded == [root / "mlruns" / "mlflow.db"]
     prepare_store(root)

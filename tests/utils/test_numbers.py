@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from clip4vla.utils.numbers import format_bound, format_count, format_difference, format_score, format_span
+from clip4vla.utils.numbers import format_bound, format_count, format_difference, format_score, format_size, format_span
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,11 @@ def test_a_bound_has_no_decimals_that_add_nothing(value: float, text: str) -> No
 def test_counts_have_separators_and_spans_a_unit() -> None:
     assert format_count(1234567) == "1,234,567"
     assert format_span(2.0, 4.52) == "2.0–4.5 s"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (31_400, "31 kB"), (2_540_000, "2.5 MB"), (71_000_000_000, "71 GB")],
+)
+def test_a_size_has_two_digits_or_more_and_a_unit(size: int, text: str) -> None:
+    assert format_size(size) == text
