@@ -26,6 +26,7 @@ DOORS = {
     "av": ("clip4vla/media/", "clip4vla/corpora/stampscenes/stamps.py"),
     "distributed": ("clip4vla/clips/ingest.py", "benchmarks/ingest.py"),
     "hashlib": ("clip4vla/utils/hashing.py",),
+    "prometheus_client": ("clip4vla/inference/metrics.py", "flows/serving.py"),
     "psutil": ("clip4vla/utils/supervise.py", "clip4vla/training/network.py", "benchmarks/small_training.py"),
     "pycocoevalcap": ("clip4vla/evaluation/caption_metrics.py",),
     "silero_vad": ("clip4vla/clips/speech.py",),

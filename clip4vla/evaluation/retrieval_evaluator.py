@@ -61,6 +61,10 @@ class EmbeddedSplit:
     reranked: NDArray[np.float32] | None = None
     """(Q, G), `similarity("both")` after re-ranking; None where there was none."""
 
+    def texts(self) -> NDArray[np.float32]:
+        """(Q + number of queries, D) captions and queries."""
+        return self.captions if self.query_vectors is None else np.concatenate([self.captions, self.query_vectors])
+
     def similarity(self, modality: Modality) -> NDArray[np.float32]:
         """(Q, G) cosine of every caption with every clip."""
         return self.captions @ self.clips[modality].T

@@ -6,12 +6,14 @@ Each field is set by the variable `CLIP4VLA_` and its name in capitals, such as 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from clip4vla.config import Large, MediaLimits, Positive, Seconds
 
 PREFIX = "CLIP4VLA_"
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class ReaderLimits(MediaLimits):
@@ -38,6 +40,8 @@ class ServingLimits(ReaderLimits):
     """Rows of a request."""
     max_characters: Positive = 10_000
     """Characters of a text."""
+    metrics_port: Port | None = None
+    """Port of the Prometheus metrics, on the loopback interface; None: they are not served."""
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "ServingLimits":

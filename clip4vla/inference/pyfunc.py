@@ -10,6 +10,7 @@ answered, gets the reason, and the others are answered. A request as a whole is 
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,26 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from clip4vla.clips.format import Clip
 from clip4vla.config import InferenceConfig
 from clip4vla.inference.batching import Batcher
+from clip4vla.inference.drift import read_reference
 from clip4vla.inference.embedder import BOTH, Embedder
 from clip4vla.inference.limits import ServingLimits
 from clip4vla.inference.media_reader import MediaReader
 from clip4vla.inference.media_row import ReadRequest
+from clip4vla.inference.metrics import ServingMetrics
 from clip4vla.media.source import MediaError
 from clip4vla.model.pretrained import CONFIG_FILE
 
 BATCH = 32
 """Texts, or clips, of any requests that pass through the towers at once."""
+
+
+@dataclass(frozen=True)
+class RowError:
+    """Why a row has no answer."""
+
+    reason: str
+    """One of a few words, as metrics count it."""
+    message: str
 
 
 class Served(PythonModel):
@@ -47,6 +59,9 @@ class Served(PythonModel):
         self._captions = self._embedder.inference.generation is not None
         self._columns = ("media",) if self._captions else ("text", "media")
         self._answer_column = "caption" if self._captions else "embedding"
+        self._metrics = ServingMetrics(read_reference(directory))
+        if self._limits.metrics_port is not None:
+            self._metrics.expose(self._limits.metrics_port)
         self._of_texts = Batcher(self._embed_texts, BATCH)
         self._of_clips = Batcher(self._embedder.caption_clips if self._captions else self._embed_clips, BATCH)
 
@@ -65,14 +80,26 @@ class Served(PythonModel):
         Raises:
             MlflowException: the table has other columns or too many rows, or it is none.
         """
-        self._check(model_input)
-        rows = dict(enumerate(model_input.to_dict("records")))
+        with self._metrics.request(refusal=MlflowException):
+            self._check(model_input)
+            rows = dict(enumerate(model_input.to_dict("records")))
+            answers, errors = self._answer(rows)
+        table = [
+            {self._answer_column: answers.get(place), "error": errors[place].message if place in errors else None}
+            for place in rows
+        ]
+        return pd.DataFrame(table, columns=[self._answer_column, "error"], dtype=object, index=model_input.index)
+
+    def _answer(self, rows: Mapping[int, dict[Any, Any]]) -> tuple[dict[int, Any], dict[int, RowError]]:
+        """Answers and errors, by the place of their row; metrics count both."""
         texts, media, errors = self._sort(rows)
         clips = self._read(media, errors)
-        answers: dict[int, Any] = dict(zip(clips, self._of_clips(list(clips.values())), strict=True))
-        answers |= zip(texts, self._of_texts(list(texts.values())), strict=True)
-        table = [{self._answer_column: answers.get(place), "error": errors.get(place)} for place in rows]
-        return pd.DataFrame(table, columns=[self._answer_column, "error"], dtype=object, index=model_input.index)
+        of_clips, of_texts = self._of_clips(list(clips.values())), self._of_texts(list(texts.values()))
+        self._metrics.answered("media", of_clips)
+        self._metrics.answered("text", of_texts)
+        for error in errors.values():
+            self._metrics.rejected(error.reason)
+        return dict(zip((*clips, *texts), (*of_clips, *of_texts), strict=True)), errors
 
     def _check(self, table: object) -> None:
         names = " and ".join(self._columns)
@@ -88,44 +115,46 @@ class Served(PythonModel):
                 f"{len(table):,} rows; a request may have {self._limits.max_rows:,}"
             )
 
-    def _sort(self, rows: Mapping[int, dict[Any, Any]]) -> tuple[dict[int, str], dict[int, str], dict[int, str]]:
+    def _sort(self, rows: Mapping[int, dict[Any, Any]]) -> tuple[dict[int, str], dict[int, str], dict[int, RowError]]:
         """Texts, paths of media and errors, by the place of their row."""
         texts: dict[int, str] = {}
         media: dict[int, str] = {}
-        errors: dict[int, str] = {}
+        errors: dict[int, RowError] = {}
         for place, row in rows.items():
             match {name: _given(row.get(name)) for name in ("text", "media")}:
                 case {"text": str(text), "media": None} if not self._captions:
                     if len(text) > self._limits.max_characters:
-                        errors[place] = f"{len(text):,} characters; a text may have {self._limits.max_characters:,}"
+                        message = f"{len(text):,} characters; a text may have {self._limits.max_characters:,}"
+                        errors[place] = RowError("too_many_characters", message)
                     else:
                         texts[place] = text
                 case {"text": None, "media": str(path)}:
                     media[place] = path
                 case _ if not self._captions:
-                    errors[place] = "a row needs either a text or a media path"
+                    errors[place] = RowError("no_input", "a row needs either a text or a media path")
                 case _:
-                    errors[place] = "a row needs a media path: this model generates captions"
+                    errors[place] = RowError("no_input", "a row needs a media path: this model generates captions")
         return texts, media, errors
 
-    def _read(self, media: Mapping[int, str], errors: dict[int, str]) -> dict[int, Clip]:
+    def _read(self, media: Mapping[int, str], errors: dict[int, RowError]) -> dict[int, Clip]:
         """The clips of files that can be read; the reasons of the others are added to `errors`."""
         if self._reader is None or self._limits.media_root is None:
-            errors |= dict.fromkeys(media, "no files are served: CLIP4VLA_MEDIA_ROOT names no folder")
+            refused = RowError("no_media_root", "no files are served: CLIP4VLA_MEDIA_ROOT names no folder")
+            errors |= dict.fromkeys(media, refused)
             return {}
         read, root = self._reader.read, self._limits.media_root
         clips = self._embedder.inference.clips
 
-        def try_to_read(path: str) -> Clip | str:
+        def try_to_read(path: str) -> Clip | RowError:
             try:
                 rate = self._embedder.sample_rate
                 return read(ReadRequest(root=root, name=path, clips=clips, sample_rate=rate))
             except MediaError as error:
-                return str(error)
+                return RowError(error.reason, str(error))
 
         with ThreadPoolExecutor(self._limits.readers) as pool:
             found = dict(zip(media, pool.map(try_to_read, media.values()), strict=True))
-        errors |= {place: reason for place, reason in found.items() if isinstance(reason, str)}
+        errors |= {place: reason for place, reason in found.items() if isinstance(reason, RowError)}
         return {place: clip for place, clip in found.items() if isinstance(clip, Clip)}
 
     def _embed_texts(self, texts: list[str]) -> list[list[float]]:

@@ -1,6 +1,7 @@
 """Stages `evaluate@MODEL`: the scores of the pretrained model and of each task's model on the test clips.
 
 Out: `runs/evaluations/MODEL/` with `scores.json`, results per query or clip, figures or captions, and `report.html`;
+of retrieval `reference.json`, where the embeddings of the test set lie;
 `metrics/{pretraining,retrieval,captioning}.json`.
 """
 
@@ -15,6 +16,7 @@ from clip4vla.evaluation.labels import Labels
 from clip4vla.evaluation.queries import NO_QUERIES, QuerySet
 from clip4vla.evaluation.retrieval_evaluator import EmbeddedSplit, RetrievalEvaluator
 from clip4vla.evaluation.scores import Scores
+from clip4vla.inference.drift import EmbeddingStatistics, write_reference
 from clip4vla.inference.embedder import Embedder
 from clip4vla.pipeline.project import EVALUATIONS, METRICS, REPORT_FILE, ROOT, RUNS, find_clips
 from clip4vla.pipeline.training import log_datasets
@@ -104,6 +106,8 @@ def _evaluate_retrieval(config: Config, model: TrainingName) -> None:
     embedded, scores = score_retrieval(config, RUNS / model, "test")
     trained = read_run(RUNS / model)
     scores.write(out)
+    texts, clips = EmbeddingStatistics.of(embedded.texts()), EmbeddingStatistics.of(embedded.clips["both"])
+    write_reference({"text": texts, "media": clips}, out)
     log_scores(config, scores, trained["run_id"], "test")
     first = [embedded.caption_clips.index(clip_id) for clip_id in embedded.clip_ids[:SHOWN]]
     similarity = embedded.similarity("both")[first, :SHOWN]

@@ -30,7 +30,9 @@ def promote(task: TaskName) -> None:
     directory, candidate = RUNS / task, Scores.read(EVALUATIONS / task)
     beam_search = config.evaluation.beam_search
     run_id, corpora = read_run(directory)["run_id"], describe_corpora(config)
-    version = registry.register(run_id, directory, candidate, gate.model_name, beam_search, corpora)
+    version = registry.register(
+        run_id, directory, candidate, gate.model_name, beam_search, corpora, evaluation=EVALUATIONS / task
+    )
     champion = registry.find_champion(gate.model_name)
     scores = None if champion is None else _champion_scores(config, task, registry, champion, candidate.test_set)
     decision = decide(candidate, scores, gate, config.evaluation.bootstrap, config.evaluation.seed)

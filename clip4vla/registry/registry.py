@@ -26,6 +26,7 @@ from uuid import uuid4
 import clip4vla
 from clip4vla.config import BeamSearchConfig, InferenceConfig
 from clip4vla.evaluation.scores import Scores, is_headline
+from clip4vla.inference.drift import REFERENCE_FILE
 from clip4vla.inference.embedder import Embedder
 from clip4vla.model.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_inference_config, read_weights
 from clip4vla.records import Decision
@@ -43,9 +44,9 @@ CHAMPION, PREVIOUS = "champion", "previous"
 CONTENT, SCORES_PATH, REPLACES, ROLLED_BACK = "content", "scores", "replaces", "rolled_back"
 CORPUS = "corpus."
 """Begins the tags that describe the corpora of a version."""
-CLAIM = "promotion"
 MODELS = "models:/"
 """Begins the source of a version: the address of the model that MLflow keeps."""
+CLAIM = "promotion"
 CLAIM_S = 2.0
 """Time that a claim on a server must stand: much longer than its answers take."""
 
@@ -56,7 +57,7 @@ PACKAGE = Path(clip4vla.__file__).parent
 
 REQUIREMENTS = (
     *("mlflow", "torch", "torchvision", "torchaudio", "open_clip_torch", "safetensors"),
-    *("av", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml"),
+    *("prometheus_client", "av", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml"),
 )
 """What serving needs; each is pinned to the release that is installed when a version is registered."""
 
@@ -79,7 +80,6 @@ class VersionRecord:
     """The corpora that it was trained on, by name; empty for a version that was registered without."""
 
 
-class Registry:
 @dataclass(frozen=True)
 class OldVersion:
     """A version that nothing needs any more."""
@@ -90,6 +90,7 @@ class OldVersion:
     """Bytes of its model."""
 
 
+class Registry:
     """The registry of the project at `root`; see `tracking` for where it is."""
 
     def __init__(self, root: Path) -> None:
@@ -105,6 +106,7 @@ class OldVersion:
         name: str,
         beam_search: BeamSearchConfig | None = None,
         corpora: Mapping[str, CorpusFacts] = {},
+        evaluation: Path | None = None,
     ) -> str:
         """Make a version of the run result, or find the one that there is, and give it `scores`.
 
@@ -117,6 +119,8 @@ class OldVersion:
             name: of the registered model; made if there is none.
             beam_search: how the served model generates captions; None keeps what it was trained with.
             corpora: what the model was trained on, by the name of the corpus.
+            evaluation: a directory that may hold the `reference.json` of the test set, with which a served model
+                compares what it sees.
 
         Returns:
             The version. No consumer sees it before `promote`.
@@ -135,7 +139,7 @@ class OldVersion:
             tags = self._tags_of(run_id if found is None else _run_of(found), scores)
             tags |= {f"{CORPUS}{corpus}": json.dumps(dict(facts)) for corpus, facts in corpora.items()}
             if found is None:
-                model_id = self._log_model(run_id, run_directory, content, inference)
+                model_id = self._log_model(run_id, run_directory, content, inference, evaluation)
                 found = self._make_version(name, model_id, run_id, content, tags)
             else:
                 self._set_tags(name, found.version, tags)
@@ -315,10 +319,6 @@ class OldVersion:
             self._point_previous(name, before)
             return previous
 
-    def _previous(self, name: str) -> str | None:
-        """The champion before the current one; None where there is none, or it was deleted."""
-        previous, champion = self._alias(name, PREVIOUS), self.last_champion(name)
-        if previous is None and champion is not None and self._is_there(name, champion):
     def old_versions(self, name: str, keep: int) -> list[OldVersion]:
         """The versions that `remove_old_versions` removes, oldest first.
 
@@ -390,6 +390,10 @@ class OldVersion:
                 raise
             return None
 
+    def _previous(self, name: str) -> str | None:
+        """The champion before the current one; None where there is none, or it was deleted."""
+        previous, champion = self._alias(name, PREVIOUS), self.last_champion(name)
+        if previous is None and champion is not None and self._is_there(name, champion):
             previous = self._version(name, champion).tags.get(REPLACES)
         return previous if previous is not None and self._is_there(name, previous) else None
 
@@ -433,7 +437,9 @@ class OldVersion:
         self._client.update_model_version(name, version, description="\n".join(lines))
         self._set_tags(name, version, {"decision": word})
 
-    def _log_model(self, run_id: str, run_directory: Path, content: str, inference: InferenceConfig) -> str:
+    def _log_model(
+        self, run_id: str, run_directory: Path, content: str, inference: InferenceConfig, evaluation: Path | None
+    ) -> str:
         """The model as MLflow keeps it, which an attempt that was killed may have finished already; its id."""
         experiment = self._client.get_run(run_id).info.experiment_id
         same = self._client.search_logged_models([experiment], filter_string=f"tags.{CONTENT} = '{content}'")
@@ -443,7 +449,7 @@ class OldVersion:
             self._client.delete_logged_model(model.model_id)
         model = self._client.create_logged_model(experiment, "clip4vla", run_id, tags={CONTENT: content})
         with tempfile.TemporaryDirectory() as folder:
-            save_pyfunc(Path(folder) / "model", run_directory, inference, model.model_id)
+            save_pyfunc(Path(folder) / "model", run_directory, inference, model.model_id, evaluation)
             self._client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
         self._client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_id)
@@ -591,16 +597,28 @@ def read_version_inference(run_directory: Path) -> InferenceConfig:
     return InferenceConfig.model_validate(stored.flavors["python_function"]["config"])
 
 
-def save_pyfunc(path: Path, run_directory: Path, inference: InferenceConfig, model_id: str | None = None) -> None:
-    """Write the run result to `path` as an MLflow model that serves itself: code, weights, requirements."""
+def save_pyfunc(
+    path: Path,
+    run_directory: Path,
+    inference: InferenceConfig,
+    model_id: str | None = None,
+    evaluation: Path | None = None,
+) -> None:
+    """Write the run result to `path` as an MLflow model that serves itself: code, weights, requirements.
+
+    The `reference.json` in `evaluation` goes along, where there is one.
+    """
     import mlflow
     from mlflow.models import Model
 
+    files = [run_directory / file for file in (WEIGHTS_FILE, CONFIG_FILE, RUN_FILE)]
+    if evaluation is not None and (evaluation / REFERENCE_FILE).is_file():
+        files.append(evaluation / REFERENCE_FILE)
     mlflow.pyfunc.save_model(
         path=str(path),
         python_model=str(PACKAGE / "inference/pyfunc.py"),
         code_paths=[str(PACKAGE)],
-        artifacts={file: str(run_directory / file) for file in (WEIGHTS_FILE, CONFIG_FILE, RUN_FILE)},
+        artifacts={file.name: str(file) for file in files},
         model_config=inference.model_dump(mode="json"),
         pip_requirements=[f"{package}=={installed_version(package)}" for package in REQUIREMENTS],
         mlflow_model=Model(model_id=model_id),
@@ -636,6 +654,12 @@ def _run_of(version: "ModelVersion") -> str:
     return str(version.run_id)
 
 
+def _model_of(version: "ModelVersion") -> str | None:
+    """Id of the model that MLflow keeps for a version; None for one that was not registered by this project."""
+    source = str(version.source)
+    return source.removeprefix(MODELS) if source.startswith(MODELS) else None
+
+
 def _bar_rolled_back(version: "ModelVersion", decision: Decision) -> Decision:
     when = version.tags.get(ROLLED_BACK)
     if when is None or not decision.promote:
@@ -652,12 +676,6 @@ def _bar_other_champion(decision: Decision, against: str | None, champion: str |
         f"FAIL: version {champion} has become the champion meanwhile, and this decision was made against {compared}"
     )
     return Decision(False, (*decision.reasons, f"{reason}; run the stage again"))
-
-
-def _model_of(version: "ModelVersion") -> str | None:
-    """Id of the model that MLflow keeps for a version; None for one that was not registered by this project."""
-    source = str(version.source)
-    return source.removeprefix(MODELS) if source.startswith(MODELS) else None
 
 
 def _headlines(scores: Scores) -> dict[str, str]:

@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from clip4vla.config import BeamSearchConfig
 from clip4vla.evaluation.retrieval_metrics import QueryRanks
 from clip4vla.evaluation.scores import QueryTable, summarise
+from clip4vla.inference.drift import EmbeddingStatistics, write_reference
 from clip4vla.inference.embedder import Embedder
 from clip4vla.records import Decision
 from clip4vla.registry.registry import Registry, save_pyfunc
@@ -196,6 +197,31 @@ def post(url: str, rows: list[dict[str, str]]) -> dict[str, Any]:
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=120) as answer:
         return dict(json.loads(answer.read()))
+
+
+def test_a_served_model_counts_what_it_sees_and_how_far_that_is_from_the_test_set(folder: Path) -> None:
+    texts, files = [f"{word} moos" for word in "abcdefgh"], [folder / "one.mp4", folder / "two.mp4"]
+    embedder = Embedder.open(folder / "run")
+    reference = {"text": embedder.encode_text(texts), "media": embedder.encode_media(files)}
+    write_reference({kind: EmbeddingStatistics.of(vectors) for kind, vectors in reference.items()}, folder)
+    save_pyfunc(folder / "measured", folder / "run", INFERENCE, evaluation=folder)
+    port = free_port()
+    served = load(folder / "measured", media_root=folder, metrics_port=port)
+    served.predict(pd.DataFrame({"text": texts * 4}))
+    served.predict(pd.DataFrame({"text": [None, None], "media": ["missing.mp4", "one.mp4"]}))
+    with pytest.raises(MlflowException):
+        served.predict(pd.DataFrame({"txt": texts}))
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        metrics = answer.read().decode().splitlines()
+    assert 'clip4vla_requests_total{outcome="answered"} 2.0' in metrics
+    assert 'clip4vla_requests_total{outcome="refused"} 1.0' in metrics
+    assert 'clip4vla_rows_total{kind="text"} 32.0' in metrics
+    assert 'clip4vla_rows_total{kind="media"} 1.0' in metrics
+    assert 'clip4vla_rejects_total{reason="missing"} 1.0' in metrics
+    assert 'clip4vla_drift{kind="text"} 0.0' in metrics
+    assert 'clip4vla_drift{kind="media"} NaN' in metrics, "too few to tell"
+    with pytest.raises(ValueError, match="CLIP4VLA_METRICS_PORT: Input should be less than"):
+        load(folder / "measured", metrics_port=70_000)
 
 
 @pytest.mark.slow
