@@ -67,6 +67,14 @@ RegisteredModel = Annotated[
 
 
 @app.command(rich_help_panel=STAGES)
+def params() -> None:
+    """Write what params.yaml and its presets come to, for DVC: params.resolved.yaml."""
+    from clip4vla.pipeline.params import write_resolved
+
+    write_resolved(dvc_has_read_it=STAGE_VARIABLE in os.environ)
+
+
+@app.command(rich_help_panel=STAGES)
 def fetch() -> None:
     """Fetch Debian's package of stamps, with its version and SHA-256."""
     from clip4vla.pipeline.data import fetch_package
@@ -427,12 +435,21 @@ def _use_project_code() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "clip4vla", *sys.argv[1:]])
 
 
+def _check_settings() -> None:
+    """In a stage of DVC, refuse settings that DVC has not read, as `dvc repro --single-item` may come upon."""
+    if os.environ.get(STAGE_VARIABLE) not in (None, "params"):
+        from clip4vla.pipeline.params import check_resolved
+
+        check_resolved()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     if arguments is None:
         _use_project_code()
     spin_briefly()
     try:
+        _check_settings()
         app(arguments)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"clip4vla: {_brief(str(error))}")
