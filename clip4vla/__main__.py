@@ -147,6 +147,15 @@ def promote(task: Task) -> None:
 
 
 @app.command(rich_help_panel=MODELS)
+def doctor() -> None:
+    """Say what is missing here for the chosen parameters, before anything runs; exit status 1 where something is."""
+    from clip4vla.pipeline.doctor import examine, report
+
+    if not report(examine()):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=MODELS)
 def summary() -> None:
     """Print the scores and decisions of the last run, and where MLflow compares them."""
     from rich.console import Console
