@@ -415,7 +415,9 @@ class TrainerConfig(FrozenConfig):
     """Processes that prepare the batches of a rank; null means none on a CPU, whose cores they would take, and 8
     beside a GPU."""
     checkpoint_every: Positive = 100
-    """Steps between checkpoints."""
+    """Most steps between checkpoints."""
+    checkpoint_minutes: Annotated[Real, Field(gt=0, le=1_000_000)] = 15.0
+    """Most minutes between checkpoints; the step under way is finished first."""
     keep_checkpoints: Positive = 2
     log_every: Positive = 10
     """Steps between lines of progress and logged metrics."""
