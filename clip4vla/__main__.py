@@ -91,6 +91,14 @@ def corpus() -> None:
 
 
 @app.command(rich_help_panel=STAGES)
+def listing(name: CorpusName) -> None:
+    """List the media of a corpus with `track: listing`: path, size and time of each file."""
+    from clip4vla.pipeline.data import write_corpus_listing
+
+    write_corpus_listing(name)
+
+
+@app.command(rich_help_panel=STAGES)
 def manifest(name: CorpusName) -> None:
     """Write the manifest of a corpus: its accepted records, and the rejected ones with reasons."""
     from clip4vla.pipeline.data import write_corpus_manifest

@@ -179,6 +179,8 @@ class CorpusConfig(FrozenConfig):
     """Directory of the published annotation files, relative to the project."""
     media: str
     """Directory of the media, relative to the project."""
+    track: Literal["content", "listing"] = "content"
+    """How DVC notices changed media: by their bytes, which it reads all, or by a listing of path, size and time."""
     weight: Annotated[Real, Field(gt=0, le=1_000_000)] = 1.0
     """Share in the training mixture, relative to the other corpora of the role."""
     version: str | None = None

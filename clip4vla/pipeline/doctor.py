@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from clip4vla.config import ClipsConfig, Config, CorpusConfig, Role, StampScenesConfig, load_config
+from clip4vla.config import ClipsConfig, Config, Role, StampScenesConfig, load_config
 from clip4vla.corpora.base import find_adapter
 from clip4vla.corpora.media_index import walk_files
 from clip4vla.corpora.stampscenes import compose, fetch
 from clip4vla.model.towers import find_weights
+from clip4vla.pipeline.params import is_composed
 from clip4vla.pipeline.project import clips_directory
 from clip4vla.records import SPLITS, SourceRecord, Split
 from clip4vla.training.launch import ranks_here
@@ -76,16 +77,12 @@ def examine() -> list[Check]:
     return checks
 
 
-def _is_composed(corpus: CorpusConfig) -> bool:
-    return Path(corpus.annotations).is_relative_to(compose.DESTINATION)
-
-
 def _corpora(config: Config, records: dict[str, list[SourceRecord]]) -> Iterator[Check]:
     """Annotations and media of every corpus; its first READ records are put into `records`."""
-    if any(_is_composed(corpus) for corpus in config.corpora.values()):
+    if any(is_composed(corpus) for corpus in config.corpora.values()):
         yield _stamps(config.stampscenes)
     for name, corpus in config.corpora.items():
-        if _is_composed(corpus):
+        if is_composed(corpus):
             continue
         what = f"corpus {name}"
         if not Path(corpus.annotations).is_dir():
@@ -145,11 +142,11 @@ def _disk(config: Config, records: dict[str, list[SourceRecord]]) -> Check:
     for name, corpus in config.corpora.items():
         if clips_directory(config, name).is_dir():
             continue
-        if _is_composed(corpus):
+        if is_composed(corpus):
             seconds = config.stampscenes.seconds
             needed += _composed_clips(config.stampscenes, corpus.role) * clip_bytes(config.clips, seconds)
         needed += sum(clip_bytes(config.clips, _seconds(record)) for record in records.get(name, ()))
-    unread = [name for name, corpus in config.corpora.items() if name not in records and not _is_composed(corpus)]
+    unread = [name for name, corpus in config.corpora.items() if name not in records and not is_composed(corpus)]
     copies = 1 if _dvc_links() else 2
     needed, free = needed * copies, free_disk(Path("data"))
     what = f"disk space: about {_size(needed)} for clips{' and a copy in the cache of DVC' if copies == 2 else ''}"

@@ -8,8 +8,9 @@ has run. DVC makes the stages when it starts: where they change, the stage fails
 from pathlib import Path
 from typing import Any
 
-from clip4vla.config import Config, load_config, read_yaml, to_yaml
+from clip4vla.config import Config, CorpusConfig, load_config, read_yaml, to_yaml
 from clip4vla.corpora.stampscenes import compose
+from clip4vla.pipeline.project import listing_file
 from clip4vla.utils.files import atomic_file
 
 RESOLVED = Path("params.resolved.yaml")
@@ -60,14 +61,30 @@ def _resolved(config: Config) -> dict[str, Any]:
 
 
 def _graph(config: Config) -> dict[str, Any]:
-    """What `dvc.yaml` makes stages for: StampScenes, where a corpus of it is used, and every corpus."""
+    """What `dvc.yaml` makes stages for: StampScenes, where a corpus of it is used, corpora to be listed, every corpus.
+
+    Raises:
+        ValueError: a corpus is to be listed that a stage composes.
+    """
+    composed = [name for name, corpus in config.corpora.items() if is_composed(corpus)]
+    listed = [name for name, corpus in config.corpora.items() if corpus.track == "listing"]
+    for name in listed:
+        if name in composed:
+            raise ValueError(f"corpora.{name}.track is listing, but DVC makes StampScenes and hashes it in any case")
     corpora = {
-        name: {"role": corpus.role, "annotations": corpus.annotations, "media": corpus.media}
+        name: {
+            "role": corpus.role,
+            "annotations": corpus.annotations,
+            "media": listing_file(name).as_posix() if name in listed else corpus.media,
+        }
         for name, corpus in config.corpora.items()
     }
-    places = [Path(corpus[key]) for corpus in corpora.values() for key in ("annotations", "media")]
-    is_composed = any(place.is_relative_to(compose.DESTINATION) for place in places)
-    return {"composed": [compose.DESTINATION.name] if is_composed else [], "corpora": corpora}
+    return {"composed": [compose.DESTINATION.name] if composed else [], "listed": listed, "corpora": corpora}
+
+
+def is_composed(corpus: CorpusConfig) -> bool:
+    """Whether a corpus is StampScenes, which the stage `corpus` makes."""
+    return any(Path(place).is_relative_to(compose.DESTINATION) for place in (corpus.annotations, corpus.media))
 
 
 def _read(path: Path) -> Any:

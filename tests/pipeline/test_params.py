@@ -1,6 +1,7 @@
 """Stage `params`: what DVC is told of params.yaml and presets, and what `dvc repro` makes of a change to them."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -15,8 +16,8 @@ FOLDER = """
 corpora:
   stampscenes-pretraining: null
   stampscenes-captions: null
-  mine: {adapter: folder, role: finetuning, annotations: mine, media: mine}
-  others: {adapter: folder, role: pretraining, annotations: mine, media: mine}
+  mine: {adapter: folder, role: finetuning, annotations: notes, media: mine}
+  others: {adapter: folder, role: pretraining, annotations: notes, media: mine}
 """
 
 
@@ -24,8 +25,9 @@ corpora:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The miniature project, with a folder of media and a preset of its own that uses it alone."""
     directory = make_project(tmp_path)
-    (directory / "mine").mkdir()
-    (directory / "mine/texts.csv").write_text("path,text\nbell.wav,a bell rings\n")
+    for name in ("notes", "mine"):
+        (directory / name).mkdir()
+    (directory / "notes/texts.csv").write_text("path,text\nbell.wav,a bell rings\n")
     (directory / "mine/bell.wav").write_bytes(b"RIFF")
     (directory / "presets/mine.yaml").write_text(FOLDER)
     monkeypatch.chdir(directory)
@@ -116,3 +118,33 @@ def test_a_flow_walks_the_stages_of_the_chosen_preset(project: Path) -> None:
     assert stages[0] == "params"
     assert "clips@mine" in stages
     assert "fetch@stampscenes" not in stages
+
+
+def test_listed_media_are_noticed_by_path_size_and_time_and_not_by_their_bytes(project: Path) -> None:
+    def ran() -> list[str]:
+        done = run(project, "-m", "dvc", "repro", "manifest@mine")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return re.findall(r"Running stage '([^']+)'", done.stdout)
+
+    listed = FOLDER.replace("media: mine}", "media: mine, track: listing}", 1)
+    (project / "presets/mine.yaml").write_text(listed)
+    choose(project, "mine")
+    assert not resolve()
+    media = project / "mine/bell.wav"
+    assert ran() == ["params", "listing@mine", "manifest@mine"]
+    before = media.stat()
+    [line] = [text for text in (project / "data/listings/mine.csv").read_text().splitlines() if "bell" in text]
+    assert line == f"bell.wav,4,{before.st_mtime_ns}"
+    assert ran() == ["listing@mine"]
+    media.write_bytes(b"RIFX")
+    os.utime(media, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert ran() == ["listing@mine"]  # the price
+    os.utime(media, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert ran() == ["listing@mine", "manifest@mine"]
+
+
+def test_what_a_stage_composes_cannot_be_listed(project: Path) -> None:
+    (project / "presets/mine.yaml").write_text("corpora: {stampscenes-captions: {track: listing}}")
+    choose(project, "mine")
+    with pytest.raises(ValueError, match=r"corpora\.stampscenes-captions\.track is listing, but DVC makes StampScenes"):
+        resolve()
