@@ -222,6 +222,7 @@ OF_CORPORA = {
     "msrvtt-1ka": {"stampscenes-pretraining", "msrvtt"},
     "vatex": {"stampscenes-pretraining", "vatex"},
     "audiocaps": {"stampscenes-pretraining", "audiocaps"},
+    "clotho": {"stampscenes-pretraining", "clotho"},
     "audioset+howto100m": {"audioset", "howto100m", "stampscenes-captions"},
 }
 """Corpora that are left by a preset for corpora."""

@@ -135,11 +135,12 @@ def test_a_micro_batch_that_does_not_fit_is_missed_with_one_that_does(
 ) -> None:
     change(project, "trainer", cpu_ranks=2)
     monkeypatch.setattr(doctor, "cost_of", lambda *_: TrainingCost(0, 1_000_000_000, 1))
+    monkeypatch.setattr(doctor, "available_memory", lambda: 40_000_000_000)
     lines = missing()
     assert [line.split(":")[0] for line in lines] == [
         f"MISSING  memory of {name}" for name in ("pretraining", "retrieval")
     ]
-    assert "32.0 GB for each of 2 ranks. Set retrieval.micro_batch_size: 25, or trainer." in lines[1]
+    assert "20.0 GB for each of 2 ranks. Set retrieval.micro_batch_size: 15, or trainer." in lines[1]
 
 
 def test_a_step_that_takes_too_long_without_a_gpu_is_missed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
