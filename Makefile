@@ -26,6 +26,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 repro: setup  ## run all stages, up to promoted models, and print their scores
+	@$(BIN)/clip4vla params
 	$(BIN)/python -m dvc repro
 	$(BIN)/clip4vla summary
 

@@ -34,6 +34,8 @@ FAILURES = ("raised", "slow", "large", "died")
 ANNOTATIONS = {
     "folder/texts.csv": 'path,text,start,end,split\na.mp4,"waves, and gulls",0,10,train\nb.wav,a bell,,,test\n',
     "folder/texts.jsonl": '{"path": "a.mp4", "text": "a bell"}\n{"path": "b.mp4", "text": "rain", "start": 1.5}\n',
+    "clotho/clotho_captions_development.csv": "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n"
+    "a b.wav,Rain falls,Rain,It rains,Wet,Drops fall\n",
     "audiocaps/train.csv": "audiocap_id,youtube_id,start_time,caption\n1,abcdefghijk,30,Rain falls\n2,bcd,10,A bell\n",
     "vatex/vatex_training_v1.0.json": '[{"videoID": "Ptf_2VRj-V0_000122_000132", "enCap": ["a drummer", "a band"]}]',
     "msrvtt/MSRVTT_data.json": '{"videos": [{"video_id": "video0", "split": "train"}], '

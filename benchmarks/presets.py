@@ -35,7 +35,7 @@ PROBES = ("probe/nonverbal/sound/R@1", "probe/verbal/speech/R@1")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and score every preset with every seed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.presets", description=main.__doc__)
-    parser.add_argument("presets", nargs="+", help="names of params.yaml's presets")
+    parser.add_argument("presets", nargs="+", help="names of presets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
     parser.add_argument("--pretrain-epochs", type=int, required=True)
     parser.add_argument("--finetune-epochs", type=int, required=True)

@@ -68,6 +68,14 @@ RegisteredModel = Annotated[
 
 
 @app.command(rich_help_panel=STAGES)
+def params() -> None:
+    """Write what params.yaml and its presets come to, for DVC: params.resolved.yaml."""
+    from clip4vla.pipeline.params import write_resolved
+
+    write_resolved(dvc_has_read_it=STAGE_VARIABLE in os.environ)
+
+
+@app.command(rich_help_panel=STAGES)
 def fetch() -> None:
     """Fetch Debian's package of stamps, with its version and SHA-256."""
     from clip4vla.pipeline.data import fetch_package
@@ -81,6 +89,14 @@ def corpus() -> None:
     from clip4vla.pipeline.data import compose_corpus
 
     compose_corpus()
+
+
+@app.command(rich_help_panel=STAGES)
+def listing(name: CorpusName) -> None:
+    """List the media of a corpus with `track: listing`: path, size and time of each file."""
+    from clip4vla.pipeline.data import write_corpus_listing
+
+    write_corpus_listing(name)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -137,6 +153,15 @@ def promote(task: Task) -> None:
     from clip4vla.pipeline import promote
 
     promote.promote(_task(task))
+
+
+@app.command(rich_help_panel=MODELS)
+def doctor() -> None:
+    """Say what is missing here for the chosen parameters, before anything runs; exit status 1 where something is."""
+    from clip4vla.pipeline.doctor import examine, report
+
+    if not report(examine()):
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -445,12 +470,21 @@ def _use_project_code() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "clip4vla", *sys.argv[1:]])
 
 
+def _check_settings() -> None:
+    """In a stage of DVC, refuse settings that DVC has not read, as `dvc repro --single-item` may come upon."""
+    if os.environ.get(STAGE_VARIABLE) not in (None, "params"):
+        from clip4vla.pipeline.params import check_resolved
+
+        check_resolved()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     if arguments is None:
         _use_project_code()
     spin_briefly()
     try:
+        _check_settings()
         app(arguments)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"clip4vla: {_brief(str(error))}")

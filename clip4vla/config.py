@@ -1,12 +1,15 @@
 """`params.yaml`, typed, documented and frozen; this module is the only reader of it and of its presets.
 
-In: a YAML file. Out: one `Config`, whose small sections are what the parts of the package take.
+In: a YAML file, and the files of the presets that it names, `presets/NAME.yaml` beside it. A preset has the same
+sections; what it names is laid over the sections of `params.yaml`, what it doesn't name stays. Out: one `Config`, whose
+small sections are what the parts of the package take.
 An unknown key, a missing key, a duplicate key or a value out of range is a `ValueError` that names the file and the
 key. A field with a default may be left out of the file; published constants are such defaults.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -93,6 +96,25 @@ def _all_differ(tokens: tuple[ExpertToken, ...]) -> tuple[ExpertToken, ...]:
 AudioExperts = Annotated[tuple[ExpertToken, ...], Field(min_length=1), AfterValidator(_all_differ)]
 
 
+def _without_nulls(named: Any) -> Any:
+    """`named` without the entries that are null: a preset removes one that params.yaml has by setting it to null."""
+    return {name: value for name, value in named.items() if value is not None} if isinstance(named, dict) else named
+
+
+def _as_list(names: Any) -> Any:
+    return [names] if isinstance(names, str) else names
+
+
+PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
+DEFAULT_PRESET = "default"
+"""Changes nothing, and has no file."""
+PRESETS = "presets"
+"""Directory of the presets, beside params.yaml: one file for each, `NAME.yaml`."""
+PresetNames = Annotated[
+    tuple[Annotated[str, Field(pattern=f"^{PRESET_NAME.pattern}$")], ...], BeforeValidator(_as_list)
+]
+
+
 class FrozenConfig(BaseModel):
     """Base of every section: immutable, finite numbers only, and an undeclared key is an error."""
 
@@ -157,6 +179,8 @@ class CorpusConfig(FrozenConfig):
     """Directory of the published annotation files, relative to the project."""
     media: str
     """Directory of the media, relative to the project."""
+    track: Literal["content", "listing"] = "content"
+    """How DVC notices changed media: by their bytes, which it reads all, or by a listing of path, size and time."""
     weight: Annotated[Real, Field(gt=0, le=1_000_000)] = 1.0
     """Share in the training mixture, relative to the other corpora of the role."""
     version: str | None = None
@@ -357,7 +381,7 @@ class AblationArm(FrozenConfig):
 class AblationConfig(FrozenConfig):
     """The comparison of fusions and audio tokens: a short fine-tuning for each arm, otherwise as `retrieval`."""
 
-    arms: Annotated[dict[str, AblationArm], Field(min_length=1)] = {
+    arms: Annotated[dict[str, AblationArm], BeforeValidator(_without_nulls), Field(min_length=1)] = {
         "mean-none": AblationArm(fusion="mean", audio_token="none"),
         "mean-both": AblationArm(fusion="mean", audio_token="both"),
         "experts-none": AblationArm(fusion="experts", audio_experts=("none",)),
@@ -393,7 +417,9 @@ class TrainerConfig(FrozenConfig):
     """Processes that prepare the batches of a rank; null means none on a CPU, whose cores they would take, and 8
     beside a GPU."""
     checkpoint_every: Positive = 100
-    """Steps between checkpoints."""
+    """Most steps between checkpoints."""
+    checkpoint_minutes: Annotated[Real, Field(gt=0, le=1_000_000)] = 15.0
+    """Most minutes between checkpoints; the step under way is finished first."""
     keep_checkpoints: Positive = 2
     log_every: Positive = 10
     """Steps between lines of progress and logged metrics."""
@@ -444,8 +470,8 @@ class GateConfig(FrozenConfig):
     """The score that must not be worse, paired on the same queries or clips, such as `text_to_clip/both/R@1`."""
     require_better: bool = False
     """True: the lower bound of the paired difference must be above 0; false: the difference must not be below 0."""
-    floors: dict[str, Score] = {}
-    """Least value of each named score; for MdR and MnR, where less is better, the greatest."""
+    floors: Annotated[dict[str, Score], BeforeValidator(_without_nulls)] = {}
+    """Least value of each named score; for MdR and MnR, where less is better, the greatest. Null: none."""
     guards: tuple[GuardConfig, ...] = ()
     min_clips: Positive = 50
     """A test set of fewer clips is too small to tell two models apart: no candidate replaces a champion by it."""
@@ -518,21 +544,17 @@ class InferenceConfig(FrozenConfig):
         return {**current, "max_tokens": tree["words"]}
 
 
-PresetSection = Literal["audio", "model", "pretraining", "retrieval", "captioning"]
-"""What a preset may change: how a model is trained, not the data that it is trained on."""
-
-
 class Config(FrozenConfig):
-    """`params.yaml` with the chosen preset laid over it."""
+    """`params.yaml` with its presets laid over it."""
 
-    preset: str
-    """Which of `presets` is laid over the sections below."""
-    presets: dict[str, dict[PresetSection, dict[str, Any]]]
-    """Named changes to the sections below; what a preset does not name stays."""
+    preset: PresetNames = (DEFAULT_PRESET,)
+    """Names of presets, one or a list, that are laid over the sections below one after the other; `default` changes
+    nothing."""
     seed: Seed
     """Seed of training; the corpus and the bootstrap have their own."""
     stampscenes: StampScenesConfig
-    corpora: dict[str, CorpusConfig]
+    corpora: Annotated[dict[str, CorpusConfig], BeforeValidator(_without_nulls)]
+    """Every corpus by its name; one that is null isn't there."""
     clips: ClipsConfig
     audio: AudioConfig
     model: ModelConfig
@@ -552,33 +574,6 @@ class Config(FrozenConfig):
     @classmethod
     def _names_are_plain(cls, corpora: dict[str, CorpusConfig]) -> dict[str, CorpusConfig]:
         return check_plain_names("corpus", corpora)
-
-    @field_validator("presets")
-    @classmethod
-    def _preset_names_are_plain(cls, presets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        return check_plain_names("preset", presets)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, tree: Any) -> Any:
-        presets = tree.get("presets") if isinstance(tree, dict) else None
-        if not isinstance(presets, dict) or not isinstance(tree.get("preset"), str):
-            return tree
-        if tree["preset"] not in presets:
-            raise ValueError(f"preset: {tree['preset']!r} is none of {', '.join(presets)}")
-        changes = presets[tree["preset"]]
-        return _laid_over(tree, changes) if isinstance(changes, dict) else tree
-
-    @model_validator(mode="after")
-    def _every_preset_is_valid(self) -> "Config":
-        for name, preset in self.presets.items():
-            for section, changes in preset.items():
-                base = getattr(self, section)
-                try:
-                    type(base).model_validate(_laid_over(base.model_dump(), changes))
-                except ValidationError as error:
-                    raise ValueError(f"presets.{name}.{section}.{_lines(error)[0].strip()}") from None
-        return self
 
     @model_validator(mode="after")
     def _roles_are_filled(self) -> "Config":
@@ -641,28 +636,100 @@ class Config(FrozenConfig):
         return self
 
 
-def load_config(path: Path = Path("params.yaml"), preset: str | None = None) -> Config:
-    """Read and check `path`, with `preset` in place of the one that the file chooses.
+@dataclass(frozen=True)
+class _Layer:
+    """A file and what it holds: `params.yaml`, or a preset."""
+
+    path: Path
+    tree: Any
+
+    def names(self, place: Sequence[int | str]) -> bool:
+        """Whether the file sets the value at `place`, as pydantic locates it."""
+        tree = self.tree
+        for key in place:
+            if not isinstance(tree, dict):
+                return True
+            if key not in tree:
+                return False
+            tree = tree[key]
+        return True
+
+
+def load_config(path: Path = Path("params.yaml"), preset: str | Sequence[str] | None = None) -> Config:
+    """Read and check `path` and its presets, with `preset` in place of those that the file names.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file isn't YAML, or a key is unknown, missing, twice there or out of range; the message names
-            it.
+        ValueError: a file isn't YAML, a preset has no file, or a key is unknown, missing, twice there or out of range;
+            the message names the file and the key.
+    """
+    tree = read_yaml(path)
+    if preset is not None and isinstance(tree, dict):
+        tree = {**tree, "preset": preset}
+    layers = [_Layer(path, tree)]
+    _add_presets(layers[0], path.parent / PRESETS, layers, ())
+    try:
+        return Config.model_validate(_merged(layers))
+    except ValidationError as error:
+        raise ValueError("\n".join(_lines_by_file(error, layers))) from None
+
+
+def _merged(layers: Sequence[_Layer]) -> Any:
+    """The tree of the first layer with the others laid over it; which presets they are, only the first one says."""
+    tree = layers[0].tree
+    for layer in layers[1:]:
+        tree = _laid_over(tree, {key: value for key, value in layer.tree.items() if key != "preset"})
+    return tree
+
+
+def _add_presets(layer: _Layer, directory: Path, layers: list[_Layer], outer: tuple[Path, ...]) -> None:
+    """Append the presets that `layer` names to `layers`, each after those that it names itself, and each once.
+
+    Raises:
+        ValueError: a name has no file, a file isn't a mapping in YAML, or a preset names itself.
+    """
+    names = _as_list(layer.tree.get("preset", [])) if isinstance(layer.tree, dict) else []
+    if not isinstance(names, list | tuple):
+        raise ValueError(f"{layer.path} is not valid:\n  preset: {names!r} is neither a name nor a list of names")
+    for name in names:
+        if name == DEFAULT_PRESET:
+            continue
+        path = directory / f"{name}.yaml"
+        if not (isinstance(name, str) and PRESET_NAME.fullmatch(name) and path.is_file()):
+            known = ", ".join([DEFAULT_PRESET, *sorted(file.stem for file in directory.glob("*.yaml"))])
+            raise ValueError(f"{layer.path} is not valid:\n  preset: {name!r} is none of {known}")
+        if path in outer:
+            raise ValueError(f"{layer.path} is not valid:\n  preset: {name!r} leads back to itself")
+        if any(path == other.path for other in layers):
+            continue
+        preset = _Layer(path, read_yaml(path))
+        if not isinstance(preset.tree, dict):
+            raise ValueError(f"{path} is not valid:\n  (top): a preset has sections of params.yaml")
+        _add_presets(preset, directory, layers, (*outer, path))
+        layers.append(preset)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it isn't YAML, or a key is there twice; the message names file and place.
     """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # a SafeLoader
-        if preset is not None and isinstance(tree, dict):
-            tree["preset"] = preset
-        return Config.model_validate(tree)
+        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
         raise ValueError(f"{path} is not valid YAML: {error.problem}{place}") from error
-    except ValidationError as error:
-        raise ValueError("\n".join([f"{path} is not valid:", *_lines(error)])) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # ValueError: not UTF-8, or a date that isn't one
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """`tree` as YAML, in the order of its keys."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True, width=120)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -681,11 +748,21 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return node
 
 
-def _lines(error: ValidationError) -> list[str]:
-    """A line per mistake: where, and what."""
-    return [
-        f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-    ]
+def _lines_by_file(error: ValidationError, layers: Sequence[_Layer]) -> list[str]:
+    """For each file with mistakes its name, then a line per mistake: where, and what.
+
+    A value is a mistake of the last file that sets it; what is missing or contradicts itself, of the first, which names
+    the others.
+    """
+    first, *presets = [str(layer.path) for layer in layers]
+    found: dict[str, list[str]] = {}
+    for mistake in error.errors():
+        place = mistake["loc"]
+        guilty = [layer.path for layer in layers if place and layer.names(place)]
+        file = str(guilty[-1]) if guilty else " with ".join(filter(None, [first, ", ".join(presets)]))
+        where = ".".join(map(str, place)) or "(top)"
+        found.setdefault(file, []).append(f"  {where}: {mistake['msg'].removeprefix('Value error, ')}")
+    return [line for file, lines in found.items() for line in (f"{file} is not valid:", *lines)]
 
 
 def _laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 In: the project in the working directory. Out: stage names. DVC itself reads the file, templates included.
 """
 
+import os
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from pathlib import Path
 
 EDGE = re.compile(r'"([^"]+)" -> "([^"]+)"')
 NODE = re.compile(r'^\s*"([^"]+)";?$', re.MULTILINE)
@@ -46,8 +48,23 @@ class Graph:
         return tuple(stage for stage in self.order if stage.partition("@")[0] == step)
 
 
+def current_graph() -> Graph:
+    """The graph of the project in the working directory, after the stage `params`, which decides what stages there are.
+
+    Raises:
+        ValueError: that stage fails, or DVC can't read the graph; the message is theirs.
+    """
+    command = [sys.executable, "-m", "dvc", "repro", "params"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    for _ in range(2):  # when the stages change, it fails once
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path})
+        if done.returncode == 0:
+            return read_graph()
+    raise ValueError(f"`dvc repro params` failed: {done.stderr.strip()}")
+
+
 def read_graph() -> Graph:
-    """The graph of the project in the working directory.
+    """The graph of the project in the working directory, as it is.
 
     Raises:
         ValueError: DVC can't read it; the message is DVC's.

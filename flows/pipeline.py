@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 
 from clip4vla.records import TASKS, TaskName
 from clip4vla.training.spec import TrainingName
-from flows.graph import Graph, read_graph
+from flows.graph import Graph, current_graph
 from flows.stages import FAILED, StageResult, run_stage
 
 
@@ -26,7 +26,7 @@ def pretrain(downstream: bool = False, force: bool = False, retries: int = 0) ->
         force: pretrain even if nothing changed.
         retries: how often a failed stage is tried again.
     """
-    graph = read_graph()
+    graph = current_graph()
     walk(graph, graph.order if downstream else graph.upstream("pretrain"), ["pretrain"] if force else [], retries)
 
 
@@ -59,7 +59,7 @@ def prepare(force: bool = False, retries: int = 0) -> None:
     """Bring the clips of every corpus up to date, and show the rejected ones as a table."""
     from clip4vla.pipeline.summary import rejected_clips
 
-    graph = read_graph()
+    graph = current_graph()
     clips = graph.matching("clips")
     wanted = {stage for target in clips for stage in graph.upstream(target)}
     walk(graph, [stage for stage in graph.order if stage in wanted], clips if force else [], retries)
@@ -79,7 +79,7 @@ def prune(keep: int = 10) -> None:
 
 
 def _walk_to(target: str, force: bool, retries: int) -> None:
-    graph = read_graph()
+    graph = current_graph()
     walk(graph, graph.upstream(target), [target] if force else [], retries)
 
 

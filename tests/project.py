@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from clip4vla.pipeline.params import resolve
 from tests.stamp_package import write_stamp_package
 
 REPOSITORY = Path(__file__).parents[1]
@@ -49,13 +50,14 @@ TINY_CONFIG: dict[str, Any] = {
 
 def make_project(directory: Path) -> Path:
     """Put code, graph, parameters and package into `directory`, and initialise git and DVC there."""
-    for name in ("clip4vla", "flows"):
+    for name in ("clip4vla", "flows", "presets"):
         shutil.copytree(REPOSITORY / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", "prefect.yaml"):
         shutil.copy(REPOSITORY / name, directory)
     (directory / "clip4vla/model/architectures/tiny.json").write_text(json.dumps(TINY_ARCHITECTURE))
     config = _updated(yaml.safe_load((REPOSITORY / "params.yaml").read_text()), TINY_CONFIG)
     write_config(directory, config)
+    resolve(directory)
     write_stamp_package(directory / "stamps.deb")
     subprocess.run(["git", "init", "-q"], cwd=directory, check=True)
     run(directory, "-m", "dvc", "init", "-q").check_returncode()

@@ -55,13 +55,12 @@ def fields_of(path: tuple[str, ...]) -> dict[str, FieldInfo]:
 
 
 SECTIONS = list(sections(Config))
-LISTED = [path for path in SECTIONS if path not in {("evaluation", "beam_search")}]
-"""Those that params.yaml has."""
 
 
 def at(tree: Tree, path: tuple[str, ...]) -> Tree:
+    """The section at `path`, made if params.yaml leaves it out."""
     for key in path:
-        tree = tree[key]
+        tree = tree.setdefault(key, {})
     return tree
 
 
@@ -105,7 +104,7 @@ def test_a_task_has_a_section_and_a_gate() -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(section=st.sampled_from(LISTED), key=st.text("abcdefghijklmnop_", min_size=1, max_size=12))
+@given(section=st.sampled_from(SECTIONS), key=st.text("abcdefghijklmnop_", min_size=1, max_size=12))
 def test_an_unknown_key_anywhere_is_named(tmp_path_factory: pytest.TempPathFactory, section: Any, key: str) -> None:
     tree = copy.deepcopy(TREE)
     unknown = f"{key}_zz"
@@ -117,7 +116,7 @@ def test_an_unknown_key_anywhere_is_named(tmp_path_factory: pytest.TempPathFacto
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("section", LISTED, ids=".".join)
+@pytest.mark.parametrize("section", SECTIONS, ids=".".join)
 def test_a_missing_key_is_named_unless_it_has_a_default(changed: Write, section: tuple[str, ...]) -> None:
     for name, field in fields_of(section).items():
         path = changed(lambda tree, name=name: (_without_dependences(tree), at(tree, section).pop(name, None)))
@@ -176,7 +175,8 @@ def test_the_defaults_are_the_published_constants() -> None:
         ("stampscenes.unrelated_sound", 1.5),
         ("retrieval.shared_captions_per_clip", -1),
         ("gates.retrieval.never_worse_than_best_modality", -1.0),
-        ("preset", ["paper"]),
+        ("preset", 3),
+        ("preset", [["paper"]]),
     ],
 )
 def test_a_value_out_of_range_is_named(changed: Write, key: str, value: object) -> None:
@@ -210,53 +210,136 @@ def test_a_corpus_name_that_a_shell_or_dvc_would_interpret_is_refused(changed: W
         load_config(path)
 
 
-@pytest.mark.parametrize("name", ["it's", "a.b", "a b"])
-def test_a_preset_name_that_dvc_would_not_find_is_refused(changed: Write, name: str) -> None:
-    path = changed(lambda tree: tree["presets"].update({name: {}}))
-    with pytest.raises(ValueError, match=re.escape(f"  presets: the preset name {name!r} must consist of letters")):
-        load_config(path)
-
-
 def test_every_mistake_is_reported_at_once(changed: Write) -> None:
     path = changed(lambda tree: (tree.pop("seed"), tree["model"].update(fusion="max"), tree.update(extra=1)))
     with pytest.raises(ValueError, match=r"seed: (.|\n)*model\.fusion: (.|\n)*extra: "):
         load_config(path)
 
 
-@pytest.mark.parametrize("name", TREE["presets"])
-def test_a_preset_changes_what_it_names_and_nothing_else(changed: Write, name: str) -> None:
-    path = changed(lambda tree: tree["clips"].update({"frames": 12, "size": 256, "max_seconds": 30.0}))
-    before = load_config(path).model_dump(mode="json")
-    after = load_config(path, name).model_dump(mode="json")
-    for section, changes in TREE["presets"][name].items():
-        optimizer = changes.get("optimizer", {})
-        flat = {key: value for key, value in changes.items() if key != "optimizer"}
-        assert flat.items() <= after[section].items()
-        assert optimizer.items() <= after[section].get("optimizer", {}).items()
-        untouched = before[section].keys() - changes.keys()
-        assert all(after[section][key] == before[section][key] for key in untouched)
-    untouched = before.keys() - TREE["presets"][name].keys() - {"preset"}
-    assert all(after[section] == before[section] for section in untouched)
-    assert after["preset"] == name
+SHIPPED = sorted(path.stem for path in (REPOSITORY / "presets").glob("*.yaml"))
+OF_CORPORA = {
+    "msrvtt": {"stampscenes-pretraining", "msrvtt"},
+    "msrvtt-1ka": {"stampscenes-pretraining", "msrvtt"},
+    "vatex": {"stampscenes-pretraining", "vatex"},
+    "audiocaps": {"stampscenes-pretraining", "audiocaps"},
+    "clotho": {"stampscenes-pretraining", "clotho"},
+    "audioset+howto100m": {"audioset", "howto100m", "stampscenes-captions"},
+}
+"""Corpora that are left by a preset for corpora."""
+
+
+def files_of(name: str) -> list[Tree]:
+    """What the file of a shipped preset holds, and before it what those hold that it names."""
+    tree: Tree = yaml.safe_load((REPOSITORY / f"presets/{name}.yaml").read_text(encoding="utf-8"))
+    below = tree.pop("preset", [])
+    return [*(file for other in ([below] if isinstance(below, str) else below) for file in files_of(other)), tree]
+
+
+def leaves(tree: Tree, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Every value of a tree, by its place."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*place, key))
+        else:
+            yield (*place, key), value
+
+
+@pytest.mark.parametrize("name", set(SHIPPED) - {"own-captions"})
+def test_a_preset_changes_what_it_names_and_nothing_else(name: str) -> None:
+    before = dict(leaves(load_config(FILE).model_dump(mode="json")))
+    after = dict(leaves(load_config(FILE, name).model_dump(mode="json")))
+    named = {place: value for file in files_of(name) for place, value in leaves(file)}
+    removed = {place for place, value in named.items() if value is None and place[-2] in ("corpora", "floors")}
+    for place, value in named.items() - {(place, None) for place in removed}:
+        assert after[place] == (pytest.approx(value) if isinstance(value, float) else value)
+    for place, value in before.items():
+        if place not in named and place != ("preset",) and not any(place[: len(gone)] == gone for gone in removed):
+            assert after[place] == value, place
+    assert after[("preset",)] == [name]
+
+
+@pytest.mark.parametrize(("name", "corpora"), OF_CORPORA.items())
+def test_one_name_takes_corpora_their_places_labels_and_gates(name: str, corpora: set[str]) -> None:
+    config = load_config(FILE, name)
+    assert config.corpora.keys() == corpora
+    assert "stampscenes-captions" in corpora or (
+        (config.clips.frames, config.clips.size, config.model.weights) == (12, 256, "openai")
+        and (config.evaluation.labels, config.evaluation.queries) == (None, None)
+        and (config.gates.retrieval.floors, config.gates.captioning.floors) == ({}, {})
+        and config.gates.retrieval.never_worse_than_best_modality is None
+    )
+
+
+def test_presets_are_laid_over_each_other_in_their_order() -> None:
+    config = load_config(FILE, ["howto100m", "msrvtt-1ka"])
+    assert config.preset == ("howto100m", "msrvtt-1ka")
+    assert {name: corpus.adapter for name, corpus in config.corpora.items()} == {
+        "howto100m": "howto100m",
+        "msrvtt": "msrvtt-1ka",
+    }
+    assert load_config(FILE, ["vatex", "paper-msrvtt"]).audio.tiles == 6  # below vatex already
+    both = (load_config(FILE, ["mean", "paper-msrvtt"]), load_config(FILE, ["paper-msrvtt", "mean"]))
+    assert [config.retrieval.batch_size for config in both] == [128, 64]
+
+
+@pytest.fixture
+def with_presets(changed: Write) -> Callable[..., Path]:
+    """Write params.yaml with presets of its own, and name them in it."""
+
+    def write(names: object, **presets: str) -> Path:
+        path = changed(put("preset", names))
+        (path.parent / "presets").mkdir()
+        for name, text in presets.items():
+            (path.parent / f"presets/{name}.yaml").write_text(text, encoding="utf-8")
+        return path
+
+    return write
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("text", "message"),
     [
-        ({"pretraining": {"text_smell": 1.0}}, r"presets\.mine\.pretraining\.text_smell: "),
-        ({"retrieval": {"optimizer": {"lr": 0}}}, r"presets\.mine\.retrieval\.optimizer\.lr: "),
-        ({"retrieval": {"optimizer": {"lr": float("inf")}}}, r"presets\.mine\.retrieval\.optimizer\.lr: "),
-        ({"clips": {"size": 128}}, r"presets\.mine\.clips"),
+        ("pretraining: {text_smell: 1.0}", r"is not valid:\n  pretraining\.text_smell: "),
+        ("retrieval: {optimizer: {lr: 0}}", r"is not valid:\n  retrieval\.optimizer\.lr: "),
+        ("clips: {size: .inf}", r"is not valid:\n  clips\.size: "),
+        ("clips: 3", r"is not valid:\n  clips: "),
+        ("sizes: {}", r"is not valid:\n  sizes: "),
+        ("corpora: {a b: {adapter: folder, role: finetuning, annotations: a, media: m}}", r"the corpus name 'a b'"),
+        ("corpora: {mine: {adapter: folder, role: finetuning}}", r"corpora\.mine\.annotations: Field required"),
+        ("- clips", r"is not valid:\n  \(top\): a preset has sections of params\.yaml"),
+        ("", r"is not valid:\n  \(top\): "),
+        ("clips: {size: 1\n", r"is not valid YAML: "),
+        ("clips: {size: 72}\nclips: {size: 72}", r"is not valid YAML: the key 'clips' is there twice"),
+        ("preset: other", r"is not valid:\n  preset: 'other' is none of default, fine, mine"),
+        ("preset: 3", r"is not valid:\n  preset: 3 is neither a name nor a list of names"),
+        ("preset: [[fine]]", r"is not valid:\n  preset: \['fine'\] is none of default, fine, mine"),
+        ("preset: mine", r"is not valid:\n  preset: 'mine' leads back to itself"),
     ],
 )
-def test_a_mistake_in_a_preset_that_is_not_chosen_is_named(changed: Write, changes: Tree, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load_config(changed(lambda tree: tree["presets"].update(mine=changes)))
+def test_a_mistake_in_a_preset_is_named_with_its_file(with_presets: Any, text: str, message: str) -> None:
+    path = with_presets(["fine", "mine"], fine="audio: {tiles: 2}", mine=text)
+    with pytest.raises(ValueError, match=rf"(?s)presets/mine\.yaml.*{message}") as caught:
+        load_config(path)
+    assert "fine.yaml is" not in str(caught.value)
 
 
-def test_an_unknown_preset_is_named(changed: Write) -> None:
-    with pytest.raises(ValueError, match="preset: 'paper-tiktok' is none of default, mean, paper"):
-        load_config(changed(put("preset", "paper-tiktok")))
+def test_a_mistake_of_params_yaml_is_not_laid_to_a_preset(with_presets: Any) -> None:
+    path = with_presets("mine", mine="audio: {tiles: 2}")
+    path.write_text(path.read_text().replace("seed: 7", "seed: -7"))
+    with pytest.raises(ValueError, match=r"params\.yaml is not valid:\n  seed: "):
+        load_config(path)
+
+
+def test_files_that_contradict_each_other_are_both_named(with_presets: Any) -> None:
+    path = with_presets("mine", mine="clips: {frames: 1}")
+    with pytest.raises(ValueError, match=r"params\.yaml with .*presets/mine\.yaml is not valid:\n  \(top\): retrieval"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("name", ["paper-tiktok", "../params", "/etc/passwd", "", ".", "a b"])
+def test_a_preset_without_a_file_of_its_name_is_an_error(changed: Write, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"params\.yaml is not valid:\n  preset: {name!r} is none of default"):
+        load_config(changed(put("preset", name)))
 
 
 @pytest.mark.parametrize(
@@ -345,9 +428,8 @@ def test_only_retrieval_trains_experts(changed: Write) -> None:
 
 
 @pytest.mark.parametrize("preset", ["paper-msrvtt", "paper-vatex", "paper-audiocaps"])
-def test_the_paper_s_recipes_have_no_experts_and_one_right_clip(changed: Write, preset: str) -> None:
-    path = changed(lambda tree: tree["clips"].update({"frames": 12, "size": 256, "max_seconds": 30.0}))
-    config = load_config(path, preset)
+def test_the_paper_s_recipes_have_no_experts_and_one_right_clip(preset: str) -> None:
+    config = load_config(FILE, preset)
     assert config.model.fusion == "mean"
     assert (config.retrieval.shared_captions_per_clip, config.retrieval.identical_captions_match) == (0, False)
 
@@ -385,13 +467,10 @@ def test_a_key_that_is_given_twice_is_named_with_its_line(tmp_path: Path, before
         load_config(path)
 
 
-def test_a_merged_mapping_may_be_changed_and_merged_again(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    presets = "\npresets:\n  mine: &mine\n    <<: {retrieval: {frames: 2}}\n    retrieval: {frames: 3}\n"
-    presets += "  outer: {<<: *mine, audio: {tiles: 1}}\n"
-    path.write_text(TEXT.replace("\npresets:\n", presets), encoding="utf-8")
-    outer = load_config(path, "outer")
-    assert (outer.retrieval.frames, outer.audio.tiles) == (3, 1)
+def test_a_merged_mapping_may_be_changed_and_merged_again(with_presets: Any) -> None:
+    text = "audio: &mine {<<: {tiles: 2, hop: 128}, tiles: 1}\nclips: {<<: {frames: 5}, frames: 6}\n"
+    config = load_config(with_presets("mine", mine=text))
+    assert (config.audio.tiles, config.audio.hop, config.clips.frames) == (1, 128, 6)
 
 
 @pytest.mark.parametrize("text", ["seed: [1, 2", "a: b: c", "\t- x", "a: !!python/object/apply:os.getcwd []"])

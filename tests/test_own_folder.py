@@ -9,6 +9,7 @@ import pytest
 
 from clip4vla.clips.dataset import ClipDataset
 from clip4vla.corpora.manifest import read_manifest
+from clip4vla.pipeline.params import resolve
 from tests.markup import parse
 from tests.media.sample import tone, write_media
 from tests.project import make_project, read_config, run, write_config
@@ -42,9 +43,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "data/raw/mine/texts.csv").write_text(table)
     config = read_config(directory)
     config["corpora"] = {"mine-pretraining": FOLDER | {"role": "pretraining"}, "mine": FOLDER | {"role": "finetuning"}}
-    config["evaluation"] |= {"labels": None, "queries": None}
-    config["gates"]["retrieval"] |= {"floors": {}, "never_worse_than_best_modality": None}
+    config["preset"] = "own-captions"
     write_config(directory, config)
+    resolve(directory)
     return directory
 
 

@@ -55,7 +55,7 @@ def killed_everywhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     moments = random.Random(0)
     killed_in, left = [], STAGES
     while left:
-        longest = LONGEST_S if left[0] in STAGES[4:] else LONGEST_S / 8
+        longest = LONGEST_S if left[0] in STAGES[5:] else LONGEST_S / 8
         killed_in.append(repro_killed_in(project, left, moments.uniform(0, longest))[-1])
         left = STAGES[STAGES.index(killed_in[-1]) + 1 :]
     assert len(killed_in) >= len(STAGES) - 2, f"too many stages were done before they were killed: {killed_in}"

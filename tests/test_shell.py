@@ -1,10 +1,11 @@
-"""Names and paths of params.yaml, which DVC reads before the package does, never reach a shell."""
+"""Names and paths of params.yaml and presets never reach a shell."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
+from clip4vla.pipeline.params import GRAPH, RESOLVED, resolve
 from tests.project import REPOSITORY, make_project, read_config, run, write_config
 
 NAMES = ("a; touch reached", "it's; touch reached; echo '", "$(touch reached)", '"; touch reached; "')
@@ -22,6 +23,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = {"adapter": "folder", "annotations": "it's mine", "media": "my videos; touch reached"}
     config["corpora"] = {"mine": corpus | {"role": "finetuning"}, "others": corpus | {"role": "pretraining"}}
     write_config(directory, config)
+    assert not resolve(directory)  # other stages than before
     return directory
 
 
@@ -38,11 +40,20 @@ def test_the_name_of_a_corpus_is_no_command(project: Path, name: str) -> None:
     before = config["corpora"]
     write_config(project, config | {"corpora": before | {name: before["mine"]}})
     try:
-        done = run(project, "-m", "dvc", "repro", "--single-item", f"manifest@{name}")
+        done = run(project, "-m", "dvc", "repro")
+        resolved = project / RESOLVED
+        kept = resolved.read_text()
+        tree = yaml.safe_load(kept)
+        for corpora in (tree["corpora"], tree[GRAPH]["corpora"]):  # as no command writes it
+            corpora[name] = corpora["mine"]
+        resolved.write_text(yaml.safe_dump(tree))
+        forged = run(project, "-m", "dvc", "repro", "--single-item", f"manifest@{name}")
+        resolved.write_text(kept)
     finally:
         write_config(project, config)
-    assert done.returncode != 0
-    assert f"the corpus name {name!r} must consist of letters" in done.stderr
+    for failed in (done, forged):
+        assert failed.returncode != 0
+        assert f"the corpus name {name!r} must consist of letters" in failed.stderr
     assert not list(project.rglob("reached*"))
 
 

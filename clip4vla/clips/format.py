@@ -46,6 +46,11 @@ class Clip:
     """(C, S)"""
     texts: tuple[Text, ...]
 
+    @property
+    def has_sound(self) -> bool:
+        """Whether it has an audio track with any sample."""
+        return self.audio is not None and self.audio.size > 0
+
 
 def encode_row(record: SourceRecord, span: Span, jpeg_quality: int, speech: float | None = None) -> dict[str, Any]:
     """The row of `record`, whose media decoded to `span`, of which the share `speech` is speech."""

@@ -29,6 +29,7 @@ class Adapter(Protocol):
 ADAPTERS = {
     "audiocaps": "clip4vla.corpora.audiocaps:read",
     "audioset": "clip4vla.corpora.audioset:read",
+    "clotho": "clip4vla.corpora.clotho:read",
     "folder": "clip4vla.corpora.folder:read",
     "howto100m": "clip4vla.corpora.howto100m:read",
     "msrvtt": "clip4vla.corpora.msrvtt:read",

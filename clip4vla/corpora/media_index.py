@@ -1,10 +1,13 @@
 """Which file a record means: media are found by name anywhere under a directory, whatever their suffix."""
 
+import csv
 import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+from clip4vla.utils.files import atomic_file
 
 
 def _suffixes(words: str) -> frozenset[str]:
@@ -95,6 +98,26 @@ def walk_files(directory: Path) -> Iterator[str]:
             path = Path(folder, name)
             if not name.startswith(".") and path.is_file():
                 yield path.relative_to(directory).as_posix()
+
+
+def write_listing(directory: Path, out: Path) -> int:
+    """Write a line for each file under `directory`: path, size in bytes, time of its last change in ns; their number.
+
+    Raises:
+        ValueError: there is no such directory.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"there is no directory of media {directory}")
+    paths = sorted(walk_files(directory))
+    with (
+        atomic_file(out) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        lines = csv.writer(file)
+        for path in paths:
+            stat = (directory / path).stat()
+            lines.writerow([path, stat.st_size, stat.st_mtime_ns])
+    return len(paths)
 
 
 def same_name(name: str) -> str:

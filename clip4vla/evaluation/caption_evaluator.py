@@ -15,7 +15,7 @@ from clip4vla.config import EvaluationConfig
 from clip4vla.evaluation.caption_metrics import CaptionMetrics
 from clip4vla.evaluation.labels import Labels
 from clip4vla.evaluation.retrieval_evaluator import batches, digest
-from clip4vla.evaluation.scores import Samples, Scores, fingerprint, summarise_samples
+from clip4vla.evaluation.scores import WITH_SOUND, Samples, Scores, SplitSize, fingerprint, summarise_samples
 from clip4vla.inference.embedder import Embedder
 from clip4vla.records import MODALITIES, Modality
 from clip4vla.utils.progress import track
@@ -42,6 +42,13 @@ class Captions:
     """One caption of each clip, by the modality that was attended to."""
     content: str
     """Digest of the frames and sounds of the clips."""
+    with_sound: frozenset[str]
+    """The clips that have sound."""
+
+    @property
+    def size(self) -> SplitSize:
+        """Clips, and those with sound."""
+        return SplitSize(len(self.references), len(self.with_sound))
 
 
 class CaptionEvaluator:
@@ -72,15 +79,16 @@ class CaptionEvaluator:
         """Caption every clip, from each of `modalities`."""
         references: dict[str, tuple[str, ...]] = {}
         generated: dict[Modality, dict[str, str]] = {modality: {} for modality in self.modalities}
-        content = []
+        content, with_sound = [], set[str]()
         rounds = -(-len(dataset) // self.config.batch_size)
         for clips in track(batches(dataset, self.config.batch_size), rounds, "batches of captions"):
             ids = [clip.clip_id for clip in clips]
             references |= {clip.clip_id: tuple(text.text for text in clip.texts) for clip in clips}
             content += [digest(clip) for clip in clips]
+            with_sound |= {clip.clip_id for clip in clips if clip.has_sound}
             for modality, sentences in self.generate(clips).items():
                 generated[modality] |= dict(zip(ids, sentences, strict=True))
-        return Captions(references, generated, "".join(content))
+        return Captions(references, generated, "".join(content), frozenset(with_sound))
 
     def generate(self, clips: Sequence[Clip]) -> dict[Modality, list[str]]:
         """A caption of each clip by modality; the towers run once."""
@@ -91,7 +99,8 @@ class CaptionEvaluator:
 def score_captions(captions: Captions, slots: Slots | None, config: EvaluationConfig, java: bool = True) -> Scores:
     """`caption/MODALITY/METRIC` in the units of the standard code, and `caption/MODALITY/slot/ROLE` in per cent.
 
-    What is a mean over clips has a 95 % interval. The tokenization is part of what makes scores comparable.
+    Where some clips have sound and others don't, the metrics are also of those with sound alone, see `WITH_SOUND`. What
+    is a mean over clips has a 95 % interval. The tokenization is part of what makes scores comparable.
 
     Args:
         captions: of a test split.
@@ -100,18 +109,33 @@ def score_captions(captions: Captions, slots: Slots | None, config: EvaluationCo
         java: whether to compute what needs Java, where it is installed.
     """
     metrics = CaptionMetrics(captions.references, java)
-    values: dict[str, float] = {}
-    samples: dict[str, Samples] = {}
+    values, samples = _measure(metrics, captions.references, captions.generated)
+    if 0 < captions.size.with_sound < captions.size.clips:
+        references = {clip: texts for clip, texts in captions.references.items() if clip in captions.with_sound}
+        found = _measure(CaptionMetrics(references, java), references, captions.generated)
+        values |= {f"{WITH_SOUND}/{name}": value for name, value in found[0].items()}
+        samples |= {f"{WITH_SOUND}/{name}": each for name, each in found[1].items()}
     for modality, generated in captions.generated.items():
-        found = metrics.score(generated)
-        values |= {f"caption/{modality}/{name}": value for name, value in found.values.items()}
-        clips = tuple(captions.references)
-        samples |= {f"caption/{modality}/{name}": Samples(clips, each) for name, each in found.each.items()}
         samples |= {f"caption/{modality}/slot/{role}": hits for role, hits in _hits(generated, slots).items()}
     pairs = [(clip, text) for clip, texts in captions.references.items() for text in texts]
     test_set = fingerprint(pairs, captions.content + metrics.tokenizer)
     notes = {"tokenizer": metrics.tokenizer, **metrics.notes}
-    return summarise_samples(test_set, samples, config.bootstrap, config.seed, values, notes)
+    return summarise_samples(test_set, samples, config.bootstrap, config.seed, values, notes, captions.size)
+
+
+def _measure(
+    metrics: CaptionMetrics,
+    references: Mapping[str, tuple[str, ...]],
+    generated: Mapping[Modality, Mapping[str, str]],
+) -> tuple[dict[str, float], dict[str, Samples]]:
+    """Scores of the corpus and of each clip, of the captions of the clips in `references`."""
+    values: dict[str, float] = {}
+    samples: dict[str, Samples] = {}
+    for modality, captions in generated.items():
+        found = metrics.score({clip: captions[clip] for clip in references})
+        values |= {f"caption/{modality}/{name}": value for name, value in found.values.items()}
+        samples |= {f"caption/{modality}/{n}": Samples(tuple(references), each) for n, each in found.each.items()}
+    return values, samples
 
 
 def _hits(generated: Mapping[str, str], slots: Slots | None) -> dict[str, Samples]:

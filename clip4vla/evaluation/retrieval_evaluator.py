@@ -18,7 +18,7 @@ from clip4vla.evaluation.probe import probe_scores
 from clip4vla.evaluation.queries import NO_QUERIES, QuerySet
 from clip4vla.evaluation.rerank import nearest, rerank
 from clip4vla.evaluation.retrieval_metrics import IntArray, caption_correspondence, correspondence, ranks
-from clip4vla.evaluation.scores import QueryTable, Scores, fingerprint, summarise
+from clip4vla.evaluation.scores import WITH_SOUND, QueryTable, Scores, SplitSize, fingerprint, summarise
 from clip4vla.inference.embedder import Embedder
 from clip4vla.model.media_features import MediaFeatures
 from clip4vla.records import MODALITIES, Modality, Text
@@ -35,6 +35,7 @@ class ClipEntry:
     texts: tuple[Text, ...]
     digest: str
     """Of its frames and sound, see `digest`."""
+    has_sound: bool
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class EmbeddedSplit:
     """(Q, D)"""
     clips: dict[Modality, NDArray[np.float32]]
     """(G, D) by modality."""
+    has_sound: tuple[bool, ...]
+    """(G,)"""
     test_set: str
     """Fingerprint of clips, captions and queries."""
     queries: QuerySet = NO_QUERIES
@@ -61,6 +64,11 @@ class EmbeddedSplit:
     reranked: NDArray[np.float32] | None = None
     """(Q, G), `similarity("both")` after re-ranking; None where there was none."""
 
+    @property
+    def size(self) -> SplitSize:
+        """Clips, and those with sound."""
+        return SplitSize(len(self.clip_ids), sum(self.has_sound))
+
     def texts(self) -> NDArray[np.float32]:
         """(Q + number of queries, D) captions and queries."""
         return self.captions if self.query_vectors is None else np.concatenate([self.captions, self.query_vectors])
@@ -68,6 +76,25 @@ class EmbeddedSplit:
     def similarity(self, modality: Modality) -> NDArray[np.float32]:
         """(Q, G) cosine of every caption with every clip."""
         return self.captions @ self.clips[modality].T
+
+    def with_sound(self) -> "EmbeddedSplit":
+        """The clips that have sound and their captions, as a test set of its own; without queries by kind."""
+        rows = np.flatnonzero(self.has_sound)
+        kept = {self.clip_ids[row] for row in rows}
+        captions = np.array([index for index, clip_id in enumerate(self.caption_clips) if clip_id in kept], int)
+        return replace(
+            self,
+            clip_ids=tuple(self.clip_ids[row] for row in rows),
+            caption_clips=tuple(self.caption_clips[index] for index in captions),
+            sentences=tuple(self.sentences[index] for index in captions),
+            captions=self.captions[captions],
+            clips={modality: vectors[rows] for modality, vectors in self.clips.items()},
+            queries=NO_QUERIES,
+            query_vectors=None,
+            query_weights=None,
+            reranked=None if self.reranked is None else self.reranked[np.ix_(captions, rows)],
+            has_sound=(True,) * len(rows),
+        )
 
 
 class RetrievalEvaluator:
@@ -89,7 +116,7 @@ class RetrievalEvaluator:
         for clips in batches(dataset, self.config.batch_size):
             for modality, of_batch in self.embedder.embed_by_modality(clips).items():
                 vectors[modality].append(of_batch)
-            entries += [ClipEntry(clip.clip_id, clip.texts, digest(clip)) for clip in clips]
+            entries += [ClipEntry(clip.clip_id, clip.texts, digest(clip), clip.has_sound) for clip in clips]
         captions = [(entry.clip_id, text.text) for entry in entries for text in entry.texts]
         content = "".join(entry.digest for entry in entries) + (queries.digest if queries else "")
         content += "identical captions match" if self.config.identical_captions_match else ""
@@ -103,6 +130,7 @@ class RetrievalEvaluator:
             queries=queries,
             query_vectors=self.embedder.encode_text(queries.sentences),
             query_weights=self.embedder.weigh(queries.sentences) if self.embedder.experts else None,
+            has_sound=tuple(entry.has_sound for entry in entries),
         )
         reranks = self.config.rerank and self.embedder.model.cross_encoder is not None
         return self.rerank(split, dataset) if reranks else split
@@ -125,7 +153,24 @@ class RetrievalEvaluator:
         return replace(split, reranked=rerank(similarity, items, torch.stack(scores).numpy()))
 
     def score(self, split: EmbeddedSplit, probe: dict[str, float] | None = None) -> Scores:
-        """Retrieval both ways by modality with 95 % intervals, joined by the values of a probe."""
+        """Retrieval both ways by modality with 95 % intervals, joined by the values of a probe.
+
+        Where some clips have sound and others don't, also of those with sound alone, see `WITH_SOUND`.
+        """
+        tables = self._both_ways(split)
+        if 0 < split.size.with_sound < split.size.clips:
+            tables |= {f"{WITH_SOUND}/{name}": table for name, table in self._both_ways(split.with_sound()).items()}
+        others = dict(probe or {})
+        if split.queries:
+            assert split.query_vectors is not None
+            similarities = {modality: split.query_vectors @ split.clips[modality].T for modality in MODALITIES}
+            tables |= split.queries.tables(similarities, split.clip_ids)
+            if split.query_weights is not None:
+                others |= split.queries.mean_weights(split.query_weights, self.embedder.experts)
+        return summarise(split.test_set, tables, self.config.bootstrap, self.config.seed, others, size=split.size)
+
+    def _both_ways(self, split: EmbeddedSplit) -> dict[str, QueryTable]:
+        """What became of captions and clips as queries, by modality."""
         pairs = self._pairs(split)
         tables: dict[str, QueryTable] = {}
         for modality in MODALITIES:
@@ -134,14 +179,7 @@ class RetrievalEvaluator:
             tables[f"clip_to_text/{modality}"] = _clips_as_queries(split, similarity, pairs)
         if split.reranked is not None:
             tables["text_to_clip/reranked"] = _captions_as_queries(split, split.reranked, pairs)
-        others = dict(probe or {})
-        if split.queries:
-            assert split.query_vectors is not None
-            similarities = {modality: split.query_vectors @ split.clips[modality].T for modality in MODALITIES}
-            tables |= split.queries.tables(similarities, split.clip_ids)
-            if split.query_weights is not None:
-                others |= split.queries.mean_weights(split.query_weights, self.embedder.experts)
-        return summarise(split.test_set, tables, self.config.bootstrap, self.config.seed, others)
+        return tables
 
     def _pairs(self, split: EmbeddedSplit) -> IntArray:
         """Pairs (N, 2) of (caption, clip) that belong together."""

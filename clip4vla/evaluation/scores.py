@@ -30,9 +30,13 @@ from clip4vla.evaluation.retrieval_metrics import (
 )
 from clip4vla.utils.files import atomic_file, write_json
 from clip4vla.utils.hashing import hash_bytes, hash_text
+from clip4vla.utils.numbers import format_count
 
 BY_QUERY, HELD_OUT = "by_query", "held_out"
 """Groups of scores: `by_query/KIND/MODALITY/R@1`, and the same for phrasings that training does not have."""
+WITH_SOUND = "with_sound"
+"""Group of the scores on the clips that have sound alone, as some publications report them:
+`with_sound/text_to_clip/both/R@1`. Not there where all clips have sound, or none."""
 QUERY_KINDS = ("all", "two", "seen", "heard", "said", "unrelated_sound")
 """Kinds of query in the order of tables and figures. A corpus may have others, which follow in alphabetical order."""
 SCORES_FILE = "scores.json"
@@ -91,6 +95,18 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class SplitSize:
+    """How large a test set is: publications mean different ones by the same name."""
+
+    clips: int
+    with_sound: int
+    """Those that have an audio track."""
+
+    def __str__(self) -> str:
+        return f"{format_count(self.clips)} clips, {format_count(self.with_sound)} of them with sound"
+
+
+@dataclass(frozen=True)
 class Scores:
     """The scores of one model on one test set."""
 
@@ -106,6 +122,8 @@ class Scores:
     """Values of each clip by the score that is their mean, such as `caption/both/CIDEr`."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """How scores were measured, and why one is missing, by name."""
+    size: SplitSize | None = None
+    """None: of scores that an earlier version wrote."""
 
     def __post_init__(self) -> None:
         if not self.test_set:
@@ -165,6 +183,7 @@ class Scores:
             ranks_sha256=hash_bytes([ranks]),
             samples_sha256=None if samples is None else hash_bytes([samples]),
             notes=dict(self.notes),
+            size=self.size,
         )
         for name, content in ((RANKS_FILE, ranks), (SAMPLES_FILE, samples)):
             if content is not None:
@@ -187,7 +206,8 @@ class Scores:
             path, sha256 = directory / SAMPLES_FILE, document.samples_sha256
             samples = _read_table(path, sha256, _SAMPLES_SCHEMA, _samples_from_arrow)
         try:
-            return cls(document.test_set, document.values, document.intervals, queries, samples, document.notes)
+            facts = document.test_set, document.values, document.intervals, queries, samples
+            return cls(*facts, document.notes, document.size)
         except ValueError as error:
             raise ValueError(f"{directory / SCORES_FILE}: {error}") from error
 
@@ -203,6 +223,7 @@ class _Document(BaseModel):
     ranks_sha256: str
     samples_sha256: str | None = None
     notes: dict[str, str] = {}
+    size: SplitSize | None = None
 
 
 def summarise(
@@ -212,6 +233,7 @@ def summarise(
     seed: int,
     others: Mapping[str, float] | None = None,
     other_intervals: Mapping[str, Interval] | None = None,
+    size: SplitSize | None = None,
 ) -> Scores:
     """Scores of all `queries` (by `direction/modality`) with their intervals, joined by values measured elsewhere."""
     values, intervals = dict(others or {}), dict(other_intervals or {})
@@ -220,7 +242,7 @@ def summarise(
         spread = retrieval_intervals(table.ranks, table.clip_ids, resamples, seed)
         values |= {f"{table_name}/{name}": value for name, value in found.items()}
         intervals |= {f"{table_name}/{name}": ends for name, ends in spread.items()}
-    return Scores(test_set, values, intervals, dict(queries))
+    return Scores(test_set, values, intervals, dict(queries), size=size)
 
 
 def summarise_samples(
@@ -230,11 +252,12 @@ def summarise_samples(
     seed: int,
     others: Mapping[str, float],
     notes: Mapping[str, str],
+    size: SplitSize | None = None,
 ) -> Scores:
     """Scores that are means over clips, with their intervals, joined by values that have none."""
     values = dict(others) | {name: found.mean for name, found in samples.items()}
     intervals = {name: mean_interval(found.values, found.clip_ids, resamples, seed) for name, found in samples.items()}
-    return Scores(test_set, values, intervals, {}, dict(samples), dict(notes))
+    return Scores(test_set, values, intervals, {}, dict(samples), dict(notes), size)
 
 
 def fingerprint(captions: Iterable[tuple[str, str]], content: str = "") -> str:

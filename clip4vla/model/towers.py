@@ -14,6 +14,8 @@ from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.factory import load_state_dict
 from open_clip.pretrained import download_pretrained
 from open_clip.transformer import VisionTransformer
@@ -123,12 +125,41 @@ def load_clip_weights(clip: open_clip.CLIP, architecture: Architecture, weights:
     clip.load_state_dict(state)
 
 
-def _downloaded(name: str, tag: str) -> Path:
-    """The local file of a pretrained tag, downloaded if need be."""
-    config = open_clip.get_pretrained_cfg(name, tag)
+def find_weights(name: str, weights: str) -> Path | str:
+    """The local file of `weights`, a path or a pretrained tag; the address of one that is still to be downloaded.
+
+    Raises:
+        ValueError: neither a file nor a tag of the architecture `name`.
+    """
+    if Path(weights).is_file():
+        return Path(weights)
+    config = _pretrained_config(name, weights)
+    if hub := config.get("hf_hub"):
+        repository, _, file = hub.rpartition("/")
+        for candidate in [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]:
+            if isinstance(found := try_to_load_from_cache(repository, candidate), str):
+                return Path(found)
+        return f"https://huggingface.co/{repository}"
+    kept = Path("~/.cache/clip").expanduser() / config["url"].rpartition("/")[2]
+    return kept if kept.is_file() else str(config["url"])
+
+
+def _pretrained_config(name: str, tag: str) -> dict[str, Any]:
+    """What open_clip knows of a pretrained tag.
+
+    Raises:
+        ValueError: there is no such tag of the architecture.
+    """
+    config: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not config:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ValueError(f"model.weights is {tag!r}: there is no such file, nor a tag of {name} (its tags: {tags})")
+    return config
+
+
+def _downloaded(name: str, tag: str) -> Path:
+    """The local file of a pretrained tag, downloaded if need be."""
+    config = _pretrained_config(name, tag)
     try:
         return Path(download_pretrained(config))
     except Exception as error:

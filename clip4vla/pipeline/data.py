@@ -1,4 +1,4 @@
-"""Stages `fetch`, `corpus`, `manifest@CORPUS` and `clips@CORPUS`: from published files to clips in Lance."""
+"""The stages of data, `fetch` to `clips@CORPUS`: from published files to clips in Lance."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -9,9 +9,10 @@ from clip4vla.clips.ingest import ingest
 from clip4vla.config import AudioConfig, ClipsConfig, Config, CorpusConfig, load_config
 from clip4vla.corpora.base import find_adapter
 from clip4vla.corpora.manifest import MANIFEST_FILE, write_manifest
+from clip4vla.corpora.media_index import write_listing
 from clip4vla.corpora.stampscenes import compose, fetch
 from clip4vla.media.inspect import inspect
-from clip4vla.pipeline.project import MANIFESTS, clips_directory
+from clip4vla.pipeline.project import MANIFESTS, clips_directory, listing_file
 
 PARAMS = Path("params.yaml")
 
@@ -24,6 +25,16 @@ def fetch_package() -> None:
 def compose_corpus() -> None:
     """StampScenes, composed of the pictures, sounds and voices of the package."""
     compose.compose(fetch.DESTINATION / f"{fetch.PACKAGE}.deb", load_config().stampscenes, compose.DESTINATION)
+
+
+def write_corpus_listing(name: str) -> None:
+    """Path, size and time of every media file of a corpus with `track: listing`, on which DVC depends in their place.
+
+    Raises:
+        ValueError: there is no such corpus, or no directory of its media.
+    """
+    count = write_listing(Path(_corpus(load_config(), name).media), listing_file(name))
+    print(f"{name}: {count:,} files listed")
 
 
 def write_corpus_manifest(name: str) -> None:

@@ -15,7 +15,7 @@ from clip4vla.evaluation.caption_evaluator import CaptionEvaluator, Captions, Sl
 from clip4vla.evaluation.labels import Labels
 from clip4vla.evaluation.queries import NO_QUERIES, QuerySet
 from clip4vla.evaluation.retrieval_evaluator import EmbeddedSplit, RetrievalEvaluator
-from clip4vla.evaluation.scores import Scores
+from clip4vla.evaluation.scores import Scores, SplitSize
 from clip4vla.inference.drift import EmbeddingStatistics, write_reference
 from clip4vla.inference.embedder import Embedder
 from clip4vla.pipeline.project import EVALUATIONS, METRICS, REPORT_FILE, ROOT, RUNS, find_clips
@@ -98,7 +98,8 @@ def log_scores(config: Config, scores: Scores, run_id: str, split: Split) -> Non
             run.log_metrics(headline(scores.values))
         log_datasets(run, find_clips(config, "finetuning", split), split)
         notes = {f"{split}.{name}": note for name, note in scores.notes.items()}
-        run.set_tags(notes | {f"{split}_set": scores.test_set})
+        size = {f"{split}_size": str(scores.size)} if scores.size else {}
+        run.set_tags(notes | size | {f"{split}_set": scores.test_set})
 
 
 def _evaluate_retrieval(config: Config, model: TrainingName) -> None:
@@ -120,7 +121,7 @@ def _evaluate_retrieval(config: Config, model: TrainingName) -> None:
             run.log_figure(figure, title)
         page = retrieval_page(f"Retrieval, {model} model", scores, embedded, _test_clips(config), _rate(config))
         _write_report(page, out, run)
-    size = {"n_queries": len(embedded.caption_clips), "n_clips": len(embedded.clip_ids)}
+    size = {"n_queries": len(embedded.caption_clips), **_counts(embedded.size)}
     write_json(METRICS / f"{model}.json", {"training": trained["metrics"], **size, **scores.tree()})
 
 
@@ -136,8 +137,12 @@ def _evaluate_captioning(config: Config) -> None:
         run.log_artifact(out / CAPTIONS_FILE)
         page = captioning_page("Captioning", captions, scores, _test_clips(config), _slots(config), _rate(config))
         _write_report(page, out, run)
-    facts = {"training": trained["metrics"], "n_clips": len(captions.references), "notes": dict(scores.notes)}
+    facts = {"training": trained["metrics"], **_counts(captions.size), "notes": dict(scores.notes)}
     write_json(METRICS / f"{model}.json", {**facts, **scores.tree()})
+
+
+def _counts(size: SplitSize) -> dict[str, int]:
+    return {"n_clips": size.clips, "n_clips_with_sound": size.with_sound}
 
 
 def write_captions(captions: Captions, path: Path) -> None:

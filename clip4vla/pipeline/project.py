@@ -6,6 +6,7 @@ from clip4vla.config import Config, Role
 from clip4vla.records import Split
 
 ROOT = Path()
+LISTINGS = Path("data/listings")
 MANIFESTS = Path("data/manifests")
 CLIPS = Path("data/clips")
 RUNS = Path("runs")
@@ -14,6 +15,11 @@ CHECKPOINTS = Path("checkpoints")
 METRICS = Path("metrics")
 """The few numbers of each stage that DVC compares, and that are committed with `dvc.lock`."""
 REPORT_FILE = "report.html"
+
+
+def listing_file(corpus: str) -> Path:
+    """Where the listing of a corpus' media is, with `track: listing`."""
+    return LISTINGS / f"{corpus}.csv"
 
 
 def clips_directory(config: Config, corpus: str) -> Path:

@@ -23,7 +23,7 @@ from clip4vla.reports.tables import Table, comparison_table, score_cell, to_mark
 from clip4vla.tracking.run import HEADLINES
 from clip4vla.tracking.store import comparison_page, run_page, runs_table_page, version_page
 from clip4vla.training.spec import RUN_FILE, read_run
-from clip4vla.utils.numbers import format_count
+from clip4vla.utils.numbers import format_count, format_rate
 
 HEADLINE_SCORE = {
     "pretraining": "text_to_clip/both/R@1",
@@ -134,7 +134,7 @@ def _finetuning_report(task: str) -> str:
 
 
 def _speed(name: str) -> str:
-    return f"{read_run(RUNS / name)['metrics']['clips_per_second']:.2g} clips/s"
+    return f"{format_rate(read_run(RUNS / name)['metrics']['clips_per_second'])} clips/s"
 
 
 def _manifest(name: str) -> StageSummary:

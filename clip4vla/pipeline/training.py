@@ -115,11 +115,11 @@ def _train(spec: TrainSpec, experiment: str, run_name: str, parent: str | None) 
 
 
 def run_name(config: Config, what: str) -> str:
-    """Name of an MLflow run: what is trained, on which data, by which preset, such as `retrieval · es · default`."""
+    """Name of an MLflow run: what is trained, on which data, by which presets, such as `retrieval · es · default`."""
     finetuning = [name for name, corpus in config.corpora.items() if corpus.role == "finetuning"]
     is_embedded = all(name.startswith("stampscenes") for name in finetuning)
     data = config.stampscenes.language if is_embedded else ", ".join(finetuning)
-    return f"{what} · {data} · {config.preset}"
+    return f"{what} · {data} · {', '.join(config.preset)}"
 
 
 def log_datasets(run: Run, clips: Sequence[Path], context: Split) -> None:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from clip4vla.clips.dataset import ClipDataset
 from clip4vla.evaluation.caption_evaluator import Captions, Slots
-from clip4vla.evaluation.scores import Scores
+from clip4vla.evaluation.scores import WITH_SOUND, Scores
 from clip4vla.records import MODALITIES, Modality
 from clip4vla.reports.cards import clip_card
 from clip4vla.reports.examples import pick_examples
@@ -42,7 +42,9 @@ def captioning_page(
     examples = _Examples(captions, scores, dataset, slots, sample_rate)
     label = MODALITY_LABELS[examples.modality]
     note = f"Scores with 95 % intervals, then the best, median and worst captions from {label}, by {ORDERED_BY}."
-    facts = {"clips": format_count(len(captions.references)), "test set": scores.test_set}
+    size = captions.size
+    facts = {"clips": format_count(size.clips), "clips with sound": format_count(size.with_sound)}
+    facts["test set"] = scores.test_set
     return Page(title, note, facts, captioning_tables(scores), examples.sections())
 
 
@@ -54,6 +56,9 @@ def captioning_tables(scores: Scores) -> list[Table]:
     columns = {name: name for name in METRICS if name in measured}
     notes = [f"{name}: {note}" for name, note in scores.notes.items()]
     tables = [score_table("Caption metrics by input modality", scores, rows, columns, notes)]
+    of_sound = {label: f"{WITH_SOUND}/{start}" for label, start in rows.items()}
+    if any(name.startswith(f"{WITH_SOUND}/") for name in scores.values):
+        tables.append(score_table("The same of the clips with sound alone", scores, of_sound, columns))
     roles = sorted(name for name in measured if name.startswith("slot/"))
     if roles:
         slots = {role.removeprefix("slot/"): role for role in roles}

@@ -13,7 +13,7 @@ from clip4vla.clips.dataset import ClipDataset
 from clip4vla.evaluation.queries import WEIGHT
 from clip4vla.evaluation.retrieval_evaluator import EmbeddedSplit
 from clip4vla.evaluation.retrieval_metrics import METRICS
-from clip4vla.evaluation.scores import Scores
+from clip4vla.evaluation.scores import WITH_SOUND, Scores
 from clip4vla.inference.index import EXPERT_LABELS
 from clip4vla.records import MODALITIES, Modality
 from clip4vla.reports.cards import SCORE_NOTE, clip_card, cosine_facts
@@ -54,7 +54,8 @@ def retrieval_page(title: str, scores: Scores, split: EmbeddedSplit, dataset: Cl
         for name, queries in examples.items()
     ]
     facts = {
-        "clips": format_count(len(split.clip_ids)),
+        "clips": format_count(split.size.clips),
+        "clips with sound": format_count(split.size.with_sound),
         "sentences": format_count(len(split.sentences)),
         "test set": split.test_set,
     }
@@ -62,18 +63,20 @@ def retrieval_page(title: str, scores: Scores, split: EmbeddedSplit, dataset: Cl
 
 
 def retrieval_tables(scores: Scores) -> list[Table]:
-    """A table for each direction, by modality, those of `query_tables`, and the probe of the audio type token.
+    """A table for each direction, by modality, of all clips and of those with sound alone.
 
-    Those without scores are left out.
+    Those of `query_tables` and the probe of the audio type token follow. Those without scores are left out.
     """
     tables = []
     columns = {name: name for name in METRICS}
-    for direction, label in DIRECTION_LABELS.items():
-        groups = {MODALITY_LABELS[m]: f"{direction}/{m}" for m in MODALITIES} | {"reranked": f"{direction}/reranked"}
-        rows = {name: group for name, group in groups.items() if f"{group}/R@1" in scores.values}
-        if rows:
-            title = f"{label}: recall in per cent, median and mean rank"
-            tables.append(score_table(title, scores, rows, columns))
+    for start, clips in (("", ""), (f"{WITH_SOUND}/", ", clips with sound alone")):
+        for direction, label in DIRECTION_LABELS.items():
+            groups = {MODALITY_LABELS[m]: f"{start}{direction}/{m}" for m in MODALITIES}
+            groups["reranked"] = f"{start}{direction}/reranked"
+            rows = {name: group for name, group in groups.items() if f"{group}/R@1" in scores.values}
+            if rows:
+                title = f"{label}{clips}: recall in per cent, median and mean rank"
+                tables.append(score_table(title, scores, rows, columns))
     return [*tables, *query_tables(scores), *_probe_tables(scores)]
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from clip4vla.evaluation.scores import BY_QUERY, HELD_OUT, Scores, is_headline, query_kind_place
+from clip4vla.evaluation.scores import BY_QUERY, HELD_OUT, WITH_SOUND, Scores, is_headline, query_kind_place
 from clip4vla.records import MODALITIES
 from clip4vla.utils.numbers import NOT_FINITE, format_score
 
+LAST = 1000
+"""Added to the place of what comes after all else."""
 MISSING = "–"
 """Cell of a score that a model doesn't have."""
 MODALITY_LABELS: dict[str, str] = {
@@ -79,7 +81,8 @@ def score_table(
 def comparison_table(models: Mapping[str, Scores], title: str = "") -> Table:
     """The headline scores of one or more models: a row for each score, a column for each model, with intervals."""
     rows = [[name, *(score_cell(scores, name) for scores in models.values())] for name in headlines(models.values())]
-    notes = [f"{model}: {name}: {note}" for model, scores in models.items() for name, note in scores.notes.items()]
+    notes = [f"{model}: {scores.size}" for model, scores in models.items() if scores.size]
+    notes += [f"{model}: {name}: {note}" for model, scores in models.items() for name, note in scores.notes.items()]
     return Table(title, ["score", *models], rows, notes)
 
 
@@ -91,11 +94,18 @@ def value_table(head: str, values: Mapping[str, float]) -> Table:
 def headlines(models: Iterable[Scores]) -> list[str]:
     """Names of the scores that models are compared by, sorted for reading: `is_headline`, and every caption score."""
     names = {name for scores in models for name in scores.values}
-    return sorted((name for name in names if is_headline(name) or name.startswith("caption/")), key=_place)
+    of_captions = ("caption/", f"{WITH_SOUND}/caption/")
+    return sorted((name for name in names if is_headline(name) or name.startswith(of_captions)), key=_place)
 
 
 def _place(name: str) -> tuple[int, int, str]:
-    """Directions in their order, kinds of query in theirs, then the rest; within each, modalities, then the rest."""
+    """Directions in their order, kinds of query in theirs, then the rest; within each, modalities, then the rest.
+
+    Scores of the clips with sound alone come last.
+    """
+    if name.startswith(f"{WITH_SOUND}/"):
+        first, second, third = _place(name.removeprefix(f"{WITH_SOUND}/"))
+        return first + LAST, second, third
     family, group = name.split("/")[:2]
     families, modalities = [*DIRECTION_LABELS, BY_QUERY], list[str](MODALITIES)
     first = families.index(family) if family in families else len(families)

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,18 @@ def join_ranks(on_gpu: bool | None = None) -> tuple[int, int, torch.device]:
     return rank, world_size, device
 
 
+class StepAbandonedError(Exception):
+    """A step was left before its end; the weights are those of the step before."""
+
+
+def _never() -> bool:
+    return False
+
+
+def _say_nothing(_what: str, _share: float) -> None:
+    """What a step reports its place to where nobody asked."""
+
+
 class _ModelWithObjective(nn.Module):
     """The model as the engine calls it: the outputs of the objective for a micro-batch, and the logit scale.
 
@@ -121,6 +133,9 @@ class Engine:
         self.precision: Precision = "bf16" if half else "fp32"
         # bf16 without ZeRO keeps no float32 weights to step on
         self.zero_stage = max(1, trainer.zero_stage) if half else trainer.zero_stage
+        # flags of ranks don't wait for a GPU
+        self._host_ranks = dist.new_group(backend="gloo") if device.type == "cuda" else None
+        self._enter_pass: Callable[[], None] = lambda: None
         self._checkpoints = checkpoints
         self._found = _found_by_rank_0(checkpoints)
         self._converts = self._found is not None and not self._found.fits(dist.get_world_size(), self.zero_stage)
@@ -159,22 +174,36 @@ class Engine:
         model: Clip4Vla = self._engine.module.model
         return model
 
-    def step(self, batch: Batch, lr: float, seed: tuple[int, ...]) -> dict[str, float]:
-        """One optimizer step on this rank's share of the batch, at rate `lr`.
+    def step(
+        self,
+        batch: Batch,
+        lr: float,
+        seed: tuple[int, ...],
+        stop: Callable[[], bool] = _never,
+        at: Callable[[str, float], None] = _say_nothing,
+    ) -> dict[str, float]:
+        """One optimizer step on this rank's share of the batch.
 
-        `seed` (seed of the training, step, rank) decides what is drawn at random on the way.
+        Args:
+            batch: the clips of this rank.
+            lr: peak rate of the parameter groups, before their ratios.
+            seed: (seed of the training, step, rank) decides what is drawn at random on the way.
+            stop: asked before every pass but the first; where it is true on any rank, all ranks leave the step.
+            at: told before every pass which one it is, and the share of them that is done.
 
         Returns:
             The weighted losses over the clips of all ranks, by term, and their sum as `loss`.
 
         Raises:
             ValueError: there are fewer clips than micro-batches.
+            StepAbandonedError: the step was left. The weights have not changed; the engine can `save`, nothing else.
         """
         for group in self._adamw.param_groups:
             group["lr"] = lr * group["lr_ratio"]
         batch = batch.to(self.device)
         shares = _shares(len(batch), self.micro_batches)
         cached = self.objective.needs_all_clips and len(shares) > 1
+        self._enter_pass = self._passes(len(shares), 2 if cached else 1, stop, at)
         losses = self._step_cached(batch, shares, seed) if cached else self._step_plain(batch, shares, seed)
         return _over_ranks(losses | {"loss": total_loss(losses)})
 
@@ -205,8 +234,26 @@ class Engine:
             self._backward(surrogate)
         return losses
 
+    def _passes(
+        self, micro_batches: int, rounds: int, stop: Callable[[], bool], at: Callable[[str, float], None]
+    ) -> Callable[[], None]:
+        """What is called before each pass of a step, of which there are `rounds` over the micro-batches."""
+        done = 0
+
+        def enter() -> None:
+            nonlocal done
+            if done and self.any_rank(stop()):
+                raise StepAbandonedError(f"left before pass {done + 1} of {rounds * micro_batches}")
+            before, index = divmod(done, micro_batches)
+            of_rounds = f", pass {before + 1} of {rounds}" if rounds > 1 else ""
+            at(f"micro-batch {index + 1} of {micro_batches}{of_rounds}", done / (rounds * micro_batches))
+            done += 1
+
+        return enter
+
     def _forward(self, batch: Batch, seed: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
         """The objective's outputs for a micro-batch and the logit scale; the same `seed` draws the same at random."""
+        self._enter_pass()
         torch.manual_seed(hash(seed) & 0x7FFF_FFFF_FFFF_FFFF)
         outputs: tuple[dict[str, Tensor], Tensor] = self._engine(batch)
         return outputs
@@ -224,9 +271,13 @@ class Engine:
 
     def any_rank(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank, the same answer for all; every rank has to ask."""
-        flags = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(flags)
-        return bool(flags)
+        return self.any_rank_each([flag])[0]
+
+    def any_rank_each(self, flags: Sequence[bool]) -> list[bool]:
+        """Of each flag, whether it is true on any rank, in one exchange; every rank has to ask."""
+        counts = torch.tensor(flags, dtype=torch.float32)
+        dist.all_reduce(counts, group=self._host_ranks)
+        return [bool(count) for count in counts]
 
     def save(self, step: int, keep: int) -> None:
         """Write the checkpoint of `step`, which is visible only when whole, and drop all but the last `keep`."""

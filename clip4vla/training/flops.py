@@ -12,7 +12,7 @@ saves memory but isn't needed: the first forward pass of cached gradients and re
 either keeps the chip busier than the MFU shows. Seconds are those of the clock, waiting for data included.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -71,9 +71,7 @@ class StepFlops:
     """
 
     def __init__(self, model: Clip4Vla, objective: Objective) -> None:
-        with torch.device("meta"):
-            self._model = model.with_initial_weights().train()
-            self._model.log_mel = _Tiles(model.audio_config, model.image_size)
+        self._model = without_numbers(model.with_initial_weights)
         for copy, own in zip(self._model.parameters(), model.parameters(), strict=True):
             copy.requires_grad_(own.requires_grad)
         self._objective = objective
@@ -92,6 +90,14 @@ class StepFlops:
             outputs = self._objective.outputs(self._model, clip)
             torch.stack([part.sum() for part in outputs.values() if part.requires_grad]).sum().backward()
         return int(counter.get_total_flops())
+
+
+def without_numbers(make: Callable[[], Clip4Vla]) -> Clip4Vla:
+    """The model that `make` makes, in training, with shapes and no numbers (the meta device)."""
+    with torch.device("meta"):
+        model = make().train()
+        model.log_mel = _Tiles(model.audio_config, model.image_size)
+    return model
 
 
 class _Tiles(LogMel):

@@ -1,15 +1,22 @@
 """Where the time of a step goes, and the line that a person watches.
 
-In: what happened since the last line. Out: figures for MLflow and `run.json`, and one line of text.
+In: what happened since the last line. Out: figures for MLflow and `run.json`, and lines of text: one every few steps,
+and one whenever a step takes so long that there was none for a while.
 """
 
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
+from clip4vla.utils.numbers import format_rate
+from clip4vla.utils.progress import LINE_EVERY_S, repeated
+
+LOOK_EVERY_S = LINE_EVERY_S / 4
 
 
 @dataclass
@@ -95,9 +102,67 @@ def line(
     width = len(str(steps))
     terms = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
     mfu = f"  MFU {figures['mfu']:.0%}" if "mfu" in figures else ""
-    minutes, seconds = divmod(round(eta), 60)
     return (
-        f"step {step:{width}d}/{steps}  {terms}  lr {lr:.1e}  {figures['clips_per_second']:,.0f} clips/s  "
+        f"step {step:{width}d}/{steps}  {terms}  lr {lr:.1e}  {format_rate(figures['clips_per_second'])} clips/s  "
         f"{figures['tflops']:.3g} TFLOP/s{mfu}  data {figures['data_wait']:.0%}  {figures['memory_gb']:.1f} GB  "
-        f"ETA {minutes}:{seconds:02d}"
+        f"ETA {_clock(eta)}"
     )
+
+
+class StepProgress:
+    """The lines of a training: those that are given to it and, while there is none for long, where the step is.
+
+    Args:
+        steps: of the training.
+        clips_per_step: over all ranks.
+        shows: whether this rank prints.
+    """
+
+    def __init__(self, steps: int, clips_per_step: int, shows: bool) -> None:
+        self.steps = steps
+        self.clips_per_step = clips_per_step
+        self.shows = shows
+        self._printed = self._since = time.monotonic()
+        self._step, self._what, self._share = 0, "", 0.0
+
+    def print(self, text: str) -> None:
+        """Print a line, on the rank that shows them."""
+        self._printed = time.monotonic()
+        if self.shows:
+            print(text, flush=True)
+
+    def begin(self, step: int) -> None:
+        """`step` steps are done, and the next one begins."""
+        self._step, self._since = step, time.monotonic()
+        self.at("waiting for its clips", 0.0)
+
+    def at(self, what: str, share: float) -> None:
+        """The step is at `what`, and `share` of its passes are done."""
+        self._what, self._share = what, share
+
+    def line(self) -> str:
+        """Where the step is; its speed and the time left as soon as one pass is done."""
+        passed = time.monotonic() - self._since
+        text = f"in step {self._step + 1}/{self.steps}: {self._what}"
+        if not self._share:
+            return f"{text}  after {passed:,.0f} s"
+        left = passed / self._share * (self.steps - self._step) - passed
+        return f"{text}  {format_rate(self._share * self.clips_per_step / passed)} clips/s  ETA {_clock(left)}"
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside the block no more than LINE_EVERY_S seconds pass without a line."""
+
+        def look() -> None:
+            if time.monotonic() - self._printed >= LINE_EVERY_S - LOOK_EVERY_S:
+                self.print(self.line())
+
+        with repeated(look, LOOK_EVERY_S):
+            yield
+
+
+def _clock(seconds: float) -> str:
+    """`2:05`, or from an hour on `3:02:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours}:{minutes_left:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

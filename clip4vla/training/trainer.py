@@ -23,12 +23,12 @@ from clip4vla.model.pretrained import load_model, save_model
 from clip4vla.model.tokenizer import Tokenizer
 from clip4vla.model.towers import check_state
 from clip4vla.tracking.run import Run, start_run
-from clip4vla.training.engine import Engine, join_ranks
+from clip4vla.training.engine import Engine, StepAbandonedError, join_ranks
 from clip4vla.training.flops import StepFlops, peak_flops
 from clip4vla.training.objectives import build_objective
 from clip4vla.training.optimizer import learning_rate
 from clip4vla.training.spec import PROGRESS_FILE, RUN_FILE, TrainSpec
-from clip4vla.training.throughput import ThroughputMeter, line
+from clip4vla.training.throughput import StepProgress, ThroughputMeter, line
 from clip4vla.utils.files import atomic_directory, write_json
 
 STOPPED = 128 + signal.SIGTERM
@@ -48,7 +48,8 @@ def train(spec: TrainSpec) -> None:
 
     Raises:
         ValueError: the spec doesn't fit the data or this machine.
-        SystemExit: the training was asked to stop by SIGTERM or SIGINT; a checkpoint is there.
+        SystemExit: the training was asked to stop by SIGTERM or SIGINT; a checkpoint of the steps that were done is
+            there, the step under way is left.
     """
     rank, world_size, device = join_ranks()
     torch.manual_seed(spec.seed)
@@ -178,6 +179,7 @@ def _run_steps(spec: TrainSpec, engine: Engine, batches: TrainingBatches, start:
 
     Raises:
         ValueError: a loss, or a weight that was to be saved, isn't finite.
+        SystemExit: the training was asked to stop; the step under way is left, and a checkpoint is there.
     """
     steps = batches.sampler.steps
     loaded = _start_loader(batches, start, loader_workers(spec.trainer))
@@ -186,30 +188,64 @@ def _run_steps(spec: TrainSpec, engine: Engine, batches: TrainingBatches, start:
     throughput = ThroughputMeter(
         batches.sampler.clips_per_step, peak_flops(engine.device, engine.precision, spec.trainer.peak_tflops)
     )
+    progress = StepProgress(steps, batches.sampler.clips_per_step, shows=batches.rank == 0)
+    checkpoints = _Checkpoints(spec.trainer, engine, run, start, progress)
     losses: dict[str, float] = {}
     waiting_since = time.monotonic()
-    for step, batch in enumerate(loaded, start):
-        waited = time.monotonic() - waiting_since
-        lr = learning_rate(step, steps, spec.training.optimizer)
-        losses = engine.step(batch, lr, (spec.seed, step, batches.rank))
-        check_finite(step, losses)
-        throughput.step(waited, flops(batch))
-        done = step + 1
-        if done % spec.trainer.log_every == 0 or done == steps:
-            _report(done, steps, losses, lr, throughput, run, batches.rank)
-            if batches.rank == 0:
-                write_json(spec.checkpoints / PROGRESS_FILE, {"step": done, "steps": steps})
-        # the signal reaches the ranks at different moments, but they must save the same step
-        stopping = engine.any_rank(stop())
-        if done < steps and (stopping or done % spec.trainer.checkpoint_every == 0):
-            if not engine.is_finite():
-                raise ValueError(f"step {done}: the weights are no longer finite. {DIVERGED}")
-            run.flush()  # a step that is never done again is on record
-            engine.save(done, spec.trainer.keep_checkpoints)
-            if stopping:
-                raise SystemExit(STOPPED)
-        waiting_since = time.monotonic()
+    progress.begin(start)
+    with progress.watched():
+        for step, batch in enumerate(loaded, start):
+            waited = time.monotonic() - waiting_since
+            lr = learning_rate(step, steps, spec.training.optimizer)
+            try:
+                losses = engine.step(batch, lr, (spec.seed, step, batches.rank), stop, progress.at)
+            except StepAbandonedError:
+                checkpoints.save(step)
+                raise SystemExit(STOPPED) from None
+            check_finite(step, losses)
+            throughput.step(waited, flops(batch))
+            done = step + 1
+            if done % spec.trainer.log_every == 0 or done == steps:
+                _report(done, losses, lr, throughput, progress, run)
+                if batches.rank == 0:
+                    write_json(spec.checkpoints / PROGRESS_FILE, {"step": done, "steps": steps})
+            # signals reach the ranks at different moments, and clocks differ, but all must save the same step
+            stopping, is_due = engine.any_rank_each([stop(), batches.rank == 0 and checkpoints.is_due(done)])
+            if done < steps and (stopping or is_due):
+                checkpoints.save(done)
+                if stopping:
+                    raise SystemExit(STOPPED)
+            waiting_since = time.monotonic()
+            progress.begin(min(done, steps - 1))
     return losses | throughput.read_whole()
+
+
+class _Checkpoints:
+    """When a checkpoint is due, and that none is saved that is there already or isn't finite."""
+
+    def __init__(self, trainer: TrainerConfig, engine: Engine, run: Run, start: int, progress: StepProgress) -> None:
+        self._trainer, self._engine, self._run, self._progress = trainer, engine, run, progress
+        self._last, self._last_at = start, time.monotonic()
+
+    def is_due(self, done: int) -> bool:
+        """Whether there were enough steps, or minutes, since the last one."""
+        minutes = (time.monotonic() - self._last_at) / 60
+        return done % self._trainer.checkpoint_every == 0 or minutes >= self._trainer.checkpoint_minutes
+
+    def save(self, done: int) -> None:
+        """Write the checkpoint of the step `done`, unless that is where the training began or the last one was.
+
+        Raises:
+            ValueError: a weight isn't finite.
+        """
+        if done == self._last:
+            return
+        self._progress.at("writing a checkpoint", 0.0)
+        if not self._engine.is_finite():
+            raise ValueError(f"step {done}: the weights are no longer finite. {DIVERGED}")
+        self._run.flush()  # a step that is never done again is on record
+        self._engine.save(done, self._trainer.keep_checkpoints)
+        self._last, self._last_at = done, time.monotonic()
 
 
 def check_finite(step: int, values: Mapping[str, float]) -> None:
@@ -266,13 +302,12 @@ def _ignore_stop_signals(_: int = 0) -> None:
 
 
 def _report(
-    done: int, steps: int, losses: dict[str, float], lr: float, throughput: ThroughputMeter, run: Run, rank: int
+    done: int, losses: dict[str, float], lr: float, throughput: ThroughputMeter, progress: StepProgress, run: Run
 ) -> None:
     figures = throughput.read()
     run.log_metrics({f"loss/{name}" if name != "loss" else name: value for name, value in losses.items()}, done)
     run.log_metrics({"lr": lr, **{f"speed/{name}": value for name, value in figures.items()}}, done)
-    if rank == 0:
-        print(line(done, steps, losses, lr, figures, throughput.eta_s(steps - done)), flush=True)
+    progress.print(line(done, progress.steps, losses, lr, figures, throughput.eta_s(progress.steps - done)))
 
 
 def write_result(

@@ -59,6 +59,11 @@ def format_size(size: int) -> str:
     return f"{size} B"
 
 
+def format_rate(rate: float) -> str:
+    """A number per second with two significant digits: 12,000, 260, 2.6, 0.026."""
+    return f"{float(f'{rate:.1e}'):,.0f}" if rate >= 9.95 else f"{rate:#.2g}"
+
+
 def format_span(start_s: float, end_s: float) -> str:
     """A span of a file, in seconds: `2.0–4.5 s`."""
     return f"{start_s:.1f}–{end_s:.1f} s"

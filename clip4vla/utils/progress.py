@@ -13,6 +13,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from clip4vla.utils.numbers import format_rate
+
 Item = TypeVar("Item")
 
 LINE_EVERY_S = 20.0
@@ -42,7 +44,7 @@ def _bar(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         task = progress.add_task(what, total=total, rate="?")
         for done, item in enumerate(items, 1):
             yield item
-            progress.update(task, completed=done, rate=_two_digits(done / (time.monotonic() - start)))
+            progress.update(task, completed=done, rate=format_rate(done / (time.monotonic() - start)))
 
 
 def _lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
@@ -51,7 +53,7 @@ def _lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     def print_line() -> None:
         print(_line(done, total, what, time.monotonic() - start), file=sys.stderr, flush=True)
 
-    with _repeated(print_line, LINE_EVERY_S):
+    with repeated(print_line, LINE_EVERY_S):
         for item in items:
             yield item
             done += 1
@@ -59,7 +61,7 @@ def _lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 
 
 @contextmanager
-def _repeated(call: Callable[[], None], every_s: float) -> Iterator[None]:
+def repeated(call: Callable[[], None], every_s: float) -> Iterator[None]:
     """Call every `every_s` seconds in a thread until the block ends: an item may take longer than that."""
     ended = threading.Event()
 
@@ -81,9 +83,4 @@ def _line(done: int, total: int, what: str, seconds: float) -> str:
     if done == 0:
         return f"0/{total:,} {what}  after {seconds:,.0f} s"
     rate = done / seconds
-    return f"{done:,}/{total:,} {what}  {_two_digits(rate)}/s  {(total - done) / rate:,.0f} s left"
-
-
-def _two_digits(rate: float) -> str:
-    """With two significant digits: 12,000, 260, 2.6, 0.026."""
-    return f"{float(f'{rate:.1e}'):,.0f}" if rate >= 9.95 else f"{rate:#.2g}"
+    return f"{done:,}/{total:,} {what}  {format_rate(rate)}/s  {(total - done) / rate:,.0f} s left"

@@ -64,6 +64,7 @@ def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., list[Any]]:
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    shutil.copytree(REPOSITORY / "presets", tmp_path / "presets")
     for role, corpus in (("pretraining", "stampscenes-pretraining"), ("finetuning", "stampscenes-captions")):
         (tmp_path / "data" / "clips" / role / corpus / "train.lance").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

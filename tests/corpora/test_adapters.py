@@ -207,6 +207,33 @@ def test_audiocaps_files_may_be_named_by_a_sentence(tmp_path: Path) -> None:
     assert result.rejected == {"missing": 2}
 
 
+def test_clotho_has_five_sentences_about_each_sound_of_three_splits() -> None:
+    entries = read("clotho")
+    assert splits(entries) == {
+        "train": ["development/Rain on a tin roof.wav", "development/birds, two.wav"],
+        "val": ["validation/door 01.wav"],
+        "test": ["evaluation/train #3.wav"],
+    }
+    assert [len(texts(entry)) for entry in entries] == [5] * 4
+    assert texts(entries[1])[2:4] == ["Two birds sing, and stops", "Slowly, two birds sing"]
+    assert {text.audio_type for entry in entries for text in entry.texts} == {"nonverbal"}
+
+
+@pytest.mark.parametrize("copy", ["clotho"], indirect=True)
+def test_clotho_sounds_are_found_in_any_folder_and_a_row_without_a_name_is_a_reject(copy: Path, tmp_path: Path) -> None:
+    media = tmp_path / "media"
+    for folder, name in (("development", "Rain on a tin roof.wav"), ("evaluation", "train #3.wav")):
+        (media / folder).mkdir(parents=True)
+        (media / folder / name).touch()
+    (copy / "clotho_captions_validation.csv").unlink()
+    with (copy / "clotho_captions_evaluation.csv").open("a") as file:
+        file.write(",a,b,c,d,e\n")
+    result = write_manifest(find_adapter("clotho")(copy), media, tmp_path / "out")
+    assert (result.accepted, dict(result.rejected)) == (2, {"missing": 1, "no_id": 1})
+    found = {record.media: record.split for record in read_manifest(tmp_path / "out/manifest.parquet")}
+    assert found == {"development/Rain on a tin roof.wav": "train", "evaluation/train #3.wav": "test"}
+
+
 @pytest.mark.parametrize("copy", ["audiocaps"], indirect=True)
 def test_audiocaps_without_ids_of_sentences_reads_alike(copy: Path) -> None:
     for file in copy.iterdir():

@@ -1,5 +1,7 @@
 """From an adapter's entries to a manifest: nothing vanishes, and every record names one file that is there."""
 
+import csv
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from clip4vla.__main__ import main
 from clip4vla.corpora import manifest
 from clip4vla.corpora.base import cut_names, make_excerpt
 from clip4vla.corpora.manifest import read_manifest, write_manifest
-from clip4vla.corpora.media_index import MediaIndex
+from clip4vla.corpora.media_index import MediaIndex, write_listing
 from clip4vla.records import Reject, SourceRecord, Text
 from tests.corpora.conftest import SAMPLES
 
@@ -215,3 +217,19 @@ def test_a_mistake_ends_the_command_with_a_sentence(tmp_path: Path) -> None:
     assert re.search(r"has neither MSRVTT_data\.json", str(run("msrvtt", *common)))
     assert re.search("nonesuch.*msrvtt", str(run("nonesuch", *common)))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_listing_has_every_file_that_is_not_hidden_with_size_and_time(tmp_path: Path) -> None:
+    media = tmp_path / "media"
+    (media / "deep").mkdir(parents=True)
+    names = ["a.mp4", 'deep/with "quotes", and commas.wav', "deep/b.wav", os.fsdecode(b"not-utf8-\xff.wav")]
+    for size, name in enumerate(names):
+        (media / name).write_bytes(b"x" * size)
+    (media / ".hidden").touch()
+    assert write_listing(media, tmp_path / "out.csv") == len(names)
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.reader(file))
+    expected = [[name, str(size), str((media / name).stat().st_mtime_ns)] for size, name in enumerate(names)]
+    assert rows == sorted(expected)
+    with pytest.raises(ValueError, match="there is no directory of media"):
+        write_listing(tmp_path / "nowhere", tmp_path / "out.csv")

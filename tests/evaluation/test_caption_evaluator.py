@@ -10,7 +10,7 @@ from clip4vla.config import CaptioningConfig, EvaluationConfig, InferenceConfig
 from clip4vla.evaluation.caption_evaluator import CaptionEvaluator, Captions, Slots, score_captions
 from clip4vla.evaluation.caption_metrics import SIMPLE
 from clip4vla.evaluation.labels import Labels
-from clip4vla.evaluation.scores import Scores
+from clip4vla.evaluation.scores import Scores, SplitSize
 from clip4vla.inference.embedder import Embedder
 from clip4vla.records import MODALITIES, Modality
 from tests.inference.tiny import CAPTIONING, CLIPS, INFERENCE, SENTENCES, tiny_model
@@ -64,10 +64,10 @@ def test_a_model_without_a_caption_decoder_is_refused() -> None:
         CaptionEvaluator(Embedder(tiny_model(), INFERENCE), EVALUATION)
 
 
-def captions(content: str = "x") -> Captions:
+def captions(content: str = "x", with_sound: frozenset[str] = frozenset()) -> Captions:
     references = {"one": ("a dog barks", "the dog barks loudly"), "two": ("a cat sleeps",), "three": ("a cow sings",)}
     good = {"one": "a dog barks", "two": "a cat sleeps", "three": "a cat sleeps"}
-    return Captions(references, {"both": good, "video": dict.fromkeys(references, "a cat sleeps")}, content)
+    return Captions(references, {"both": good, "video": dict.fromkeys(references, "a cat sleeps")}, content, with_sound)
 
 
 RIGHT = {"one": {"seen": "dog", "sound": "bark"}, "two": {"seen": "cat"}, "elsewhere": {"seen": "cow"}}
@@ -114,3 +114,19 @@ def test_scores_survive_the_disk(tmp_path: Path) -> None:
     for name, samples in scores.samples.items():
         assert again.samples[name].clip_ids == samples.clip_ids
         assert again.samples[name].values.tolist() == samples.values.tolist()
+
+
+def test_captions_of_clips_with_sound_are_scored_as_if_there_were_no_others() -> None:
+    all_of_them = score_captions(captions(with_sound=frozenset({"one", "three"})), None, EVALUATION, java=False)
+    assert all_of_them.size == SplitSize(3, 2)
+    found = captions()
+    kept = ("one", "three")
+    references = {clip: found.references[clip] for clip in kept}
+    generated = {modality: {clip: each[clip] for clip in kept} for modality, each in found.generated.items()}
+    alone = score_captions(Captions(references, generated, "x", frozenset(kept)), None, EVALUATION, java=False)
+    for name, value in alone.values.items():
+        assert all_of_them.values[f"with_sound/{name}"] == value
+    assert not any(name.startswith("with_sound/") for name in alone.values)
+    without = score_captions(captions(), None, EVALUATION, java=False)
+    assert without.values == {n: v for n, v in all_of_them.values.items() if not n.startswith("with_sound/")}
+    assert without.test_set == all_of_them.test_set

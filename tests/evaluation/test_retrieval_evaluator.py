@@ -13,6 +13,7 @@ from clip4vla.config import EvaluationConfig
 from clip4vla.evaluation.labels import Labels
 from clip4vla.evaluation.queries import Query, QuerySet
 from clip4vla.evaluation.retrieval_evaluator import RetrievalEvaluator, digest
+from clip4vla.evaluation.scores import Scores, SplitSize
 from clip4vla.inference.embedder import Embedder
 from clip4vla.records import MODALITIES
 from tests.inference.tiny import INFERENCE, WIDTH, expert_model, tiny_model
@@ -91,7 +92,7 @@ def test_both_directions_are_scored_by_every_modality(dataset: ClipDataset) -> N
     split = one.embed(dataset)
     scores = one.score(split, {"probe/verbal/speech/R@1": 50.0})
     tables = {f"{direction}/{m}" for direction in ("text_to_clip", "clip_to_text") for m in MODALITIES}
-    assert scores.queries.keys() == tables
+    assert scores.queries.keys() == tables | {f"with_sound/{table}" for table in tables}
     assert scores.values["probe/verbal/speech/R@1"] == 50.0
     own = np.repeat(np.arange(CLIPS), 2)
     best = split.similarity("video").argmax(axis=1)
@@ -232,3 +233,22 @@ def test_an_identical_caption_is_right_for_every_clip_that_has_it(dataset: ClipD
     np.testing.assert_array_equal(before[1:-1], after[1:-1])
     back = [scores.queries["clip_to_text/video"].ranks.rank for scores in (own, matched)]
     assert (back[1] <= back[0]).all()
+
+
+def test_clips_with_sound_are_a_test_set_of_their_own(dataset: ClipDataset, tmp_path: Path) -> None:
+    one = evaluator()
+    split = one.embed(dataset)
+    assert split.has_sound == (False, *[True] * (CLIPS - 1))
+    assert split.size == SplitSize(CLIPS, CLIPS - 1)
+    scores, alone = one.score(split), one.score(split.with_sound())
+    assert alone.size == SplitSize(CLIPS - 1, CLIPS - 1)
+    assert not any(name.startswith("with_sound/") for name in alone.values)  # all of them have sound
+    for name, value in alone.values.items():
+        assert scores.values[f"with_sound/{name}"] == value
+        assert scores.intervals[f"with_sound/{name}"] == alone.intervals[name]
+    similarity = split.similarity("audio")[2:, 1:]  # two captions of the first clip are left out, and the clip itself
+    found = similarity.argmax(axis=1) == np.repeat(np.arange(CLIPS - 1), 2)
+    assert scores.values["with_sound/text_to_clip/audio/R@1"] == pytest.approx(100 * found.mean())
+    scores.write(tmp_path)
+    assert Scores.read(tmp_path).size == scores.size
+    assert str(scores.size) == "6 clips, 5 of them with sound"

@@ -139,3 +139,27 @@ def test_the_error_of_a_failed_download_names_the_file_to_bring(monkeypatch: pyt
         clip = build_clip(architecture)
     with pytest.raises(ValueError, match=r"no route to host.*Bring the checkpoint from http\S+.*model.weights"):
         load_clip_weights(clip, architecture, "openai")
+
+
+def test_weights_are_looked_for_without_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own.pt"
+    own.touch()
+    assert towers.find_weights("ViT-B-32", str(own)) == own
+    asked = []
+    monkeypatch.setattr(towers, "try_to_load_from_cache", lambda *name: asked.append(name))
+    assert towers.find_weights("ViT-B-32", "openai") == "https://huggingface.co/timm/vit_base_patch32_clip_224.openai"
+    assert [file for _, file in asked] == ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    monkeypatch.setattr(towers, "try_to_load_from_cache", lambda *_: str(own))
+    assert towers.find_weights("ViT-B-32", "openai") == own
+    monkeypatch.setattr(towers, "_pretrained_config", lambda *_: {"url": "https://example.org/some/clip.pt"})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert towers.find_weights("ViT-B-32", "some") == "https://example.org/some/clip.pt"
+    kept = tmp_path / ".cache/clip/clip.pt"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert towers.find_weights("ViT-B-32", "some") == kept
+
+
+def test_a_tag_that_an_architecture_does_not_have_is_named_with_those_it_has() -> None:
+    with pytest.raises(ValueError, match=r"model\.weights is 'nonesuch'.* nor a tag of ViT-B-32 \(its tags: .*openai"):
+        towers.find_weights("ViT-B-32", "nonesuch")

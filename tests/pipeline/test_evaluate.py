@@ -28,6 +28,7 @@ def captions() -> Captions:
         {clip: (told, f"{told} in {clip}") for clip in clips},
         {"video": dict.fromkeys(clips, seen), "both": dict.fromkeys(clips, told)},
         "",
+        frozenset(clips),
     )
 
 

@@ -31,12 +31,12 @@ def test_an_objective_is_named_by_its_terms_and_their_weights() -> None:
     assert describe_objective(published.captioning, "both") == "caption from both"
 
 
-def test_the_name_of_a_run_says_what_is_trained_on_which_data_by_which_preset() -> None:
+def test_the_name_of_a_run_says_what_is_trained_on_which_data_by_which_presets() -> None:
     config = load_config(FILE)
     assert run_name(config, "retrieval") == "retrieval · es · default"
     mine = config.corpora["stampscenes-captions"]
-    own = config.model_copy(update={"corpora": {**config.corpora, "mine": mine}, "preset": "paper"})
-    assert run_name(own, "retrieval") == "retrieval · stampscenes-captions, mine · paper"
+    own = config.model_copy(update={"corpora": {**config.corpora, "mine": mine}, "preset": ("paper", "howto100m")})
+    assert run_name(own, "retrieval") == "retrieval · stampscenes-captions, mine · paper, howto100m"
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ from tests.inference.tiny import INFERENCE, tiny_model
 from tests.project import REPOSITORY
 from tests.release.conftest import scores
 
-FLOOR = "    floors: {text_to_clip/both/R@1: 60.0}\n"
+FLOOR = "floors: {text_to_clip/both/R@1: 60.0}"
 
 
 @pytest.mark.parametrize(("floor", "is_promoted"), [(40, True), (60, False)])
 def test_only_a_promoted_version_is_exported(floor: int, is_promoted: bool, root: Path) -> None:
     params = (REPOSITORY / "params.yaml").read_text()
     assert FLOOR in params
-    changed = f"    floors: {{text_to_clip/both/R@1: {floor}}}\n    export_on_promotion: exports\n"
+    changed = f"floors: {{text_to_clip/both/R@1: {floor}}}, export_on_promotion: exports"
     Path("params.yaml").write_text(params.replace(FLOOR, changed))
     DESTINATION.mkdir(parents=True)
     (DESTINATION / PACKAGE_FILE).write_text(json.dumps({"version": "2022.06.04-1"}))

@@ -29,7 +29,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ClipDataset:
 def captions_of(clips: Sequence[str]) -> Captions:
     references = {clip: (f"reference of {clip}", "another") for clip in clips}
     generated = {m: {clip: f"a dog by {m} of {clip}" for clip in clips} for m in MODALITIES}
-    return Captions(references, generated, "")
+    return Captions(references, generated, "", frozenset(clips))
 
 
 def scores_of(cider: dict[str, float]) -> Scores:

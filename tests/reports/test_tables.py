@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from clip4vla.evaluation.scores import Scores
+from clip4vla.evaluation.scores import Scores, SplitSize
 from clip4vla.records import MODALITIES
 from clip4vla.reports.tables import (
     MODALITY_LABELS,
@@ -42,6 +42,15 @@ def test_headlines_are_sorted_for_reading() -> None:
         "probe/verbal/sound/R@1",
         "probe/verbal/speech/R@1",
     ]
+
+
+def test_scores_of_the_clips_with_sound_come_last_and_the_size_of_the_test_set_is_noted() -> None:
+    names = ("text_to_clip/both/R@1", "caption/both/CIDEr", "clip_to_text/audio/R@1")
+    values = {f"{start}{name}": 1.0 for start in ("with_sound/", "") for name in names}
+    found = Scores("abc", values, size=SplitSize(1000, 884))
+    expected = ["text_to_clip/both/R@1", "clip_to_text/audio/R@1", "caption/both/CIDEr"]
+    assert headlines([found]) == [*expected, *(f"with_sound/{name}" for name in expected)]
+    assert comparison_table({"mine": found}).notes == ["mine: 1,000 clips, 884 of them with sound"]
 
 
 def test_kinds_of_query_follow_the_directions_by_both_modalities_and_in_trained_phrasings() -> None:

@@ -16,7 +16,7 @@ import torch
 
 from clip4vla.clips.batch import Batch
 from clip4vla.config import EXPERT_TERMS, TrainerConfig
-from clip4vla.training.engine import Engine, join_ranks
+from clip4vla.training.engine import Engine, StepAbandonedError, join_ranks
 from clip4vla.training.objectives import CaptioningObjective, ContrastiveObjective, Objective
 from tests.training.tiny import EVERYTHING, OPTIMIZER, build, build_captioner, make_batch, with_identical_captions
 
@@ -125,6 +125,15 @@ RESUMED = {
     "zero3": Case(2, 2, zero_stage=3, leave_out=("audio_audio",), fusion="experts", identical=True),
 }
 """Saved at step 2 by two ranks, resumed by two and by one, which would draw other masks for SpecAugment."""
+LEFT = {
+    "left_zero0": (Case(2, 2, dropout=0.2, identical=True), 3),
+    "left_zero1": (Case(2, 3, zero_stage=1, fusion="experts", identical=True), 1),
+    "left_zero2": (Case(2, 2, zero_stage=2, dropout=0.2), 2),
+    "left_zero3": (Case(2, 2, zero_stage=3, fusion="experts", identical=True), 3),
+    "left_half": (Case(2, 2, zero_stage=1, precision="bf16"), 3),
+    "left_captions": (Case(2, 3, captions=True, zero_stage=1), 2),
+}
+"""The third step is left after so many passes, when rank 1 alone is asked to stop; then saved and resumed."""
 OTHER_STAGE = {"zero0": 0, "zero1": 2, "zero3": 3}
 """ZeRO stage that each is resumed with on one rank."""
 
@@ -179,6 +188,8 @@ def of_ranks(world_size: int, rank: int, port: int, out: Path) -> None:
             other = replace(case, world_size=1, zero_stage=OTHER_STAGE[name])
             _resume(other, device, checkpoints, out, f"{name}.elsewhere", rank)
     if world_size == 2:
+        for name, (case, passes) in LEFT.items():
+            _leave(name, case, passes, device, out, rank)
         _agree(device, out, rank)
 
 
@@ -188,9 +199,33 @@ def _resume(case: Case, device: torch.device, checkpoints: Path, out: Path, name
     keep(out, name, rank, go_on(engine, case, rank, range(done, 4)), engine)
 
 
+def _leave(name: str, case: Case, passes: int, device: torch.device, out: Path, rank: int) -> None:
+    through = start(case, device, out / "checkpoints" / f"{name}.through")
+    keep(out, f"{name}.through", rank, go_on(through, case, rank, range(4)), through)
+    engine = start(case, device, out / "checkpoints" / name)
+    go_on(engine, case, rank, range(2))
+    before = {key: weight.clone() for key, weight in (engine.collect_weights() or {}).items()}
+    asked, places = iter(range(1, 100)), []
+    try:
+        engine.step(
+            case.batch(2)[case.rows(rank)],
+            OPTIMIZER.lr,
+            (SEED, 2, rank),
+            lambda: rank == 1 and next(asked) == passes,
+            lambda what, share: places.append((what, share)),
+        )
+    except StepAbandonedError:
+        engine.save(2, keep=1)
+    else:
+        raise AssertionError("the step was not left")
+    torch.save({"before": before, "after": engine.collect_weights(), "places": places}, out / f"{name}.left.{rank}.pt")
+    _resume(case, device, out / "checkpoints" / name, out, f"{name}.again", rank)
+
+
 def _agree(device: torch.device, out: Path, rank: int) -> None:
     engine = start(Case(2, 1), device, out / "checkpoints" / "none")
     answers = [engine.any_rank(flag) for flag in (False, rank == 1, True)]
+    assert engine.any_rank_each([False, rank == 1, True]) == answers
     torch.save(answers, out / f"agreed.{rank}.pt")
 
 

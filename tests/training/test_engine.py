@@ -15,7 +15,7 @@ from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.training.engine import Engine
 from clip4vla.training.objectives import Objective, Outputs
 from clip4vla.training.optimizer import parameter_groups
-from tests.training.engine_cases import CAPTIONS, CLIPS, EXACT, HALF, RESUMED, SEED, Case
+from tests.training.engine_cases import CAPTIONS, CLIPS, EXACT, HALF, LEFT, RESUMED, SEED, Case
 from tests.training.tiny import OPTIMIZER, NaiveTraining, build, build_captioner, make_batch
 
 Weights = dict[str, Tensor]
@@ -222,3 +222,23 @@ def test_ranks_agree_whether_one_of_them_was_asked_to_stop(out: Path) -> None:
 def test_joining_the_ranks_compiles_nothing(out: Path) -> None:
     """DeepSpeed's shared-memory op is switched off by a private name, which another version may not have."""
     assert not list((out / "extensions").rglob("*"))
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_a_step_that_is_left_changes_nothing_and_the_resumed_run_is_the_same_to_the_last_bit(
+    out: Path, name: str
+) -> None:
+    case, passes = LEFT[name]
+    for rank in range(2):
+        left = read(out, f"{name}.left", rank)
+        rounds = 1 if case.captions else 2
+        assert len(left["places"]) == passes
+        assert left["places"][0] == (f"micro-batch 1 of {case.micro_batches}{', pass 1 of 2' * (rounds == 2)}", 0.0)
+        assert left["places"][-1][1] == pytest.approx((passes - 1) / (rounds * case.micro_batches))
+        through, again = read(out, f"{name}.through", rank), read(out, f"{name}.again", rank)
+        assert again["losses"] == through["losses"][2:]
+    left, through, again = read(out, f"{name}.left"), read(out, f"{name}.through"), read(out, f"{name}.again")
+    for key, weight in through["weights"].items():
+        assert torch.equal(left["before"][key], left["after"][key]), key
+        assert torch.equal(again["weights"][key], weight), key
+    assert distance(left["before"], through["weights"]) > 1e-3

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.clips import write_clips
 from benchmarks.small_training import Training
+from clip4vla.config import TrainerConfig
 from clip4vla.model.pretrained import load_model
 from clip4vla.training.checkpoints import (
     CheckpointMetadata,
@@ -28,7 +29,8 @@ from clip4vla.training.checkpoints import (
 )
 from clip4vla.training.launch import launch, launch_with_retries
 from clip4vla.training.spec import read_run
-from clip4vla.training.trainer import check_finite
+from clip4vla.training.throughput import StepProgress
+from clip4vla.training.trainer import _Checkpoints, check_finite
 from clip4vla.utils.supervise import wait_until_none_in
 from tests.project import REPOSITORY, TINY_ARCHITECTURE
 from tests.training.specs import STEPS, make_spec
@@ -109,6 +111,42 @@ def test_stopped_killed_and_resumed_it_ends_with_the_same_weights(project: Path,
     expected, found = load_model(through).state_dict(), load_model(spec.out).state_dict()
     assert all(torch.equal(found[key], weight) for key, weight in expected.items())
     assert not spec.checkpoints.exists()
+
+
+class Saving:
+    """In place of an engine and a run: what was saved."""
+
+    def __init__(self) -> None:
+        self.saved: list[int] = []
+
+    def is_finite(self) -> bool:
+        return True
+
+    def save(self, step: int, keep: int) -> None:
+        assert keep == 2
+        self.saved.append(step)
+
+    def flush(self) -> None: ...
+
+
+def test_a_checkpoint_is_due_after_so_many_steps_or_minutes_and_none_is_written_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("clip4vla.training.trainer.time.monotonic", lambda: now)
+    saving, trainer = Saving(), TrainerConfig(checkpoint_every=5)
+    assert trainer.checkpoint_minutes == 15
+    checkpoints = _Checkpoints(trainer, saving, saving, 7, StepProgress(20, 8, shows=False))  # type: ignore[arg-type]
+    checkpoints.save(7)  # resumed from it
+    assert [step for step in range(8, 20) if checkpoints.is_due(step)] == [10, 15]
+    now += 14 * 60
+    assert not checkpoints.is_due(8)
+    now += 60
+    assert checkpoints.is_due(8)
+    checkpoints.save(8)
+    checkpoints.save(8)
+    assert not checkpoints.is_due(9)
+    assert saving.saved == [8]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from clip4vla.utils import progress
+from clip4vla.utils.numbers import format_rate
 from clip4vla.utils.progress import track
 
 PATIENCE_S = 30.0
@@ -59,7 +60,7 @@ def test_a_line_shows_count_rate_and_time_left(done: int, seconds: float, line: 
     [(12_345, "12,000"), (256, "260"), (99.6, "100"), (10, "10"), (9.96, "10"), (2, "2.0"), (0.0256, "0.026")],
 )
 def test_a_rate_has_two_significant_digits(rate: float, shown: str) -> None:
-    assert progress._two_digits(rate) == shown
+    assert format_rate(rate) == shown
 
 
 def test_nothing_to_do_is_said(capsys: pytest.CaptureFixture[str]) -> None:

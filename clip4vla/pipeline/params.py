@@ -1,0 +1,95 @@
+"""Stage `params`: what `params.yaml` and its presets come to, for DVC, which knows no presets.
+
+Out: `params.resolved.yaml` with every section and value, of which the other stages name those that they depend on, and
+the section `graph`, from which `dvc.yaml` makes the stages. The file is committed, since DVC needs it before any stage
+has run. DVC makes the stages when it starts: where they change, the stage fails once and the next `dvc repro` has them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from clip4vla.config import Config, CorpusConfig, load_config, read_yaml, to_yaml
+from clip4vla.corpora.stampscenes import compose
+from clip4vla.pipeline.project import listing_file
+from clip4vla.utils.files import atomic_file
+
+RESOLVED = Path("params.resolved.yaml")
+GRAPH = "graph"
+HEADER = "# Written by the stage `params` from params.yaml and presets/; see clip4vla/pipeline/params.py.\n"
+
+
+def resolve(root: Path = Path()) -> bool:
+    """Bring `params.resolved.yaml` in `root` up to date; whether the stages stayed the same.
+
+    Raises:
+        ValueError: `params.yaml` or a preset is not valid.
+    """
+    tree = _resolved(load_config(root / "params.yaml"))
+    before = _read(root / RESOLVED)
+    with atomic_file(root / RESOLVED) as partial:
+        partial.write_text(HEADER + to_yaml(tree), encoding="utf-8")
+    return before is not None and before.get(GRAPH) == tree[GRAPH]
+
+
+def write_resolved(dvc_has_read_it: bool) -> None:
+    """Bring `params.resolved.yaml` up to date.
+
+    Args:
+        dvc_has_read_it: DVC runs this as a stage, and has made its stages from the file as it was.
+
+    Raises:
+        ValueError: `params.yaml` or a preset is not valid; or the stages have changed, and DVC must read them again.
+    """
+    if not resolve() and dvc_has_read_it:
+        raise ValueError(
+            f"{RESOLVED} is written, and the stages have changed with the corpora: start `dvc repro` again"
+        )
+
+
+def check_resolved() -> None:
+    """Refuse to run a stage on settings that DVC doesn't know of: `dvc.lock` would not be true.
+
+    Raises:
+        ValueError: `params.yaml` or a preset isn't valid, or has changed since the stage `params` ran.
+    """
+    if _read(RESOLVED) != _resolved(load_config()):
+        raise ValueError(f"{RESOLVED} is older than params.yaml or a preset: run `dvc repro params` first")
+
+
+def _resolved(config: Config) -> dict[str, Any]:
+    return {GRAPH: _graph(config), **config.model_dump(mode="json")}
+
+
+def _graph(config: Config) -> dict[str, Any]:
+    """What `dvc.yaml` makes stages for: StampScenes, where a corpus of it is used, corpora to be listed, every corpus.
+
+    Raises:
+        ValueError: a corpus is to be listed that a stage composes.
+    """
+    composed = [name for name, corpus in config.corpora.items() if is_composed(corpus)]
+    listed = [name for name, corpus in config.corpora.items() if corpus.track == "listing"]
+    for name in listed:
+        if name in composed:
+            raise ValueError(f"corpora.{name}.track is listing, but DVC makes StampScenes and hashes it in any case")
+    corpora = {
+        name: {
+            "role": corpus.role,
+            "annotations": corpus.annotations,
+            "media": listing_file(name).as_posix() if name in listed else corpus.media,
+        }
+        for name, corpus in config.corpora.items()
+    }
+    return {"composed": [compose.DESTINATION.name] if composed else [], "listed": listed, "corpora": corpora}
+
+
+def is_composed(corpus: CorpusConfig) -> bool:
+    """Whether a corpus is StampScenes, which the stage `corpus` makes."""
+    return any(Path(place).is_relative_to(compose.DESTINATION) for place in (corpus.annotations, corpus.media))
+
+
+def _read(path: Path) -> Any:
+    """The content of the file; None where there is none, or one that can't be read."""
+    try:
+        return read_yaml(path)
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,150 @@
+"""Stage `params`: what DVC is told of params.yaml and presets, and what `dvc repro` makes of a change to them."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from clip4vla.config import load_config, read_yaml
+from clip4vla.pipeline.params import GRAPH, RESOLVED, check_resolved, resolve, write_resolved
+from flows.graph import current_graph
+from tests.project import REPOSITORY, make_project, read_config, run, write_config
+
+FOLDER = """
+corpora:
+  stampscenes-pretraining: null
+  stampscenes-captions: null
+  mine: {adapter: folder, role: finetuning, annotations: notes, media: mine}
+  others: {adapter: folder, role: pretraining, annotations: notes, media: mine}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The miniature project, with a folder of media and a preset of its own that uses it alone."""
+    directory = make_project(tmp_path)
+    for name in ("notes", "mine"):
+        (directory / name).mkdir()
+    (directory / "notes/texts.csv").write_text("path,text\nbell.wav,a bell rings\n")
+    (directory / "mine/bell.wav").write_bytes(b"RIFF")
+    (directory / "presets/mine.yaml").write_text(FOLDER)
+    monkeypatch.chdir(directory)
+    return directory
+
+
+def choose(directory: Path, *presets: str) -> None:
+    write_config(directory, read_config(directory) | {"preset": list(presets)})
+
+
+def test_the_committed_file_is_what_params_yaml_comes_to() -> None:
+    found = read_yaml(REPOSITORY / RESOLVED)
+    graph = found.pop(GRAPH)
+    assert found == load_config(REPOSITORY / "params.yaml").model_dump(mode="json")
+    assert graph["composed"] == ["stampscenes"]
+    assert graph["corpora"].keys() == found["corpora"].keys()
+
+
+def test_params_yaml_fits_a_screen_and_a_half() -> None:
+    assert len((REPOSITORY / "params.yaml").read_text().splitlines()) <= 75
+
+
+def test_a_preset_of_real_corpora_leaves_stampscenes_out_where_nothing_uses_it(project: Path) -> None:
+    choose(project, "audioset+howto100m", "msrvtt-1ka")
+    assert not resolve()
+    graph = read_yaml(RESOLVED)[GRAPH]
+    assert graph["composed"] == []
+    assert graph["corpora"].keys() == {"audioset", "howto100m", "msrvtt"}
+    assert resolve()
+    stages = re.findall(r"^(\S+)", run(project, "-m", "dvc", "stage", "list").stdout, re.MULTILINE)
+    assert {"manifest@audioset", "clips@howto100m", "clips@msrvtt", "pretrain"} <= set(stages)
+    assert not {"fetch@stampscenes", "corpus@stampscenes"} & set(stages)
+
+
+def test_changed_stages_fail_once_because_dvc_must_read_them_again(project: Path) -> None:
+    write_resolved(dvc_has_read_it=True)
+    choose(project, "mine")
+    with pytest.raises(ValueError, match="the stages have changed with the corpora: start `dvc repro` again"):
+        write_resolved(dvc_has_read_it=True)
+    write_resolved(dvc_has_read_it=True)
+    choose(project, "default")
+    write_resolved(dvc_has_read_it=False)
+    check_resolved()
+
+
+def test_a_stage_refuses_settings_that_dvc_has_not_read(project: Path) -> None:
+    check_resolved()
+    (project / "presets/mine.yaml").write_text("audio: {tiles: 1}")
+    choose(project, "mine")
+    with pytest.raises(ValueError, match=r"older than params\.yaml or a preset: run `dvc repro params` first"):
+        check_resolved()
+    stale = run(project, "-m", "dvc", "repro", "--single-item", "fetch@stampscenes")
+    assert stale.returncode != 0
+    assert "clip4vla: params.resolved.yaml is older than params.yaml" in stale.stderr
+    resolve()
+    check_resolved()
+
+
+def test_dvc_repro_runs_what_depends_on_a_preset_and_nothing_else(project: Path) -> None:
+    def repro(*target: str) -> tuple[int, list[str], str]:
+        done = run(project, "-m", "dvc", "repro", *target)
+        return done.returncode, sorted(re.findall(r"Running stage '([^']+)'", done.stdout)), done.stderr
+
+    choose(project, "mine")
+    code, ran, said = repro()
+    assert (code, ran) == (255, ["params"])
+    assert "the stages have changed with the corpora: start `dvc repro` again" in said
+    manifests = ["manifest@mine", "manifest@others"]
+    assert repro(*manifests)[:2] == (0, [*manifests, "params"])
+    assert repro(*manifests)[:2] == (0, [])
+    preset = project / "presets/mine.yaml"
+    preset.write_text(f"{FOLDER}audio: {{tiles: 1}}\n")  # no manifest depends on it
+    assert repro(*manifests)[:2] == (0, ["params"])
+    preset.write_text(f"{FOLDER}clips: {{max_reject_fraction: 0.5}}\n")
+    assert repro(*manifests)[:2] == (0, [*manifests, "params"])
+    status = json.loads(run(project, "-m", "dvc", "status", "--json", *manifests).stdout)
+    assert status == {}
+    preset.write_text(f"{FOLDER}clips: {{sise: 3}}\n")
+    code, ran, said = repro(*manifests)
+    assert (code, ran) == (255, ["params"])
+    assert re.search(r"clip4vla: presets/mine\.yaml is not valid:\n  clips\.sise: ", said)
+    assert run(project, "-m", "dvc", "stage", "list").returncode == 0  # the file of before is still there
+
+
+def test_a_flow_walks_the_stages_of_the_chosen_preset(project: Path) -> None:
+    choose(project, "mine")
+    stages = current_graph().order
+    assert stages[0] == "params"
+    assert "clips@mine" in stages
+    assert "fetch@stampscenes" not in stages
+
+
+def test_listed_media_are_noticed_by_path_size_and_time_and_not_by_their_bytes(project: Path) -> None:
+    def ran() -> list[str]:
+        done = run(project, "-m", "dvc", "repro", "manifest@mine")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return re.findall(r"Running stage '([^']+)'", done.stdout)
+
+    listed = FOLDER.replace("media: mine}", "media: mine, track: listing}", 1)
+    (project / "presets/mine.yaml").write_text(listed)
+    choose(project, "mine")
+    assert not resolve()
+    media = project / "mine/bell.wav"
+    assert ran() == ["params", "listing@mine", "manifest@mine"]
+    before = media.stat()
+    [line] = [text for text in (project / "data/listings/mine.csv").read_text().splitlines() if "bell" in text]
+    assert line == f"bell.wav,4,{before.st_mtime_ns}"
+    assert ran() == ["listing@mine"]
+    media.write_bytes(b"RIFX")
+    os.utime(media, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert ran() == ["listing@mine"]  # the price
+    os.utime(media, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert ran() == ["listing@mine", "manifest@mine"]
+
+
+def test_what_a_stage_composes_cannot_be_listed(project: Path) -> None:
+    (project / "presets/mine.yaml").write_text("corpora: {stampscenes-captions: {track: listing}}")
+    choose(project, "mine")
+    with pytest.raises(ValueError, match=r"corpora\.stampscenes-captions\.track is listing, but DVC makes StampScenes"):
+        resolve()
