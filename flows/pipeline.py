@@ -67,15 +67,16 @@ def prepare(force: bool = False, retries: int = 0) -> None:
 
 
 @flow(name="prune", log_prints=True)
-def prune(keep: int = 10) -> None:
-    """Remove what nothing needs any more, and show what that was as a table; `keep` versions of each model stay."""
+def prune(keep: int = 10, remove: bool = False) -> None:
+    """Show what nothing needs any more as a table, and with `remove` remove it; `keep` versions of each model stay."""
     from clip4vla.pipeline import prune
     from clip4vla.utils.numbers import format_size
 
-    removals = list(prune.prune(keep, carry_out=True))
-    rows = [{"removed": removal.what, "size": format_size(removal.size)} for removal in removals]
-    create_table_artifact(rows, key="prune", description="What was removed")
-    print(f"{format_size(sum(removal.size for removal in removals))} removed")
+    removals = list(prune.prune(keep, carry_out=remove))
+    rows = [{"what": removal.what, "size": format_size(removal.size)} for removal in removals]
+    done = "removed" if remove else "could be removed"
+    create_table_artifact(rows, key="prune", description=f"What {'was' if remove else 'could be'} removed")
+    print(f"{format_size(sum(removal.size for removal in removals))} {done}")
 
 
 def _walk_to(target: str, force: bool, retries: int) -> None:

@@ -1,5 +1,7 @@
 """`make serve-flows` on a miniature project: a nightly run, a cancelled one, and a worker that is killed."""
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -164,6 +166,13 @@ def test_every_deployment_waits_for_the_pool_that_is_served() -> None:
     nightly = next(deployment for deployment in deployments if deployment["name"] == "nightly")
     assert nightly["entrypoint"] == "flows/pipeline.py:pretrain"
     assert nightly["parameters"] == {"downstream": True, "force": False, "retries": 0}
+
+
+def test_every_deployment_has_parameters_of_its_flow() -> None:
+    for deployment in yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]:
+        module, name = deployment["entrypoint"].removesuffix(".py").replace("/", ".").replace(".py:", ":").split(":")
+        flow = getattr(importlib.import_module(module), name)
+        assert set(deployment.get("parameters", {})) <= set(inspect.signature(flow.fn).parameters), deployment["name"]
 
 
 @pytest.mark.slow
