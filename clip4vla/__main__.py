@@ -69,7 +69,7 @@ RegisteredModel = Annotated[
 
 @app.command(rich_help_panel=STAGES)
 def params() -> None:
-    """Write what params.yaml and its presets come to, for DVC: params.resolved.yaml."""
+    """Resolve params.yaml and its presets into params.resolved.yaml, which DVC reads."""
     from clip4vla.pipeline.params import write_resolved
 
     write_resolved(dvc_has_read_it=STAGE_VARIABLE in os.environ)
@@ -471,7 +471,7 @@ def _use_project_code() -> None:
 
 
 def _check_settings() -> None:
-    """In a stage of DVC, refuse settings that DVC has not read, as `dvc repro --single-item` may come upon."""
+    """In a stage of DVC, refuse settings that DVC has not read, which is possible under `dvc repro --single-item`."""
     if os.environ.get(STAGE_VARIABLE) not in (None, "params"):
         from clip4vla.pipeline.params import check_resolved
 

@@ -758,8 +758,8 @@ def _lines_by_file(error: ValidationError, layers: Sequence[_Layer]) -> list[str
     found: dict[str, list[str]] = {}
     for mistake in error.errors():
         place = mistake["loc"]
-        guilty = [layer.path for layer in layers if place and layer.names(place)]
-        file = str(guilty[-1]) if guilty else " with ".join(filter(None, [first, ", ".join(presets)]))
+        setting = [layer.path for layer in layers if place and layer.names(place)]
+        file = str(setting[-1]) if setting else " with ".join(filter(None, [first, ", ".join(presets)]))
         where = ".".join(map(str, place)) or "(top)"
         found.setdefault(file, []).append(f"  {where}: {mistake['msg'].removeprefix('Value error, ')}")
     return [line for file, lines in found.items() for line in (f"{file} is not valid:", *lines)]

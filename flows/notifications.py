@@ -1,4 +1,4 @@
-"""`python -m flows.notifications`: Prefect sends word of failures, decisions and missed runs, to one address.
+"""`python -m flows.notifications`: Prefect sends failures, decisions and missed runs to one address.
 
 In: the address in CLIP4VLA_NOTIFY_URL, and the server in PREFECT_API_URL. Out: a block with the address and an
 automation for each kind of message on that server, which sends the messages by itself from then on. Run it again to

@@ -11,7 +11,8 @@ from av.container import OutputContainer
 from numpy.typing import NDArray
 
 X264 = {"preset": "veryfast", "crf": "23", "threads": "1", "rc-lookahead": "0"}
-"""Without looking ahead: what x264's macroblock tree says of small pictures depends on memory that nobody wrote."""
+"""Without lookahead: x264's macroblock tree reads uninitialised memory when pictures are small, so that the same
+frames would not give the same bytes."""
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 MP3_BITS_PER_SECOND = 32_000
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from configparser import ConfigParser
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -27,6 +28,7 @@ from clip4vla.training.memory import TrainingCost, cost_of
 from clip4vla.training.spec import TrainingName
 from clip4vla.utils.http import answers
 from clip4vla.utils.machine import available_memory, free_disk
+from clip4vla.utils.numbers import format_size
 
 READ = 100_000
 """Most entries of a corpus that are read; a larger one takes more disk space than is said."""
@@ -149,12 +151,14 @@ def _disk(config: Config, records: dict[str, list[SourceRecord]]) -> Check:
     unread = [name for name, corpus in config.corpora.items() if name not in records and not is_composed(corpus)]
     copies = 1 if _dvc_links() else 2
     needed, free = needed * copies, free_disk(Path("data"))
-    what = f"disk space: about {_size(needed)} for clips{' and a copy in the cache of DVC' if copies == 2 else ''}"
+    what = (
+        f"disk space: about {format_size(needed)} for clips{' and a copy in the cache of DVC' if copies == 2 else ''}"
+    )
     what += f", without {', '.join(unread)}" if unread else ""
     if needed <= free:
-        return Check(f"{what}, {_size(free)} free")
+        return Check(f"{what}, {format_size(free)} free")
     advice = "Free some, lower clips.frames or clips.size, or have DVC link: `dvc config cache.type reflink,hardlink`."
-    return Check(what, f"only {_size(free)} are free", advice)
+    return Check(what, f"only {format_size(free)} are free", advice)
 
 
 def clip_bytes(clips: ClipsConfig, seconds: float | None) -> float:
@@ -175,8 +179,10 @@ def _composed_clips(config: StampScenesConfig, role: Role) -> float:
 
 
 def _dvc_links() -> bool:
-    files = [Path(".dvc") / name for name in ("config", "config.local")]
-    return any("link" in file.read_text(encoding="utf-8") for file in files if file.is_file())
+    """Whether this project's DVC links data from its cache instead of copying them."""
+    settings = ConfigParser(interpolation=None)
+    settings.read([Path(".dvc/config"), Path(".dvc/config.local")], encoding="utf-8")
+    return "link" in settings.get("cache", "type", fallback="")
 
 
 def _packages(config: Config) -> Iterator[Check]:
@@ -227,12 +233,12 @@ def _memory(name: TrainingName, cost: TrainingCost, clips: int, ranks: int) -> C
         free, where = torch.cuda.mem_get_info()[0], "of a GPU"
     else:
         free, where = available_memory() // ranks, f"for each of {ranks} ranks"
-    what = f"memory of {name}: about {_size(cost.memory(clips))} for a micro-batch of {clips}"
+    what = f"memory of {name}: about {format_size(cost.memory(clips))} for a micro-batch of {clips}"
     if cost.memory(clips) <= free:
-        return Check(f"{what}, {_size(free)} {where}")
+        return Check(f"{what}, {format_size(free)} {where}")
     fits = cost.clips_that_fit(free)
     advice = f"Set {name}.micro_batch_size: {fits}" if fits else "Use a machine with more, fewer trainer.cpu_ranks"
-    return Check(what, f"{_size(free)} {where}", f"{advice}, or trainer.activation_checkpointing: true.")
+    return Check(what, f"{format_size(free)} {where}", f"{advice}, or trainer.activation_checkpointing: true.")
 
 
 def _speed(name: TrainingName, cost: TrainingCost, batch: int) -> Check:
@@ -259,11 +265,3 @@ def report(checks: Iterable[Check]) -> bool:
     missing = sum(bool(check.missing) for check in found)
     print(f"{missing} of {len(found)} needs are missing" if missing else "nothing is missing")
     return not missing
-
-
-def _size(count: float) -> str:
-    """`1.2 GB`"""
-    for unit, size in (("TB", 1e12), ("GB", 1e9)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e6:.0f} MB"

@@ -1,4 +1,4 @@
-"""Stage `params`: what `params.yaml` and its presets come to, for DVC, which knows no presets.
+"""Stage `params`: `params.yaml` with its presets resolved, for DVC, which has no presets.
 
 Out: `params.resolved.yaml` with every section and value, of which the other stages name those that they depend on, and
 the section `graph`, from which `dvc.yaml` makes the stages. The file is committed, since DVC needs it before any stage

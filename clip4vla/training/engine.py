@@ -84,8 +84,8 @@ def _never() -> bool:
     return False
 
 
-def _say_nothing(_what: str, _share: float) -> None:
-    """What a step reports its place to where nobody asked."""
+def _no_report(_what: str, _share: float) -> None:
+    """The default of `step`'s `report`."""
 
 
 class _ModelWithObjective(nn.Module):
@@ -180,7 +180,7 @@ class Engine:
         lr: float,
         seed: tuple[int, ...],
         stop: Callable[[], bool] = _never,
-        at: Callable[[str, float], None] = _say_nothing,
+        report: Callable[[str, float], None] = _no_report,
     ) -> dict[str, float]:
         """One optimizer step on this rank's share of the batch.
 
@@ -189,7 +189,7 @@ class Engine:
             lr: peak rate of the parameter groups, before their ratios.
             seed: (seed of the training, step, rank) decides what is drawn at random on the way.
             stop: asked before every pass but the first; where it is true on any rank, all ranks leave the step.
-            at: told before every pass which one it is, and the share of them that is done.
+            report: called before every pass with its name and the share of the passes that are done.
 
         Returns:
             The weighted losses over the clips of all ranks, by term, and their sum as `loss`.
@@ -203,7 +203,7 @@ class Engine:
         batch = batch.to(self.device)
         shares = _shares(len(batch), self.micro_batches)
         cached = self.objective.needs_all_clips and len(shares) > 1
-        self._enter_pass = self._passes(len(shares), 2 if cached else 1, stop, at)
+        self._enter_pass = self._passes(len(shares), 2 if cached else 1, stop, report)
         losses = self._step_cached(batch, shares, seed) if cached else self._step_plain(batch, shares, seed)
         return _over_ranks(losses | {"loss": total_loss(losses)})
 
@@ -235,7 +235,7 @@ class Engine:
         return losses
 
     def _passes(
-        self, micro_batches: int, rounds: int, stop: Callable[[], bool], at: Callable[[str, float], None]
+        self, micro_batches: int, rounds: int, stop: Callable[[], bool], report: Callable[[str, float], None]
     ) -> Callable[[], None]:
         """What is called before each pass of a step, of which there are `rounds` over the micro-batches."""
         done = 0
@@ -246,7 +246,7 @@ class Engine:
                 raise StepAbandonedError(f"left before pass {done + 1} of {rounds * micro_batches}")
             before, index = divmod(done, micro_batches)
             of_rounds = f", pass {before + 1} of {rounds}" if rounds > 1 else ""
-            at(f"micro-batch {index + 1} of {micro_batches}{of_rounds}", done / (rounds * micro_batches))
+            report(f"micro-batch {index + 1} of {micro_batches}{of_rounds}", done / (rounds * micro_batches))
             done += 1
 
         return enter

@@ -77,8 +77,8 @@ rendezvous_handler_registry.register(RENDEZVOUS, _create_rendezvous)
 def _stop_once(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
     """The agent's signal handler: its exception ends the ranks, and a second signal doesn't interrupt that.
 
-    An exception between any two instructions may leave a lock of `subprocess` locked; the agent would then wait for
-    ranks that have long ended. `timeout` and a scheduler signal twice within a millisecond.
+    An exception raised inside `Popen.poll` can leave its lock held; the agent would then wait forever for ranks that
+    have ended. `timeout` and schedulers send two signals within a millisecond.
     """
     for other in AGENT_SIGNALS:
         signal.signal(other, signal.SIG_IGN)

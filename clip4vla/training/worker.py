@@ -21,7 +21,7 @@ def _share_cores() -> None:
 
 
 def _leave(status: int) -> NoReturn:
-    """End the process here, without taking libraries apart: their threads may still run, and abort it on the way."""
+    """Exit without finalising the interpreter, where a library's thread that still runs can abort the process."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -32,15 +32,15 @@ def main() -> NoReturn:
     exit_with_parent()
     _share_cores()
     spin_briefly()
-    from clip4vla.training.trainer import STOPPED, train
+    from clip4vla.training.trainer import train
 
     try:
         train(TrainSpec.read(Path(sys.argv[1])))
     except ValueError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         _leave(REFUSED)
-    except SystemExit:
-        _leave(STOPPED)
+    except SystemExit as stopped:
+        _leave(stopped.code if isinstance(stopped.code, int) else 1)
     except BaseException:
         traceback.print_exc()
         _leave(1)

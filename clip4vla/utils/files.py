@@ -39,8 +39,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; the file takes its place when the block ends without an error.
 
-    It is removed when the block fails; what a killed process left behind is overwritten by the next one. Who may read
-    the file is as of any new one, also where a library that writes it lets nobody else read it.
+    It is removed when the block fails; what a killed process left behind is overwritten by the next one. Its mode
+    is that of any new file, also where the library that writes it creates files with mode 600.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)

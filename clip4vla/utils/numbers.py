@@ -51,12 +51,12 @@ def format_count(count: int) -> str:
     return f"{count:,}"
 
 
-def format_size(size: int) -> str:
-    """Bytes as text: `312 kB`, `4.1 GB`."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+def format_size(size: float) -> str:
+    """Bytes as text: `312 kB`, `4.1 GB`, `2.0 TB`."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.{1 if size < 10 * scale else 0}f} {unit}"
-    return f"{size} B"
+    return f"{size:.0f} B"
 
 
 def format_rate(rate: float) -> str:

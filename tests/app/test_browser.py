@@ -135,6 +135,7 @@ def test_an_example_can_be_dropped(page: Page) -> None:
 def test_a_bad_upload_is_refused_and_the_next_search_works(page: Page, examples: Path, tmp_path: Path) -> None:
     page.locator("#file").set_input_files(examples / "text.mp4")
     expect(page.get_by_role("alert")).to_contain_text("corrupt: your file")
+    expect(page.locator("#preview > *")).to_have_count(0)
     (tmp_path / "large.wav").write_bytes(bytes(1_000_001))
     page.locator("#file").set_input_files(tmp_path / "large.wav")
     expect(page.get_by_role("alert")).to_have_text("The file is too large: at most 1 MB are read.")

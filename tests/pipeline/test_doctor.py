@@ -113,6 +113,8 @@ def test_disk_space_is_for_clips_that_are_not_there_yet_and_dvc_s_copy(
     [line] = missing()
     assert "disk space: about 7.0 GB for clips and a copy in the cache of DVC: only 7.0 GB are free. Free some" in line
     (project / ".dvc").mkdir()
+    (project / ".dvc/config").write_text("[core]\n    remote = team\n['remote \"team\"']\n    url = s3://links/100%\n")
+    assert missing() == [line]
     (project / ".dvc/config").write_text("[cache]\n    type = reflink,hardlink\n")
     assert missing() == []
     (project / ".dvc/config").unlink()
@@ -140,7 +142,7 @@ def test_a_micro_batch_that_does_not_fit_is_missed_with_one_that_does(
     assert [line.split(":")[0] for line in lines] == [
         f"MISSING  memory of {name}" for name in ("pretraining", "retrieval")
     ]
-    assert "20.0 GB for each of 2 ranks. Set retrieval.micro_batch_size: 15, or trainer." in lines[1]
+    assert "20 GB for each of 2 ranks. Set retrieval.micro_batch_size: 15, or trainer." in lines[1]
 
 
 def test_a_step_that_takes_too_long_without_a_gpu_is_missed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Stage `params`: what DVC is told of params.yaml and presets, and what `dvc repro` makes of a change to them."""
+"""Stage `params`: the resolved file that DVC reads, and which stages `dvc repro` runs after a change."""
 
 import json
 import os

@@ -67,7 +67,15 @@ def test_counts_have_separators_and_spans_a_unit() -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (31_400, "31 kB"), (2_540_000, "2.5 MB"), (71_000_000_000, "71 GB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (31_400, "31 kB"),
+        (2_540_000, "2.5 MB"),
+        (71_000_000_000, "71 GB"),
+        (2e12, "2.0 TB"),
+    ],
 )
 def test_a_size_has_two_digits_or_more_and_a_unit(size: int, text: str) -> None:
     assert format_size(size) == text
