@@ -78,17 +78,33 @@ def params() -> None:
 @app.command(rich_help_panel=STAGES)
 def fetch() -> None:
     """Fetch Debian's package of stamps, with its version and SHA-256."""
-    from clip4vla.pipeline.data import fetch_package
+    from clip4vla.pipeline.data import fetch_stamps
 
-    fetch_package()
+    fetch_stamps()
 
 
 @app.command(rich_help_panel=STAGES)
 def corpus() -> None:
-    """Compose StampScenes from the package."""
+    """Compose StampScenes from the package of stamps."""
     from clip4vla.pipeline.data import compose_corpus
 
     compose_corpus()
+
+
+@app.command(rich_help_panel=STAGES)
+def clipart() -> None:
+    """Fetch Debian's package of clip art, with its version and SHA-256."""
+    from clip4vla.pipeline.data import fetch_clipart
+
+    fetch_clipart()
+
+
+@app.command(rich_help_panel=STAGES)
+def unseen() -> None:
+    """Compose test clips of StampScenes with voices, sounds and pictures that training never has."""
+    from clip4vla.pipeline.data import compose_unseen_clips
+
+    compose_unseen_clips()
 
 
 @app.command(rich_help_panel=STAGES)

@@ -63,8 +63,9 @@ number w that mixes (1 - w) verbal + w nonverbal."""
 ExpertToken = Literal["none", "verbal", "nonverbal", "both"] | Fraction
 """The type token of an audio expert: any but `sample`, because a clip's expert does not depend on a text."""
 
-Role = Literal["pretraining", "finetuning"]
-"""What a corpus is used for."""
+Role = Literal["pretraining", "finetuning", "unseen"]
+"""What a corpus is used for. One of the role `unseen` holds test clips of the role `finetuning`, by the same ids, in
+another rendering, such as another voice; they are scored beside the original ones."""
 
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -122,10 +123,12 @@ class FrozenConfig(BaseModel):
 
 
 class StampScenesConfig(FrozenConfig):
-    """The embedded corpus, composed from Debian's `tuxpaint-stamps-default`."""
+    """The embedded corpus, composed from Debian's `tuxpaint-stamps-default`; unseen pictures: `openclipart-svg`."""
 
     package: str | None = None
-    """Path of a downloaded .deb; null downloads it with `apt-get download`."""
+    """Path of a downloaded .deb of the first; null downloads it with `apt-get download`."""
+    clipart_package: str | None = None
+    """The same of the second."""
     language: Literal["bg", "ca", "es", "fr", "ro", "ru"]
     """Language of the voices and of the words that they say."""
     seed: Seed
@@ -143,6 +146,8 @@ class StampScenesConfig(FrozenConfig):
     """Caption clips whose captions do not name their sound, for each clip whose captions do."""
     no_sound: Fraction = 0.05
     """Caption clips without an audio track, likewise."""
+    training_voices: Annotated[Whole, Field(ge=0, le=12)] = 0
+    """Voices of espeak-ng that speak in training clips beside the package's own, each in as many; 0: the own alone."""
     seconds: Annotated[Real, Field(gt=1, le=600)]
     size: Annotated[Whole, Field(ge=32, le=4096, multiple_of=2)]
     """Width and height of the videos in pixels."""
@@ -284,6 +289,34 @@ class OptimizerConfig(FrozenConfig):
     clip_norm: Annotated[Real, Field(gt=0, le=1_000_000)] = 1.0
 
 
+class AugmentationConfig(FrozenConfig):
+    """Random changes of the clips that a training reads, drawn again each time; 0 or null turns one off."""
+
+    speed: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    """Sound is played up to this share faster or slower: pitch, formants and tempo change together."""
+    tilt: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    """Sound is made duller or brighter, by a filter of two taps whose second is at most this."""
+    gain: Annotated[Real, Field(ge=0, le=200)] = 0.0
+    """Decibels by which sound is made louder or softer, at most."""
+    noise: Range | None = None
+    """Decibels that white noise is below the sound: the least and the most."""
+    mirror: Fraction = 0.0
+    """Share of the clips whose frames are mirrored."""
+    zoom: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    """Share of height and width that is cut off a frame before it is enlarged to its size of before, at most."""
+    grey: Fraction = 0.0
+    """Share of the clips whose frames lose their colours."""
+    colour: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    """Brightness, contrast and saturation are changed by a factor of 1 plus or minus this, at most."""
+
+    @field_validator("noise")
+    @classmethod
+    def _ascends(cls, value: Range | None) -> Range | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError(f"the range {value[0]:g} to {value[1]:g} descends")
+        return value
+
+
 class TrainingConfig(FrozenConfig):
     """What pretraining and fine-tuning have in common."""
 
@@ -303,6 +336,8 @@ class TrainingConfig(FrozenConfig):
     """Captions of a clip in one step, drawn again each time; the terms with text are means over them."""
     circular_shift: bool = False
     """Circularly shift the waveform by a random offset each epoch."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """Random changes of sounds and pictures."""
     optimizer: OptimizerConfig
 
 
@@ -587,6 +622,13 @@ class Config(FrozenConfig):
         if self.model.fusion == "experts" and task != "retrieval":
             return self.model.model_copy(update={"fusion": "mean"})
         return self.model
+
+    @model_validator(mode="after")
+    def _unseen_clips_are_asked_for(self) -> "Config":
+        unseen = [name for name, corpus in self.corpora.items() if corpus.role == "unseen"]
+        if unseen and self.evaluation.queries is None:
+            raise ValueError(f"corpora.{unseen[0]} has the role unseen, which is scored by evaluation.queries: set it")
+        return self
 
     @model_validator(mode="after")
     def _shared_captions_match(self) -> "Config":

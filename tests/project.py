@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from clip4vla.pipeline.params import resolve
-from tests.stamp_package import write_stamp_package
+from tests.stamp_package import write_clipart_package, write_stamp_package
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -24,6 +24,7 @@ TINY_ARCHITECTURE = {
 TINY_CONFIG: dict[str, Any] = {
     "stampscenes": {
         "package": "stamps.deb",
+        "clipart_package": "clipart.deb",
         "stamps": 8,
         "pretraining_clips": 24,
         "caption_pairs": {"train": 6, "val": 2, "test": 4},
@@ -49,7 +50,7 @@ TINY_CONFIG: dict[str, Any] = {
 
 
 def make_project(directory: Path) -> Path:
-    """Put code, graph, parameters and package into `directory`, and initialise git and DVC there."""
+    """Put code, graph, parameters and packages into `directory`, and initialise git and DVC there."""
     for name in ("clip4vla", "flows", "presets"):
         shutil.copytree(REPOSITORY / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", "prefect.yaml"):
@@ -59,6 +60,7 @@ def make_project(directory: Path) -> Path:
     write_config(directory, config)
     resolve(directory)
     write_stamp_package(directory / "stamps.deb")
+    write_clipart_package(directory / "clipart.deb")
     subprocess.run(["git", "init", "-q"], cwd=directory, check=True)
     run(directory, "-m", "dvc", "init", "-q").check_returncode()
     run(directory, "-m", "dvc", "config", "core.analytics", "false").check_returncode()

@@ -1,19 +1,27 @@
-"""A Debian package like `tuxpaint-stamps-default`, made of drawn pictures and tones: a few kilobytes."""
+"""Debian packages like those that StampScenes is made of, with drawn pictures and tones: a few kilobytes."""
 
 import io
 import tarfile
 import wave
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from clip4vla.corpora.stampscenes.pictures import listed_drawings
+
 FOLDER = "./usr/share/tuxpaint/stamps/animals"
+DRAWINGS = "./usr/share/openclipart/svg"
+DRAWN = {"a dog": "#c01010", "a cow": "#1010c0", "a bee": "#10c010"}
+"""Labels of stamps with another picture, and its colour."""
 NAMES = ("cat", "dog", "cow", "hen", "owl", "bee", "fox", "pig", "ape", "elk")
 
 
-def write_stamp_package(path: Path, extra: tuple[tarfile.TarInfo, ...] = ()) -> Path:
-    """Write a package of ten stamps, the first six with a sound effect; `extra` members come last."""
+def write_stamp_package(
+    path: Path, extra: tuple[tarfile.TarInfo, ...] = (), further: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write a package of ten stamps, the first six with a sound; `further` files and `extra` members come last."""
     files = {}
     for index, name in enumerate(NAMES):
         files[f"{FOLDER}/{name}.png"] = _picture(index)
@@ -22,7 +30,21 @@ def write_stamp_package(path: Path, extra: tuple[tarfile.TarInfo, ...] = ()) -> 
             files[f"{FOLDER}/{name}_desc_{language}.wav"] = _tone(300 + 90 * index, 0.4)
         if index < 6:
             files[f"{FOLDER}/{name}.wav"] = _tone(150 + 60 * index, 0.2)
-    control = {"./control": b"Package: tuxpaint-stamps-default\nVersion: 2022.06.04-1\n"}
+    return _write_package(path, "tuxpaint-stamps-default", "2022.06.04-1", files | dict(further or {}), extra)
+
+
+def write_clipart_package(path: Path) -> Path:
+    """Write a package of clip art with a drawing of each label in `DRAWN`, and a link, as Debian's has some."""
+    files = {f"{DRAWINGS}/{listed_drawings()[label].file}": _drawing(colour) for label, colour in DRAWN.items()}
+    link = tarfile.TarInfo(f"{DRAWINGS}/link.svg")
+    link.type, link.linkname = tarfile.SYMTYPE, "animals/other.svg"
+    return _write_package(path, "openclipart-svg", "1:0.18+dfsg-19", files, (link,))
+
+
+def _write_package(
+    path: Path, name: str, version: str, files: Mapping[str, bytes], extra: tuple[tarfile.TarInfo, ...]
+) -> Path:
+    control = {"./control": f"Package: {name}\nVersion: {version}\n".encode()}
     members = {"debian-binary": b"2.0\n", "control.tar.xz": _tar(control), "data.tar.xz": _tar(files, extra)}
     path.write_bytes(b"!<arch>\n" + b"".join(_ar_member(name, data) for name, data in members.items()))
     return path
@@ -33,7 +55,7 @@ def _ar_member(name: str, data: bytes) -> bytes:
     return header + data + b"\n" * (len(data) % 2)
 
 
-def _tar(files: dict[str, bytes], extra: tuple[tarfile.TarInfo, ...] = ()) -> bytes:
+def _tar(files: Mapping[str, bytes], extra: tuple[tarfile.TarInfo, ...] = ()) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz") as tar:
         for name, data in files.items():
@@ -53,6 +75,14 @@ def _picture(index: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _drawing(colour: str) -> bytes:
+    """A page with a disc off its centre, in millimetres as of the usual drawing programs."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="200mm" height="200mm" viewBox="0 0 200 200">'
+        f'<circle cx="60" cy="50" r="30" fill="{colour}"/></svg>'
+    ).encode()
 
 
 def _tone(hertz: float, seconds: float) -> bytes:

@@ -224,6 +224,7 @@ OF_CORPORA = {
     "audiocaps": {"stampscenes-pretraining", "audiocaps"},
     "clotho": {"stampscenes-pretraining", "clotho"},
     "audioset+howto100m": {"audioset", "howto100m", "stampscenes-captions"},
+    "unseen": {f"stampscenes-{name}" for name in ("pretraining", "captions", "voices", "sounds", "pictures")},
 }
 """Corpora that are left by a preset for corpora."""
 
@@ -268,6 +269,12 @@ def test_one_name_takes_corpora_their_places_labels_and_gates(name: str, corpora
         and (config.gates.retrieval.floors, config.gates.captioning.floors) == ({}, {})
         and config.gates.retrieval.never_worse_than_best_modality is None
     )
+
+
+def test_a_corpus_of_unseen_clips_needs_queries() -> None:
+    assert load_config(FILE, "unseen").evaluation.queries is not None
+    with pytest.raises(ValueError, match=r"stampscenes-\w+ has the role unseen, which is scored by .*queries"):
+        load_config(FILE, ["unseen", "msrvtt"])
 
 
 def test_presets_are_laid_over_each_other_in_their_order() -> None:

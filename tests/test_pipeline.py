@@ -12,6 +12,7 @@ import pytest
 
 from clip4vla.config import load_config
 from clip4vla.corpora.stampscenes.queries import KINDS
+from clip4vla.pipeline.params import resolve
 from clip4vla.records import MODALITIES, TASKS
 from clip4vla.registry.registry import Registry
 from clip4vla.utils.supervise import processes_in, wait_until_none_in
@@ -144,6 +145,31 @@ def test_there_is_nothing_left_to_do(project: Path) -> None:
     again = run(project, "-m", "dvc", "repro")
     assert again.returncode == 0
     assert ran(again.stdout) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("reproduced")
+def test_unseen_clips_are_scored_with_their_preset_without_another_training(project: Path) -> None:
+    config = read_config(project)
+    write_config(project, config | {"preset": "unseen"})
+    assert not resolve(project)
+    done = run(project, "-m", "dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    corpora = ("stampscenes-voices", "stampscenes-sounds", "stampscenes-pictures")
+    assert sorted(ran(done.stdout)) == sorted(
+        [
+            *("params", "clipart@stampscenes-unseen", "unseen@stampscenes-unseen"),
+            *(f"{stage}@{corpus}" for stage in ("manifest", "clips") for corpus in corpora),
+            *STAGES[STAGES.index("evaluate@pretraining") :],
+        ]
+    )
+    found = json.loads((project / "metrics/retrieval.json").read_text())
+    for corpus in corpora:
+        assert found["unseen"][corpus].keys() == found["original"][corpus].keys() <= set(KINDS)
+        assert {"R@1", "ci95"} <= found["unseen"][corpus]["seen"]["both"].keys()
+    assert (project / "runs/evaluations/retrieval/unseen.png").is_file()
+    write_config(project, config)
+    assert not resolve(project)
 
 
 @pytest.mark.slow

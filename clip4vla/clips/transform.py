@@ -11,11 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clip4vla.clips.augment import augment_frames, augment_sound
 from clip4vla.clips.batch import AUDIO_TYPE_INDEX, Batch
 from clip4vla.clips.format import Clip, decode_frame
+from clip4vla.config import AugmentationConfig
 from clip4vla.records import Text
 
 Tokenize = Callable[[Sequence[str]], Tensor]
+NO_AUGMENTATION = AugmentationConfig()
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class ClipTransform:
     """Further captions of a clip in a training batch, of those that other clips have, too."""
     identical_captions_match: bool = False
     """Give captions ids, so that a caption can be right for several clips of a batch."""
+    augmentation: AugmentationConfig = NO_AUGMENTATION
+    """Random changes in training."""
 
 
 def collate(
@@ -81,6 +86,8 @@ def _stack_frames(
         for place, index in enumerate(chosen):
             frames[row, place] = _crop(decode_frame(clip.frames[index]), size, corner)
             mask[row, place] = True
+        if rng and chosen:
+            frames[row, : len(chosen)] = augment_frames(frames[row, : len(chosen)], transform.augmentation, rng)
     return torch.from_numpy(frames).permute(0, 1, 4, 2, 3), torch.from_numpy(mask)
 
 
@@ -112,8 +119,11 @@ def _stack_audio(
             piece = _window(clip.audio, transform.max_samples, rng)
             if rng and transform.circular_shift:
                 piece = np.roll(piece, rng.integers(max(1, piece.shape[1])), axis=1)
-            samples[row] = piece.shape[1]
-            waveform[row, :, : piece.shape[1]] = piece / np.float32(32768)
+            wave = piece.astype(np.float32) / np.float32(32768)
+            if rng:
+                wave = augment_sound(wave, transform.augmentation, rng)[:, : transform.max_samples]
+            samples[row] = wave.shape[1]
+            waveform[row, :, : wave.shape[1]] = wave
     return torch.from_numpy(waveform), torch.from_numpy(samples)
 
 

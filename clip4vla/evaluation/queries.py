@@ -8,7 +8,7 @@ Shapes: Q queries, G clips of the split, E experts.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -82,14 +82,26 @@ class QuerySet:
             rows.setdefault(f"{group}/{query.kind}", []).append(row)
         return rows
 
+    def groups_about(self, clip_ids: Container[str], group: str) -> dict[str, list[int]]:
+        """Rows of the queries in trained phrasings all of whose right clips are in `clip_ids`, by `group/KIND`."""
+        rows: dict[str, list[int]] = {}
+        for row, query in enumerate(self.queries):
+            if query.phrasing == "trained" and all(clip in clip_ids for clip in query.clips):
+                rows.setdefault(f"{group}/{query.kind}", []).append(row)
+        return rows
+
     def tables(
-        self, similarity: Mapping[Modality, NDArray[np.float32]], clip_ids: Sequence[str]
+        self,
+        similarity: Mapping[Modality, NDArray[np.float32]],
+        clip_ids: Sequence[str],
+        groups: Mapping[str, list[int]] | None = None,
     ) -> dict[str, QueryTable]:
         """Ranks by `GROUP/KIND/MODALITY`.
 
         Args:
             similarity: (Q, G) by modality.
             clip_ids: (G,)
+            groups: rows of the queries by `GROUP/KIND`; None is `groups()`.
 
         Raises:
             ValueError: a query names a clip that is not in the split.
@@ -97,12 +109,12 @@ class QuerySet:
         row_of = {clip_id: row for row, clip_id in enumerate(clip_ids)}
         positives = self._positives(row_of)
         tables = {}
-        for group, rows in self.groups().items():
+        for group, rows in (self.groups() if groups is None else groups).items():
             pairs = np.array([(place, item) for place, row in enumerate(rows) for item in positives[row]])
             ids = tuple(f"{self.queries[row].kind}#{row}" for row in rows)
-            groups = tuple(self.queries[row].group for row in rows)
+            resampled = tuple(self.queries[row].group for row in rows)
             for modality, scores in similarity.items():
-                tables[f"{group}/{modality}"] = QueryTable(ids, groups, ranks(scores[rows], pairs))
+                tables[f"{group}/{modality}"] = QueryTable(ids, resampled, ranks(scores[rows], pairs))
         return tables
 
     def mean_weights(self, weights: NDArray[np.float32], experts: Sequence[str]) -> dict[str, float]:

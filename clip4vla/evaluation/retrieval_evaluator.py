@@ -3,8 +3,8 @@
 In: an embedder and the clips of a test split. Out: `Scores`. Nothing is trained or chosen here.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,16 @@ from clip4vla.evaluation.probe import probe_scores
 from clip4vla.evaluation.queries import NO_QUERIES, QuerySet
 from clip4vla.evaluation.rerank import nearest, rerank
 from clip4vla.evaluation.retrieval_metrics import IntArray, caption_correspondence, correspondence, ranks
-from clip4vla.evaluation.scores import WITH_SOUND, QueryTable, Scores, SplitSize, fingerprint, summarise
+from clip4vla.evaluation.scores import (
+    ORIGINAL,
+    UNSEEN,
+    WITH_SOUND,
+    QueryTable,
+    Scores,
+    SplitSize,
+    fingerprint,
+    summarise,
+)
 from clip4vla.inference.embedder import Embedder
 from clip4vla.model.media_features import MediaFeatures
 from clip4vla.records import MODALITIES, Modality, Text
@@ -36,6 +45,16 @@ class ClipEntry:
     digest: str
     """Of its frames and sound, see `digest`."""
     has_sound: bool
+
+
+@dataclass(frozen=True)
+class UnseenClips:
+    """U of the G test clips in another rendering, embedded."""
+
+    rows: NDArray[np.int64]
+    """(U,) their rows among the clips of the split."""
+    clips: NDArray[np.float32]
+    """(U, D) by both modalities."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +82,8 @@ class EmbeddedSplit:
     """(number of queries, E), of a model with experts."""
     reranked: NDArray[np.float32] | None = None
     """(Q, G), `similarity("both")` after re-ranking; None where there was none."""
+    unseen: Mapping[str, UnseenClips] = field(default_factory=dict)
+    """Other renderings of its clips, by corpus."""
 
     @property
     def size(self) -> SplitSize:
@@ -78,7 +99,7 @@ class EmbeddedSplit:
         return self.captions @ self.clips[modality].T
 
     def with_sound(self) -> "EmbeddedSplit":
-        """The clips that have sound and their captions, as a test set of its own; without queries by kind."""
+        """The clips that have sound and their captions, as a test set of its own, without queries and unseen clips."""
         rows = np.flatnonzero(self.has_sound)
         kept = {self.clip_ids[row] for row in rows}
         captions = np.array([index for index, clip_id in enumerate(self.caption_clips) if clip_id in kept], int)
@@ -94,6 +115,7 @@ class EmbeddedSplit:
             query_weights=None,
             reranked=None if self.reranked is None else self.reranked[np.ix_(captions, rows)],
             has_sound=(True,) * len(rows),
+            unseen={},
         )
 
 
@@ -109,31 +131,57 @@ class RetrievalEvaluator:
         self.embedder = embedder
         self.config = config
 
-    def embed(self, dataset: ClipDataset, queries: QuerySet = NO_QUERIES) -> EmbeddedSplit:
-        """Embed captions, queries and, by each modality, the clips of `dataset`; re-rank where that is configured."""
+    def embed(
+        self,
+        dataset: ClipDataset,
+        queries: QuerySet = NO_QUERIES,
+        unseen: Mapping[str, ClipDataset] | None = None,
+    ) -> EmbeddedSplit:
+        """Embed captions, queries and, by each modality, the clips of `dataset`; re-rank where that is configured.
+
+        Args:
+            dataset: the clips of a split.
+            queries: further test sentences.
+            unseen: clips of the split in another rendering, by corpus.
+
+        Raises:
+            ValueError: an unseen clip is not of the split.
+        """
+        entries, vectors = self._embed_clips(dataset)
+        captions = [(entry.clip_id, text.text) for entry in entries for text in entry.texts]
+        content = "".join(entry.digest for entry in entries) + (queries.digest if queries else "")
+        content += "identical captions match" if self.config.identical_captions_match else ""
+        row_of = {entry.clip_id: row for row, entry in enumerate(entries)}
+        other_clips = {}
+        for name, clips in (unseen or {}).items():
+            others, by_modality = self._embed_clips(clips)
+            other_clips[name] = UnseenClips(_rows_of_unseen(name, others, row_of), by_modality["both"])
+            content += name + "".join(entry.digest for entry in others)
+        split = EmbeddedSplit(
+            clip_ids=tuple(entry.clip_id for entry in entries),
+            caption_clips=tuple(clip_id for clip_id, _ in captions),
+            sentences=tuple(text for _, text in captions),
+            captions=self.embedder.encode_text([text for _, text in captions]),
+            clips=vectors,
+            test_set=fingerprint(captions, content),
+            queries=queries,
+            query_vectors=self.embedder.encode_text(queries.sentences),
+            query_weights=self.embedder.weigh(queries.sentences) if self.embedder.experts else None,
+            has_sound=tuple(entry.has_sound for entry in entries),
+            unseen=other_clips,
+        )
+        reranks = self.config.rerank and self.embedder.model.cross_encoder is not None
+        return self.rerank(split, dataset) if reranks else split
+
+    def _embed_clips(self, dataset: ClipDataset) -> tuple[list[ClipEntry], dict[Modality, NDArray[np.float32]]]:
+        """The clips of `dataset`, and their vectors (G, D) by modality."""
         vectors: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in MODALITIES}
         entries: list[ClipEntry] = []
         for clips in batches(dataset, self.config.batch_size):
             for modality, of_batch in self.embedder.embed_by_modality(clips).items():
                 vectors[modality].append(of_batch)
             entries += [ClipEntry(clip.clip_id, clip.texts, digest(clip), clip.has_sound) for clip in clips]
-        captions = [(entry.clip_id, text.text) for entry in entries for text in entry.texts]
-        content = "".join(entry.digest for entry in entries) + (queries.digest if queries else "")
-        content += "identical captions match" if self.config.identical_captions_match else ""
-        split = EmbeddedSplit(
-            clip_ids=tuple(entry.clip_id for entry in entries),
-            caption_clips=tuple(clip_id for clip_id, _ in captions),
-            sentences=tuple(text for _, text in captions),
-            captions=self.embedder.encode_text([text for _, text in captions]),
-            clips={modality: np.concatenate(parts) for modality, parts in vectors.items()},
-            test_set=fingerprint(captions, content),
-            queries=queries,
-            query_vectors=self.embedder.encode_text(queries.sentences),
-            query_weights=self.embedder.weigh(queries.sentences) if self.embedder.experts else None,
-            has_sound=tuple(entry.has_sound for entry in entries),
-        )
-        reranks = self.config.rerank and self.embedder.model.cross_encoder is not None
-        return self.rerank(split, dataset) if reranks else split
+        return entries, {modality: np.concatenate(parts) for modality, parts in vectors.items()}
 
     @torch.inference_mode()
     def rerank(self, split: EmbeddedSplit, dataset: ClipDataset) -> EmbeddedSplit:
@@ -165,6 +213,7 @@ class RetrievalEvaluator:
             assert split.query_vectors is not None
             similarities = {modality: split.query_vectors @ split.clips[modality].T for modality in MODALITIES}
             tables |= split.queries.tables(similarities, split.clip_ids)
+            tables |= _unseen_tables(split, split.query_vectors, similarities["both"])
             if split.query_weights is not None:
                 others |= split.queries.mean_weights(split.query_weights, self.embedder.experts)
         return summarise(split.test_set, tables, self.config.bootstrap, self.config.seed, others, size=split.size)
@@ -207,6 +256,34 @@ def batches(dataset: ClipDataset, size: int) -> Iterator[list[Clip]]:
 def digest(clip: Clip) -> str:
     """SHA-256 of the frames and the sound of a clip: a test set with another sound mix is another test set."""
     return hash_bytes([*clip.frames, b"" if clip.audio is None else clip.audio.tobytes()])
+
+
+def _rows_of_unseen(name: str, entries: list[ClipEntry], row_of: Mapping[str, int]) -> NDArray[np.int64]:
+    """(U,) rows of the clips that `entries` are other renderings of."""
+    if unknown := [entry.clip_id for entry in entries if entry.clip_id not in row_of]:
+        raise ValueError(f"{len(unknown)} clips of {name} are no test clips, such as {unknown[0]}")
+    return np.array([row_of[entry.clip_id] for entry in entries])
+
+
+def _unseen_tables(
+    split: EmbeddedSplit, query_vectors: NDArray[np.float32], original: NDArray[np.float32]
+) -> dict[str, QueryTable]:
+    """Queries about unseen clips, which take the places of the original ones, and the same queries on these.
+
+    Args:
+        split: with G clips, some of which have other renderings.
+        query_vectors: (Q, D)
+        original: (Q, G) their similarity with the original clips.
+    """
+    tables: dict[str, QueryTable] = {}
+    for name, unseen in split.unseen.items():
+        similarity = original.copy()
+        similarity[:, unseen.rows] = query_vectors @ unseen.clips.T
+        clip_ids = {split.clip_ids[row] for row in unseen.rows}
+        for group, scores in ((ORIGINAL, original), (UNSEEN, similarity)):
+            rows = split.queries.groups_about(clip_ids, f"{group}/{name}")
+            tables |= split.queries.tables({"both": scores}, split.clip_ids, rows)
+    return tables
 
 
 def _captions_as_queries(split: EmbeddedSplit, similarity: NDArray[np.float32], pairs: IntArray) -> QueryTable:

@@ -37,6 +37,9 @@ BY_QUERY, HELD_OUT = "by_query", "held_out"
 WITH_SOUND = "with_sound"
 """Group of the scores on the clips that have sound alone, as some publications report them:
 `with_sound/text_to_clip/both/R@1`. Not there where all clips have sound, or none."""
+UNSEEN, ORIGINAL = "unseen", "original"
+"""Groups of scores of a corpus of the role `unseen`: `unseen/CORPUS/KIND/both/R@1`, and
+`original/CORPUS/KIND/both/R@1`, the same queries on the original clips."""
 QUERY_KINDS = ("all", "two", "seen", "heard", "said", "unrelated_sound")
 """Kinds of query in the order of tables and figures. A corpus may have others, which follow in alphabetical order."""
 SCORES_FILE = "scores.json"
@@ -152,8 +155,12 @@ class Scores:
 
     def query_kinds(self, group: str = BY_QUERY) -> tuple[str, ...]:
         """The kinds of query that were scored in a group, in the order of `QUERY_KINDS`."""
-        found = {name.split("/")[1] for name in self.queries if name.startswith(f"{group}/")}
+        found = {name.removeprefix(f"{group}/").split("/")[0] for name in self.queries if name.startswith(f"{group}/")}
         return tuple(sorted(found, key=query_kind_place))
+
+    def unseen_corpora(self) -> tuple[str, ...]:
+        """The corpora of the role `unseen` that were scored."""
+        return tuple(sorted({name.split("/")[1] for name in self.queries if name.startswith(f"{UNSEEN}/")}))
 
     def tree(self) -> dict[str, Any]:
         """The values, nested by the parts of their names, with the intervals of each group beside them as `ci95`.
@@ -280,10 +287,11 @@ def query_kind_place(kind: str) -> tuple[int, str]:
 def is_headline(name: str) -> bool:
     """Whether models are compared by the retrieval score `name`.
 
-    That is every R@1, but of the kinds of query only by both modalities and in trained phrasings.
+    That is every R@1, but of the kinds of query only by both modalities and in trained phrasings, and of unseen clips
+    not that of the original ones beside it.
     """
     group, *parts = name.split("/")
-    return parts[-1:] == ["R@1"] and group != HELD_OUT and (group != BY_QUERY or parts[-2] == "both")
+    return parts[-1:] == ["R@1"] and group not in (HELD_OUT, ORIGINAL) and (group != BY_QUERY or parts[-2] == "both")
 
 
 def lower_is_better(name: str) -> bool:

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from clip4vla.audio.frontend import LogMel, max_samples
 from clip4vla.clips.batch import Batch
-from clip4vla.config import AudioConfig, AudioToken, ModelConfig
+from clip4vla.config import AudioConfig, AudioToken, AugmentationConfig, ModelConfig
 from clip4vla.model.audio_tower import AudioTower
 from clip4vla.model.caption_decoder import CaptionDecoder, Memory
 from clip4vla.model.cross_encoder import CrossEncoder, as_sequences
@@ -166,6 +166,7 @@ class Clip4Vla(nn.Module):
         min_words: int = 0,
         shared_captions_per_clip: int = 0,
         identical_captions_match: bool = False,
+        augmentation: AugmentationConfig = AugmentationConfig(),  # noqa: B008 (frozen)
     ) -> "ClipTransform":
         """How clips become batches of this model; see `TrainingConfig` for the arguments."""
         from clip4vla.clips.transform import ClipTransform  # the model itself needs neither PyArrow nor PyAV
@@ -180,6 +181,7 @@ class Clip4Vla(nn.Module):
             min_words,
             shared_captions_per_clip,
             identical_captions_match,
+            augmentation,
         )
 
     def scale(self) -> Tensor:

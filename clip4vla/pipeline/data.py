@@ -17,14 +17,32 @@ from clip4vla.pipeline.project import MANIFESTS, clips_directory, listing_file
 PARAMS = Path("params.yaml")
 
 
-def fetch_package() -> None:
+def fetch_stamps() -> None:
     """Debian's package of stamps, downloaded or copied, with its version and SHA-256."""
-    fetch.fetch(load_config().stampscenes.package, fetch.DESTINATION)
+    fetch.fetch(fetch.STAMPS, load_config().stampscenes.package, fetch.STAMPS.destination)
+
+
+def fetch_clipart() -> None:
+    """Debian's package of clip art, likewise."""
+    fetch.fetch(fetch.CLIPART, load_config().stampscenes.clipart_package, fetch.CLIPART.destination)
 
 
 def compose_corpus() -> None:
     """StampScenes, composed of the pictures, sounds and voices of the package."""
-    compose.compose(fetch.DESTINATION / f"{fetch.PACKAGE}.deb", load_config().stampscenes, compose.DESTINATION)
+    compose.compose(fetch.STAMPS.deb, load_config().stampscenes, compose.DESTINATION)
+
+
+def compose_unseen_clips() -> None:
+    """Test clips of StampScenes with other voices, sounds and pictures.
+
+    Raises:
+        ValueError: what renders them isn't installed, or a package lacks what is needed.
+    """
+    try:
+        from clip4vla.corpora.stampscenes import unseen
+    except ImportError as error:
+        raise ValueError(f"{error}: install it with `pip install 'clip4vla[stampscenes]'`") from error
+    unseen.compose_unseen(fetch.STAMPS.deb, fetch.CLIPART.deb, load_config().stampscenes, compose.UNSEEN_DESTINATION)
 
 
 def write_corpus_listing(name: str) -> None:

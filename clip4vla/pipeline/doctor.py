@@ -20,7 +20,7 @@ from clip4vla.corpora.base import find_adapter
 from clip4vla.corpora.media_index import walk_files
 from clip4vla.corpora.stampscenes import compose, fetch
 from clip4vla.model.towers import find_weights
-from clip4vla.pipeline.params import is_composed
+from clip4vla.pipeline.params import is_composed, is_unseen
 from clip4vla.pipeline.project import clips_directory
 from clip4vla.records import SPLITS, SourceRecord, Split
 from clip4vla.training.launch import ranks_here
@@ -82,7 +82,9 @@ def examine() -> list[Check]:
 def _corpora(config: Config, records: dict[str, list[SourceRecord]]) -> Iterator[Check]:
     """Annotations and media of every corpus; its first READ records are put into `records`."""
     if any(is_composed(corpus) for corpus in config.corpora.values()):
-        yield _stamps(config.stampscenes)
+        yield _package("StampScenes' package", fetch.STAMPS, config.stampscenes.package)
+    if any(is_unseen(corpus) for corpus in config.corpora.values()):
+        yield _package("package of unseen pictures", fetch.CLIPART, config.stampscenes.clipart_package)
     for name, corpus in config.corpora.items():
         if is_composed(corpus):
             continue
@@ -106,20 +108,21 @@ def _corpora(config: Config, records: dict[str, list[SourceRecord]]) -> Iterator
         yield Check(f"{what}: {len(records[name]):,} {more}clips in its annotations, {found:,} files in {corpus.media}")
 
 
-def _stamps(config: StampScenesConfig) -> Check:
-    what = "StampScenes' package"
-    if (fetch.DESTINATION / fetch.PACKAGE_FILE).is_file():
-        return Check(f"{what}: {fetch.DESTINATION}")
-    if config.package is not None and not Path(config.package).is_file():
-        return Check(what, f"stampscenes.package names {config.package}, which is no file", fetch.BRING_IT)
-    if config.package is None and shutil.which("apt-get") is None:
-        return Check(what, "there is no apt-get to download it", fetch.BRING_IT)
-    return Check(f"{what}: {config.package or 'apt-get downloads it, 161 MB'}")
+def _package(what: str, package: fetch.DebianPackage, source: str | None) -> Check:
+    if (package.destination / fetch.PACKAGE_FILE).is_file():
+        return Check(f"{what}: {package.destination}")
+    if source is not None and not Path(source).is_file():
+        return Check(what, f"{package.setting} names {source}, which is no file", package.advice)
+    if source is None and shutil.which("apt-get") is None:
+        return Check(what, "there is no apt-get to download it", package.advice)
+    return Check(f"{what}: {source or f'apt-get downloads it, {package.megabytes} MB'}")
 
 
 def _splits(config: Config, records: dict[str, list[SourceRecord]]) -> Iterator[Check]:
     """Every split that a role needs, where all corpora of the role could be read."""
     needed: dict[Role, tuple[Split, ...]] = {"pretraining": ("train",), "finetuning": SPLITS}
+    if any(corpus.role == "unseen" for corpus in config.corpora.values()):
+        needed["unseen"] = ("test",)
     for role, splits in needed.items():
         corpora = [name for name, corpus in config.corpora.items() if corpus.role == role]
         if not all(name in records for name in corpora):
@@ -174,6 +177,8 @@ def _seconds(record: SourceRecord) -> float | None:
 def _composed_clips(config: StampScenesConfig, role: Role) -> float:
     if role == "pretraining":
         return config.pretraining_clips
+    if role == "unseen":  # at most: not every picture has another
+        return config.caption_pairs["test"] * config.pictures_per_pair["test"] * (1 + config.unrelated_sound)
     pictures = sum(config.caption_pairs[split] * config.pictures_per_pair[split] for split in SPLITS)
     return pictures * (1 + config.unrelated_sound + config.no_sound)
 
@@ -188,6 +193,11 @@ def _dvc_links() -> bool:
 def _packages(config: Config) -> Iterator[Check]:
     wanted = [("silero_vad", "speech", "clips.verbal_above")] if config.clips.verbal_above is not None else []
     wanted += [("distributed", "dask", "clips.dask")] if config.clips.dask is not None else []
+    if any(is_unseen(corpus) for corpus in config.corpora.values()):
+        modules = ("espeakng_loader", "pedalboard", "resvg_py")
+        wanted += [(module, "stampscenes", "corpora of unseen clips") for module in modules]
+    elif config.stampscenes.training_voices:
+        wanted.append(("espeakng_loader", "stampscenes", "stampscenes.training_voices"))
     for module, extra, key in wanted:
         if find_spec(module) is None:
             advice = f"Install it: `pip install '.[{extra}]' -c constraints.txt`."

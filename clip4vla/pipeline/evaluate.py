@@ -18,11 +18,11 @@ from clip4vla.evaluation.retrieval_evaluator import EmbeddedSplit, RetrievalEval
 from clip4vla.evaluation.scores import Scores, SplitSize
 from clip4vla.inference.drift import EmbeddingStatistics, write_reference
 from clip4vla.inference.embedder import Embedder
-from clip4vla.pipeline.project import EVALUATIONS, METRICS, REPORT_FILE, ROOT, RUNS, find_clips
+from clip4vla.pipeline.project import EVALUATIONS, METRICS, REPORT_FILE, ROOT, RUNS, find_clips, find_unseen_clips
 from clip4vla.pipeline.training import log_datasets
 from clip4vla.records import Split, TaskName
 from clip4vla.reports.captioning_report import captioning_page
-from clip4vla.reports.figures import query_figure, retrieval_figure, save_figure, similarity_figure
+from clip4vla.reports.figures import query_figure, retrieval_figure, save_figure, similarity_figure, unseen_figure
 from clip4vla.reports.pages import Page, write_page
 from clip4vla.reports.retrieval_report import retrieval_page
 from clip4vla.tracking.run import Run, headline, reopen_run
@@ -46,18 +46,26 @@ def evaluate(model: TrainingName) -> None:
 def score(config: Config, task: TaskName, directory: Path, split: Split) -> Scores:
     """Scores of the model in `directory` at `task` on a split of the fine-tuning corpora."""
     if task == "retrieval":
-        return score_retrieval(config, directory, split)[1]
+        return score_retrieval(config, directory, split, with_unseen=split == "test")[1]
     # Java's start-up takes longer than captioning the validation clips
     return score_captioning(config, directory, split, java=split == "test")[1]
 
 
-def score_retrieval(config: Config, directory: Path, split: Split) -> tuple[EmbeddedSplit, Scores]:
-    """Retrieval on a split of the fine-tuning corpora and, where there are labels, the type-token probe."""
+def score_retrieval(
+    config: Config, directory: Path, split: Split, with_unseen: bool = False
+) -> tuple[EmbeddedSplit, Scores]:
+    """Retrieval on a split of the fine-tuning corpora and, where there are labels, the type-token probe.
+
+    Args:
+        with_unseen: score the corpora of the role `unseen`, too, which are renderings of the test clips.
+    """
     evaluator = RetrievalEvaluator(Embedder.open(directory), config.evaluation)
     dataset = ClipDataset(find_clips(config, "finetuning", split))
     labels = read_labels(config)
     probe = evaluator.probe(dataset, labels) if labels else None
-    embedded = evaluator.embed(dataset, read_queries(config, split))
+    unseen = find_unseen_clips(config) if with_unseen else {}
+    unseen_clips = {name: ClipDataset([path]) for name, path in unseen.items()}
+    embedded = evaluator.embed(dataset, read_queries(config, split), unseen_clips)
     return embedded, evaluator.score(embedded, probe)
 
 
@@ -104,7 +112,7 @@ def log_scores(config: Config, scores: Scores, run_id: str, split: Split) -> Non
 
 def _evaluate_retrieval(config: Config, model: TrainingName) -> None:
     out = EVALUATIONS / model
-    embedded, scores = score_retrieval(config, RUNS / model, "test")
+    embedded, scores = score_retrieval(config, RUNS / model, "test", with_unseen=True)
     trained = read_run(RUNS / model)
     scores.write(out)
     texts, clips = EmbeddingStatistics.of(embedded.texts()), EmbeddingStatistics.of(embedded.clips["both"])
@@ -115,6 +123,8 @@ def _evaluate_retrieval(config: Config, model: TrainingName) -> None:
     figures = {"retrieval": retrieval_figure(scores), "similarity": similarity_figure(similarity)}
     if scores.query_kinds():
         figures["queries"] = query_figure(scores)
+    if scores.unseen_corpora():
+        figures["unseen"] = unseen_figure(scores)
     with reopen_run(ROOT, trained["run_id"]) as run:
         for title, figure in figures.items():
             save_figure(figure, out / f"{title}.png")

@@ -1,8 +1,9 @@
 """Stage `params`: `params.yaml` with its presets resolved, for DVC, which has no presets.
 
 Out: `params.resolved.yaml` with every section and value, of which the other stages name those that they depend on, and
-the section `graph`, from which `dvc.yaml` makes the stages. The file is committed, since DVC needs it before any stage
-has run. DVC makes the stages when it starts: where they change, the stage fails once and the next `dvc repro` has them.
+two more: `graph`, from which `dvc.yaml` makes the stages, and `trained`, the corpora without those of the role
+`unseen`, which may come and go without another training. The file is committed, since DVC needs it before any stage has
+run. DVC makes the stages when it starts: where they change, the stage fails once and the next `dvc repro` has them.
 """
 
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 
 from clip4vla.config import Config, CorpusConfig, load_config, read_yaml, to_yaml
 from clip4vla.corpora.stampscenes import compose
-from clip4vla.pipeline.project import listing_file
+from clip4vla.pipeline.project import CLIPS, listing_file
 from clip4vla.utils.files import atomic_file
 
 RESOLVED = Path("params.resolved.yaml")
-GRAPH = "graph"
+GRAPH, TRAINED = "graph", "trained"
 HEADER = "# Written by the stage `params` from params.yaml and presets/; see clip4vla/pipeline/params.py.\n"
 
 
@@ -57,16 +58,22 @@ def check_resolved() -> None:
 
 
 def _resolved(config: Config) -> dict[str, Any]:
-    return {GRAPH: _graph(config), **config.model_dump(mode="json")}
+    tree = config.model_dump(mode="json")
+    trained = {name: corpus for name, corpus in tree["corpora"].items() if corpus["role"] != "unseen"}
+    return {GRAPH: _graph(config), TRAINED: trained, **tree}
 
 
 def _graph(config: Config) -> dict[str, Any]:
-    """What `dvc.yaml` makes stages for: StampScenes, where a corpus of it is used, corpora to be listed, every corpus.
+    """What `dvc.yaml` makes stages for: StampScenes and its unseen clips, corpora to be listed, every corpus.
+
+    `scored` is the directory of all test clips: those of the role `unseen` lie beside those of `finetuning`.
 
     Raises:
         ValueError: a corpus is to be listed that a stage composes.
     """
     composed = [name for name, corpus in config.corpora.items() if is_composed(corpus)]
+    unseen = any(is_unseen(corpus) for corpus in config.corpora.values())
+    roles = {corpus.role for corpus in config.corpora.values()}
     listed = [name for name, corpus in config.corpora.items() if corpus.track == "listing"]
     for name in listed:
         if name in composed:
@@ -79,12 +86,27 @@ def _graph(config: Config) -> dict[str, Any]:
         }
         for name, corpus in config.corpora.items()
     }
-    return {"composed": [compose.DESTINATION.name] if composed else [], "listed": listed, "corpora": corpora}
+    return {
+        "composed": [compose.DESTINATION.name] if composed else [],
+        "unseen": [compose.UNSEEN_DESTINATION.name] if unseen else [],
+        "listed": listed,
+        "corpora": corpora,
+        "scored": (CLIPS if "unseen" in roles else CLIPS / "finetuning").as_posix(),
+    }
 
 
 def is_composed(corpus: CorpusConfig) -> bool:
-    """Whether a corpus is StampScenes, which the stage `corpus` makes."""
-    return any(Path(place).is_relative_to(compose.DESTINATION) for place in (corpus.annotations, corpus.media))
+    """Whether a corpus is StampScenes, which the stage `corpus` makes, or of its unseen clips."""
+    return _is_in(corpus, compose.DESTINATION) or is_unseen(corpus)
+
+
+def is_unseen(corpus: CorpusConfig) -> bool:
+    """Whether a corpus is of the unseen clips of StampScenes, which the stage `unseen` makes."""
+    return _is_in(corpus, compose.UNSEEN_DESTINATION)
+
+
+def _is_in(corpus: CorpusConfig, directory: Path) -> bool:
+    return any(Path(place).is_relative_to(directory) for place in (corpus.annotations, corpus.media))
 
 
 def _read(path: Path) -> Any:

@@ -41,3 +41,20 @@ def find_clips(config: Config, role: Role, split: Split) -> list[Path]:
             "the annotations"
         )
     return found
+
+
+def find_unseen_clips(config: Config) -> dict[str, Path]:
+    """The test clips of every corpus of the role `unseen` in params.yaml.
+
+    Raises:
+        ValueError: one has none.
+    """
+    found = {
+        name: clips_directory(config, name) / "test.lance"
+        for name, corpus in config.corpora.items()
+        if corpus.role == "unseen"
+    }
+    for name, path in found.items():
+        if not path.is_dir():
+            raise ValueError(f"the corpus {name} has no test clips: run `dvc repro clips`")
+    return found

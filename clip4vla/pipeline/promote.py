@@ -62,9 +62,9 @@ def describe_corpora(config: Config) -> dict[str, CorpusFacts]:
 
 def _package_version(corpus: CorpusConfig) -> str | None:
     """The version of the package that StampScenes was composed from; None for other corpora."""
-    if not Path(corpus.media).is_relative_to(compose.DESTINATION):
+    if not any(Path(corpus.media).is_relative_to(made) for made in (compose.DESTINATION, compose.UNSEEN_DESTINATION)):
         return None
-    return fetch.fetched_version(fetch.DESTINATION)
+    return fetch.fetched_version(fetch.STAMPS.destination)
 
 
 def decision_file(task: TaskName) -> Path:

@@ -18,7 +18,7 @@ from clip4vla.pipeline.ablate import read_trials
 from clip4vla.pipeline.project import EVALUATIONS, MANIFESTS, ROOT, RUNS, clips_directory
 from clip4vla.pipeline.promote import decision_file
 from clip4vla.records import TASKS, TaskName
-from clip4vla.reports.retrieval_report import query_tables
+from clip4vla.reports.retrieval_report import query_tables, unseen_tables
 from clip4vla.reports.tables import Table, comparison_table, score_cell, to_markdown, value_table
 from clip4vla.tracking.run import HEADLINES
 from clip4vla.tracking.store import comparison_page, run_page, runs_table_page, version_page
@@ -159,7 +159,9 @@ def _ablation() -> StageSummary:
 
 def _evaluation(name: str) -> StageSummary:
     scores, score = Scores.read(EVALUATIONS / name), HEADLINE_SCORE[name]
-    tables = "\n\n".join(map(to_markdown, [comparison_table({name: scores}), *query_tables(scores)]))
+    tables = "\n\n".join(
+        map(to_markdown, [comparison_table({name: scores}), *query_tables(scores), *unseen_tables(scores)])
+    )
     headline = f"{score.rpartition('/')[2]} {score_cell(scores, score)}"
     return StageSummary(headline, f"# Test scores\n\n{tables}\n\n{_run_link(read_run(RUNS / name)['run_id'])}")
 

@@ -20,9 +20,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from clip4vla.evaluation.retrieval_metrics import CUTOFFS, FloatArray, Interval
-from clip4vla.evaluation.scores import BY_QUERY, Scores, query_kind_place
+from clip4vla.evaluation.scores import BY_QUERY, ORIGINAL, UNSEEN, Scores, query_kind_place
 from clip4vla.records import MODALITIES
-from clip4vla.reports.tables import DIRECTION_LABELS, MODALITY_LABELS, QUERY_GROUP_LABELS
+from clip4vla.reports.tables import DIRECTION_LABELS, MODALITY_LABELS, QUERY_GROUP_LABELS, RENDERING_LABELS
 from clip4vla.utils.numbers import format_score
 
 DPI = 200
@@ -107,6 +107,23 @@ def query_figure(scores: Scores) -> Figure:
     for axes, chart in zip(panels, charts, strict=True):
         _draw(axes, chart, max(each.top for each in charts))
         _legend(axes, len(MODALITIES))
+    return figure
+
+
+def unseen_figure(scores: Scores) -> Figure:
+    """R@1 by kind of query on the original clips and on those of each corpus of the role `unseen`.
+
+    Raises:
+        ValueError: `scores` hold none of such a corpus.
+    """
+    charts = [_unseen_chart(scores, corpus) for corpus in scores.unseen_corpora()]
+    if not charts:
+        raise ValueError("scores without unseen clips can't be drawn")
+    figure = Figure(figsize=(8.6, 3.4 * len(charts)), layout=_layout())
+    panels = figure.subplots(len(charts), 1, sharey=True, squeeze=False)[:, 0]
+    for axes, chart in zip(panels, charts, strict=True):
+        _draw(axes, chart, max(each.top for each in charts))
+        _legend(axes, len(RENDERING_LABELS))
     return figure
 
 
@@ -229,6 +246,13 @@ def _query_chart(scores: Scores, group: str) -> _Chart:
     names = [[f"{group}/{kind}/{modality}/R@1" for modality in MODALITIES] for kind in kinds]
     table = _table([scores] * len(kinds), names)
     return _Chart(QUERY_GROUP_LABELS[group], "R@1", "R@1 (%)", "", kinds, _series(MODALITIES), *table)
+
+
+def _unseen_chart(scores: Scores, corpus: str) -> _Chart:
+    kinds = scores.query_kinds(f"{UNSEEN}/{corpus}")
+    names = [[f"{group}/{corpus}/{kind}/both/R@1" for group in RENDERING_LABELS] for kind in kinds]
+    series = [_Series(RENDERING_LABELS[ORIGINAL], MUTED), _Series(RENDERING_LABELS[UNSEEN], INK)]
+    return _Chart(corpus, "R@1", "R@1 (%)", "", kinds, series, *_table([scores] * len(kinds), names))
 
 
 def _table(scores: Sequence[Scores], names: Sequence[Sequence[str]]) -> tuple[FloatArray, Ends]:

@@ -13,13 +13,21 @@ from clip4vla.clips.dataset import ClipDataset
 from clip4vla.evaluation.queries import WEIGHT
 from clip4vla.evaluation.retrieval_evaluator import EmbeddedSplit
 from clip4vla.evaluation.retrieval_metrics import METRICS
-from clip4vla.evaluation.scores import WITH_SOUND, Scores
+from clip4vla.evaluation.scores import UNSEEN, WITH_SOUND, Scores
 from clip4vla.inference.index import EXPERT_LABELS
 from clip4vla.records import MODALITIES, Modality
 from clip4vla.reports.cards import SCORE_NOTE, clip_card, cosine_facts
 from clip4vla.reports.examples import pick_examples
 from clip4vla.reports.pages import Card, Lines, Mark, Page, Section
-from clip4vla.reports.tables import DIRECTION_LABELS, MODALITY_LABELS, QUERY_GROUP_LABELS, Table, score_table
+from clip4vla.reports.tables import (
+    DIRECTION_LABELS,
+    MODALITY_LABELS,
+    QUERY_GROUP_LABELS,
+    RENDERING_LABELS,
+    Table,
+    score_cell,
+    score_table,
+)
 from clip4vla.utils.numbers import format_count
 
 QUERIES = 3
@@ -65,7 +73,8 @@ def retrieval_page(title: str, scores: Scores, split: EmbeddedSplit, dataset: Cl
 def retrieval_tables(scores: Scores) -> list[Table]:
     """A table for each direction, by modality, of all clips and of those with sound alone.
 
-    Those of `query_tables` and the probe of the audio type token follow. Those without scores are left out.
+    Those of `query_tables` and `unseen_tables` and the probe of the audio type token follow. Those without scores are
+    left out.
     """
     tables = []
     columns = {name: name for name in METRICS}
@@ -77,7 +86,7 @@ def retrieval_tables(scores: Scores) -> list[Table]:
             if rows:
                 title = f"{label}{clips}: recall in per cent, median and mean rank"
                 tables.append(score_table(title, scores, rows, columns))
-    return [*tables, *query_tables(scores), *_probe_tables(scores)]
+    return [*tables, *query_tables(scores), *unseen_tables(scores), *_probe_tables(scores)]
 
 
 def query_tables(scores: Scores) -> list[Table]:
@@ -95,6 +104,23 @@ def query_tables(scores: Scores) -> list[Table]:
         columns |= {f"weight of {EXPERT_LABELS.get(expert, expert)}": f"{WEIGHT}/{expert}" for expert in experts}
         title = f"{label}: R@1 in per cent" + (", mean weights of the experts" if experts else "")
         tables.append(score_table(title, scores, rows, columns))
+    return tables
+
+
+def unseen_tables(scores: Scores) -> list[Table]:
+    """R@1 by kind of query for each corpus of the role `unseen`, beside the same queries on the original clips."""
+    tables = []
+    for corpus in scores.unseen_corpora():
+        rows = [
+            [
+                kind,
+                *(score_cell(scores, f"{group}/{corpus}/{kind}/both/R@1") for group in RENDERING_LABELS),
+                format_count(len(scores.queries[f"{UNSEEN}/{corpus}/{kind}/both"].ranks)),
+            ]
+            for kind in scores.query_kinds(f"{UNSEEN}/{corpus}")
+        ]
+        title = f"{corpus}: R@1 in per cent by {MODALITY_LABELS['both']}, of the same queries"
+        tables.append(Table(title, ["", *RENDERING_LABELS.values(), "queries"], rows))
     return tables
 
 

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from clip4vla.evaluation.scores import BY_QUERY, HELD_OUT, WITH_SOUND, Scores, is_headline, query_kind_place
+from clip4vla.evaluation.scores import (
+    BY_QUERY,
+    HELD_OUT,
+    ORIGINAL,
+    UNSEEN,
+    WITH_SOUND,
+    Scores,
+    is_headline,
+    query_kind_place,
+)
 from clip4vla.records import MODALITIES
 from clip4vla.utils.numbers import NOT_FINITE, format_score
 
@@ -26,6 +35,7 @@ QUERY_GROUP_LABELS = {
     BY_QUERY: "text → clip by kind of query",
     HELD_OUT: "text → clip by kind of query, in phrasings that training does not have",
 }
+RENDERING_LABELS = {ORIGINAL: "original clips", UNSEEN: "unseen rendering"}
 
 _NUMBER = re.compile(r"[+-]?\d[\d,.]*(e[+-]\d+)?( \[[^\]]+\]|–[\d.]+ s)?")
 """With an interval, or with an end and a unit."""
@@ -106,11 +116,14 @@ def _place(name: str) -> tuple[int, int, str]:
     if name.startswith(f"{WITH_SOUND}/"):
         first, second, third = _place(name.removeprefix(f"{WITH_SOUND}/"))
         return first + LAST, second, third
-    family, group = name.split("/")[:2]
-    families, modalities = [*DIRECTION_LABELS, BY_QUERY], list[str](MODALITIES)
+    family, group, *parts = name.split("/")
+    families, modalities = [*DIRECTION_LABELS, BY_QUERY, UNSEEN], list[str](MODALITIES)
     first = families.index(family) if family in families else len(families)
     if family == BY_QUERY:
         return first, *query_kind_place(group)
+    if family == UNSEEN:
+        place, kind = query_kind_place(parts[0])
+        return first, 0, f"{group}/{place}/{kind}"
     return first, modalities.index(group) if group in modalities else len(modalities), name
 
 

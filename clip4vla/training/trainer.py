@@ -171,6 +171,7 @@ def clip_transform(spec: TrainSpec, model: Clip4Vla) -> ClipTransform:
         _min_words(spec),
         training.shared_captions_per_clip if isinstance(training, RetrievalConfig) else 0,
         isinstance(training, ContrastiveConfig) and training.identical_captions_match,
+        training.augmentation,
     )
 
 

@@ -1,14 +1,17 @@
 """Clips of every kind become one batch: frames, masks, sound and texts, in the middle or drawn at random."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from clip4vla.clips.batch import Batch
 from clip4vla.clips.format import Clip
 from clip4vla.clips.transform import ClipTransform, collate
+from clip4vla.config import AugmentationConfig
 from clip4vla.records import Text
 from tests.clips.conftest import TRANSFORM, tokenize
 
@@ -68,6 +71,30 @@ def test_crops_and_windows_stay_inside() -> None:
     assert set(starts.tolist()) == set(range(8))
     assert batch.samples.tolist() == [TRANSFORM.max_samples] * 30
     assert (batch.frames[:, :, 1] == 100).all()
+
+
+def test_training_reads_changed_sounds_and_frames_and_inference_those_that_are_stored() -> None:
+    changing = replace(TRANSFORM, augmentation=AugmentationConfig(speed=0.3, gain=6.0, mirror=0.5, colour=0.3))
+    clips, texts = [clip_with(ramp(1, 9000)), clip_with(ramp(1, 400)), clip_with(None)] * 4, [[Text("a")]] * 12
+
+    def read(transform: ClipTransform, in_training: bool) -> Batch:
+        return collate(
+            clips, texts, transform, [np.random.default_rng(row) for row in range(12)] if in_training else None
+        )
+
+    trained, again, off = read(changing, True), read(changing, True), read(TRANSFORM, True)
+    for batch in (again, off):
+        assert (
+            torch.equal(trained.waveform, batch.waveform)
+            is torch.equal(trained.frames, batch.frames)
+            is (batch is again)
+        )
+    assert 400 not in trained.samples.tolist()
+    assert 270 < min(size for size in trained.samples.tolist() if size) <= max(trained.samples) == TRANSFORM.max_samples
+    assert (trained.samples == 0).sum() == 4  # a clip without sound stays without
+    one, other = read(changing, False), read(TRANSFORM, False)
+    assert torch.equal(one.waveform, other.waveform)
+    assert torch.equal(one.frames, other.frames)
 
 
 def test_a_stored_frame_smaller_than_the_tower_is_an_error_that_names_the_setting() -> None:

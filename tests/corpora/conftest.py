@@ -1,4 +1,4 @@
-"""The miniature package of stamps, and parameters small enough for it."""
+"""The miniature packages, and parameters small enough for it."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import yaml
 
 from clip4vla.config import StampScenesConfig
 from tests.project import REPOSITORY, TINY_CONFIG
-from tests.stamp_package import write_stamp_package
+from tests.stamp_package import write_clipart_package, write_stamp_package
 
 SAMPLES = Path(__file__).parents[1] / "data" / "corpora"
 
@@ -15,6 +15,11 @@ SAMPLES = Path(__file__).parents[1] / "data" / "corpora"
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_stamp_package(tmp_path_factory.mktemp("package") / "stamps.deb")
+
+
+@pytest.fixture(scope="session")
+def clipart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clipart_package(tmp_path_factory.mktemp("package") / "clipart.deb")
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,14 @@ def test_a_member_that_has_no_business_there_is_refused(tmp_path: Path, unsafe, 
         read_members(deb, lambda _: False)  # even if it is not selected
 
 
+def test_symbolic_links_are_passed_over_where_a_package_has_some(tmp_path: Path) -> None:
+    deb = write_stamp_package(tmp_path / "links.deb", extra=(member("./link.txt", tarfile.SYMTYPE, "/etc/passwd"),))
+    assert len(read_members(deb, lambda path: path.suffix == ".txt", skip_symlinks=True)) == len(NAMES)
+    hard = write_stamp_package(tmp_path / "hard.deb", extra=(member("./hard.txt", tarfile.LNKTYPE, "./usr/share/x"),))
+    with pytest.raises(ValueError, match="neither a file nor a directory"):
+        read_members(hard, lambda _: False, skip_symlinks=True)
+
+
 def test_a_directory_is_no_harm(tmp_path: Path) -> None:
     deb = write_stamp_package(tmp_path / "fine.deb", extra=(member("./usr/share/doc", tarfile.DIRTYPE),))
     assert len(read_members(deb, lambda path: path.suffix == ".txt")) == len(NAMES)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from clip4vla.config import StampScenesConfig
 from clip4vla.corpora.base import find_adapter
 from clip4vla.corpora.stampscenes.compose import choose_stamps, compose
-from clip4vla.corpora.stampscenes.fetch import fetch
+from clip4vla.corpora.stampscenes.fetch import CLIPART, STAMPS, fetch
 from clip4vla.media.decode import decode
 from clip4vla.records import SourceRecord
 
@@ -76,17 +77,35 @@ def test_composing_again_gives_the_same_corpus(
     assert digests(again) == digests(corpus)
 
 
+def test_further_voices_speak_in_training_clips_only(
+    corpus: Path, package: Path, stampscenes_config: StampScenesConfig, tmp_path: Path
+) -> None:
+    config = stampscenes_config.model_copy(update={"training_voices": 2})
+    compose(package, config, tmp_path / "several")
+    before, after = digests(corpus), digests(tmp_path / "several")
+    assert before.keys() == after.keys()
+    splits = {record.clip_id: record.split for record in find_adapter("msrvtt")(corpus / "captions/annotations")}
+    changed = {Path(name).stem for name in before if before[name] != after[name]}
+    assert {splits.get(clip, "train") for clip in changed} == {"train"}
+    trained = 24 + sum(split == "train" for split in splits.values())
+    assert 0.4 * trained < len(changed) < 0.9 * trained  # two of three voices
+
+
 def test_too_few_stamps_are_refused(package: Path, stampscenes_config: StampScenesConfig) -> None:
     with pytest.raises(ValueError, match="stamps is 50, but the package has 10"):
         choose_stamps(package, stampscenes_config.model_copy(update={"stamps": 50}))
 
 
-def test_fetching_records_what_the_package_is(package: Path, tmp_path: Path) -> None:
-    fetch(str(package), tmp_path / "raw")
+def test_fetching_records_what_the_package_is(package: Path, clipart: Path, tmp_path: Path) -> None:
+    fetch(STAMPS, str(package), tmp_path / "raw")
     note = json.loads((tmp_path / "raw" / "package.json").read_text(encoding="utf-8"))
     assert note["version"] == "2022.06.04-1"
     assert note["sha256"] == hashlib.sha256(package.read_bytes()).hexdigest()
     assert (tmp_path / "raw" / "tuxpaint-stamps-default.deb").read_bytes() == package.read_bytes()
+    fetch(CLIPART, str(clipart), tmp_path / "clipart")
+    assert (tmp_path / "clipart" / "openclipart-svg.deb").read_bytes() == clipart.read_bytes()
+    with pytest.raises(ValueError, match="is the package tuxpaint-stamps-default, not openclipart-svg"):
+        fetch(CLIPART, str(package), tmp_path / "other")
 
 
 def test_a_package_that_is_not_there_or_another_leaves_nothing(tmp_path: Path) -> None:
@@ -94,11 +113,13 @@ def test_a_package_that_is_not_there_or_another_leaves_nothing(tmp_path: Path) -
     other.write_bytes(b"!<arch>\nnothing of the kind")
     for path, complaint in ((tmp_path / "missing.deb", "is no file"), (other, "not a readable")):
         with pytest.raises(ValueError, match=complaint):
-            fetch(str(path), tmp_path / "raw")
+            fetch(STAMPS, str(path), tmp_path / "raw")
         assert not (tmp_path / "raw").exists()
 
 
 def test_without_apt_the_message_says_what_to_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)
-    with pytest.raises(ValueError, match=r"stampscenes\.package"):
-        fetch(None, tmp_path / "raw")
+    for package in (STAMPS, CLIPART):
+        with pytest.raises(ValueError, match=re.escape(f"(`apt-get download {package.name}`)")) as caught:
+            fetch(package, None, tmp_path / "raw")
+        assert package.setting in str(caught.value)

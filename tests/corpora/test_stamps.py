@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clip4vla.corpora.stampscenes.stamps import decode_stamp, likeness, read_stamps
-from tests.stamp_package import NAMES
+from tests.stamp_package import FOLDER, NAMES, write_stamp_package
 
 
 def test_stamps_have_labels_in_both_languages_and_a_sound_where_there_is_one(package: Path) -> None:
@@ -16,6 +16,21 @@ def test_stamps_have_labels_in_both_languages_and_a_sound_where_there_is_one(pac
     assert [stamp.spoken for stamp in stamps] == [f"un {name}o" for name in sorted(NAMES)]
     assert {stamp.label for stamp in stamps if stamp.sound} == {f"a {name}" for name in NAMES[:6]}
     assert read_stamps(package, "fr")[0].spoken == "le ape"
+
+
+def test_a_stamp_of_the_same_label_gives_another_recording(package: Path, tmp_path: Path) -> None:
+    first = {stamp.label: stamp for stamp in read_stamps(package, "es")}
+    sounds = {name: first[f"a {name}"].sound or b"" for name in ("hen", "owl")}
+    others = {"white/cow": (b"A cow.", b"another recording"), "white/hen": (b"A hen.", sounds["owl"])}
+    further = {
+        f"{FOLDER}/{name}{suffix}": data
+        for name, pair in others.items()
+        for suffix, data in zip((".txt", ".ogg"), pair, strict=True)
+    }
+    deb = write_stamp_package(tmp_path / "stamps.deb", further=further)
+    found = {stamp.label: stamp for stamp in read_stamps(deb, "es")}
+    assert found.pop("a cow") == dataclasses.replace(first.pop("a cow"), other_sounds=(b"another recording",))
+    assert found == first  # the hen's other sound is the owl's: it tells nothing
 
 
 def test_a_language_without_voices_gives_no_stamps(package: Path) -> None:

@@ -26,6 +26,7 @@ def scores_by_kind(
     held_out: Mapping[str, tuple[int, int, int]] = {},
     weights: Mapping[str, float] = {},
     all_captions: tuple[int, int, int] = (2, 4, 18),
+    unseen: Mapping[str, Mapping[str, tuple[int, int]]] = {},
 ) -> Scores:
     """Scores whose captions and queries are answered so often by video, by audio and by both.
 
@@ -34,6 +35,7 @@ def scores_by_kind(
         held_out: the same in held-out phrasings.
         weights: mean weights by expert, the same for every kind.
         all_captions: captions answered.
+        unseen: queries answered by both, on the original and on the unseen clips, by corpus and kind.
     """
     groups = {f"by_query/{kind}": answered for kind, answered in kinds.items()}
     groups |= {f"held_out/{kind}": answered for kind, answered in held_out.items()}
@@ -44,4 +46,8 @@ def scores_by_kind(
         for group, answered in groups.items()
         for modality, count in zip(MODALITIES, answered, strict=True)
     }
+    for corpus, found in unseen.items():
+        for kind, counts in found.items():
+            for group, count in zip(("original", "unseen"), counts, strict=True):
+                tables[f"{group}/{corpus}/{kind}/both"] = table(count)
     return summarise("abc", tables, 100, 0, others)

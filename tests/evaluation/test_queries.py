@@ -104,6 +104,20 @@ def test_queries_about_the_same_clips_are_resampled_together() -> None:
     assert found == retrieval_intervals(table.ranks, ("a", "b", "a"), 200, 0)["R@1"]
 
 
+def test_queries_are_about_unseen_clips_where_all_their_right_clips_are() -> None:
+    assert QUERIES.groups_about(CLIPS, "unseen/voices") == {
+        "unseen/voices/heard": [0, 2, 3],
+        "unseen/voices/seen": [1],
+    }
+    assert QUERIES.groups_about({"bat", "elk"}, "unseen/voices") == {"unseen/voices/heard": [2]}
+    assert QUERIES.groups_about((), "unseen/voices") == {}
+    tables = QUERIES.tables({"both": SIMILARITY}, CLIPS, QUERIES.groups_about({"dog", "elk"}, "unseen/voices"))
+    assert {name: table.ranks.rank.tolist() for name, table in tables.items()} == {
+        "unseen/voices/heard/both": [1.0],
+        "unseen/voices/seen/both": [3.0],
+    }
+
+
 def test_a_query_about_an_unknown_clip_is_refused() -> None:
     with pytest.raises(ValueError, match="queries name 2 clips that the split does not have, such as bat"):
         QUERIES.tables({"both": SIMILARITY[:, 2:]}, CLIPS[2:])
@@ -177,6 +191,8 @@ def test_kinds_are_in_the_order_of_tables_and_those_of_other_corpora_follow() ->
         ("by_query/seen/video/R@1", False),
         ("by_query/seen/weight/video", False),
         ("held_out/seen/both/R@1", False),
+        ("unseen/voices/said/both/R@1", True),
+        ("original/voices/said/both/R@1", False),
         ("caption/both/CIDEr", False),
     ],
 )

@@ -185,6 +185,50 @@ def test_other_queries_are_another_test_set(experts: RetrievalEvaluator, dataset
     assert splits[-1].test_set == experts.embed(dataset).test_set
 
 
+def rendering(tmp_path: Path, **changes: int) -> ClipDataset:
+    """The clips of the data set, or the first of them, rendered again."""
+    return ClipDataset([write_clips(tmp_path / "unseen.lance", **{"clips": CLIPS, **changes})])
+
+
+def test_unseen_clips_take_the_places_of_the_original_ones(
+    experts: RetrievalEvaluator, dataset: ClipDataset, tmp_path: Path
+) -> None:
+    other = rendering(tmp_path, clips=3, samples=8000)
+    split = experts.embed(dataset, QUERIES, {"voices": other})
+    scores = experts.score(split)
+    assert split.unseen["voices"].rows.tolist() == [0, 1, 2]
+    assert scores.unseen_corpora() == ("voices",)
+    assert scores.query_kinds("unseen/voices") == scores.query_kinds("original/voices") == ("said",)
+    [vector] = experts.embedder.encode_text(["someone says word2"])
+    renderings = split.clips["both"], experts.embed(other).clips["both"]
+    before, after = split.clips["both"] @ vector, np.concatenate([renderings[1], renderings[0][3:]]) @ vector
+    for group, similarity in (("original", before), ("unseen", after)):
+        table = scores.queries[f"{group}/voices/said/both"]
+        assert table.ranks.rank.tolist() == [1 + int((similarity > similarity[2]).sum())]
+        assert f"{group}/voices/said/both/R@1" in scores.intervals
+    assert not np.array_equal(before, after)
+
+
+def test_the_same_rendering_scores_the_same_on_the_same_queries(
+    experts: RetrievalEvaluator, dataset: ClipDataset, tmp_path: Path
+) -> None:
+    scores = experts.score(experts.embed(dataset, QUERIES, {"same": rendering(tmp_path)}))
+    for kind in ("heard", "said"):
+        ranks = [scores.queries[f"{group}/{kind}/both"].ranks.rank for group in ("by_query", "original/same")]
+        np.testing.assert_array_equal(*ranks)
+        np.testing.assert_array_equal(ranks[0], scores.queries[f"unseen/same/{kind}/both"].ranks.rank)
+
+
+def test_unseen_clips_are_part_of_the_test_set_and_must_be_of_the_split(
+    experts: RetrievalEvaluator, dataset: ClipDataset, tmp_path: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    unseen = {"voices": rendering(tmp_path, clips=3, samples=8000)}
+    assert experts.embed(dataset, QUERIES, unseen).test_set != experts.embed(dataset, QUERIES).test_set
+    with pytest.raises(ValueError, match="2 clips of voices are no test clips, such as clip6"):
+        experts.embed(dataset, QUERIES, {"voices": rendering(tmp_path / "more", clips=CLIPS + 2)})
+
+
 def test_experts_score_by_the_weighted_sum_and_a_missing_modality_scores_nothing_alone(
     experts: RetrievalEvaluator, dataset: ClipDataset
 ) -> None:

@@ -93,6 +93,37 @@ def test_stampscenes_needs_its_package(project: Path, monkeypatch: pytest.Monkey
     assert missing() == []
 
 
+def test_unseen_clips_need_both_packages_and_what_renders_them(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(REPOSITORY / "params.yaml", project)
+    write_config(project, yaml.safe_load((project / "params.yaml").read_text()) | {"preset": "unseen"})
+    assert missing() == []
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "apt-get" else name)
+    monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == "pedalboard" else module)
+    stamps, clipart, renderer = missing()
+    assert stamps.startswith("MISSING  StampScenes' package: there is no apt-get to download it. ")
+    assert clipart.startswith("MISSING  package of unseen pictures: there is no apt-get to download it. ")
+    assert renderer == (
+        "MISSING  package for corpora of unseen clips: pedalboard is not installed. Install it: "
+        "`pip install '.[stampscenes]' -c constraints.txt`."
+    )
+
+
+def test_a_corpus_of_unseen_clips_of_ones_own_needs_test_clips(project: Path) -> None:
+    (project / "mine/queries.json").touch()
+    unseen = FOLDER | {"role": "unseen"}
+    mine = {"corpora": {"again": unseen}, "evaluation": {"queries": "mine/queries.json"}}
+    (project / "presets/mine.yaml").write_text(yaml.safe_dump(mine))
+    tree = yaml.safe_load((project / "params.yaml").read_text())
+    write_config(project, tree | {"preset": ["own-captions", "mine"]})
+    assert missing() == []
+    texts = (project / "mine/texts.csv").read_text()
+    (project / "mine/texts.csv").write_text(texts.replace(",test", ",val"))
+    assert [line.split(":")[0] for line in missing()] == [
+        "MISSING  test clips for finetuning",
+        "MISSING  test clips for unseen",
+    ]
+
+
 def test_files_of_the_evaluation_are_missed(project: Path) -> None:
     (project / "presets/mine.yaml").write_text("evaluation: {queries: queries.json}")
     tree = yaml.safe_load((project / "params.yaml").read_text())

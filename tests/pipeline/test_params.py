@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from clip4vla.config import load_config, read_yaml
-from clip4vla.pipeline.params import GRAPH, RESOLVED, check_resolved, resolve, write_resolved
-from flows.graph import current_graph
+from clip4vla.pipeline.params import GRAPH, RESOLVED, TRAINED, check_resolved, resolve, write_resolved
+from flows.graph import current_graph, read_graph
 from tests.project import REPOSITORY, make_project, read_config, run, write_config
 
 FOLDER = """
@@ -40,9 +40,10 @@ def choose(directory: Path, *presets: str) -> None:
 
 def test_the_committed_file_is_what_params_yaml_comes_to() -> None:
     found = read_yaml(REPOSITORY / RESOLVED)
-    graph = found.pop(GRAPH)
+    graph, trained = found.pop(GRAPH), found.pop(TRAINED)
+    assert trained == found["corpora"]
     assert found == load_config(REPOSITORY / "params.yaml").model_dump(mode="json")
-    assert graph["composed"] == ["stampscenes"]
+    assert (graph["composed"], graph["unseen"]) == (["stampscenes"], [])
     assert graph["corpora"].keys() == found["corpora"].keys()
 
 
@@ -60,6 +61,25 @@ def test_a_preset_of_real_corpora_leaves_stampscenes_out_where_nothing_uses_it(p
     stages = re.findall(r"^(\S+)", run(project, "-m", "dvc", "stage", "list").stdout, re.MULTILINE)
     assert {"manifest@audioset", "clips@howto100m", "clips@msrvtt", "pretrain"} <= set(stages)
     assert not {"fetch@stampscenes", "corpus@stampscenes"} & set(stages)
+
+
+def test_unseen_clips_are_fetched_composed_and_scored_only_with_their_preset(project: Path) -> None:
+    def files_of_dvc() -> tuple[dict[str, frozenset[str]], object]:
+        return read_graph().parents, read_yaml(RESOLVED)[TRAINED]
+
+    without, trained = files_of_dvc()
+    choose(project, "unseen")
+    assert not resolve()
+    parents, trained_beside_unseen = files_of_dvc()
+    assert trained_beside_unseen == trained
+    unseen = ["stampscenes-voices", "stampscenes-sounds", "stampscenes-pictures"]
+    assert parents["unseen@stampscenes-unseen"] == {"params", "fetch@stampscenes", "clipart@stampscenes-unseen"}
+    assert {f"clips@{name}" for name in unseen} <= parents["evaluate@retrieval"]
+    made = {"clipart@stampscenes-unseen", "unseen@stampscenes-unseen"}
+    made |= {f"{stage}@{name}" for stage in ("manifest", "clips") for name in unseen}
+    assert parents.keys() - without.keys() == made
+    for stage in ("corpus@stampscenes", "pretrain", "finetune@retrieval", "finetune@captioning", "ablate"):
+        assert parents[stage] == without[stage]
 
 
 def test_changed_stages_fail_once_because_dvc_must_read_them_again(project: Path) -> None:

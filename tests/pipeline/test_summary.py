@@ -32,6 +32,14 @@ def test_a_retrieval_model_is_summarised_by_kind_of_query_with_its_weights(evalu
     assert found.report.endswith("[MLflow run 01234567](http://mlflow/0123456789abcdef)")
 
 
+def test_unseen_clips_are_in_the_summary(evaluations: Path) -> None:
+    scores_by_kind({"said": (0, 9, 18)}, unseen={"voices": {"said": (18, 9)}}).write(evaluations / "retrieval")
+    report = summarise_stage("evaluate@retrieval").report
+    assert "**voices: R@1 in per cent by video + audio, of the same queries**" in report
+    assert "| unseen/voices/said/both/R@1 | 45.0 [" in report
+    assert "original/voices" not in report
+
+
 def test_without_queries_a_summary_has_one_table(evaluations: Path) -> None:
     scores_by_kind({}).write(evaluations / "retrieval")
     report = summarise_stage("evaluate@retrieval").report

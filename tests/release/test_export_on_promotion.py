@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import clip4vla
-from clip4vla.corpora.stampscenes.fetch import DESTINATION, PACKAGE_FILE
+from clip4vla.corpora.stampscenes.fetch import PACKAGE_FILE, STAMPS
 from clip4vla.model.pretrained import save_model
 from clip4vla.pipeline.project import EVALUATIONS, RUNS
 from clip4vla.pipeline.promote import promote
@@ -24,8 +24,8 @@ def test_only_a_promoted_version_is_exported(floor: int, is_promoted: bool, root
     assert FLOOR in params
     changed = f"floors: {{text_to_clip/both/R@1: {floor}}}, export_on_promotion: exports"
     Path("params.yaml").write_text(params.replace(FLOOR, changed))
-    DESTINATION.mkdir(parents=True)
-    (DESTINATION / PACKAGE_FILE).write_text(json.dumps({"version": "2022.06.04-1"}))
+    STAMPS.destination.mkdir(parents=True)
+    (STAMPS.destination / PACKAGE_FILE).write_text(json.dumps({"version": "2022.06.04-1"}))
     save_model(tiny_model(), RUNS / "retrieval", INFERENCE)
     with start_run(root, "retrieval", "retrieval") as run:
         pass

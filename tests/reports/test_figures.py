@@ -19,6 +19,7 @@ from clip4vla.reports.figures import (
     retrieval_figure,
     save_figure,
     similarity_figure,
+    unseen_figure,
 )
 from tests.evaluation.by_kind import scores_by_kind
 
@@ -128,6 +129,16 @@ def test_queries_have_a_group_per_kind_and_a_panel_for_held_out_phrasings() -> N
     assert len(query_figure(scores_by_kind(kinds)).axes) == 1
 
 
+def test_unseen_clips_have_a_panel_per_corpus_beside_the_original_ones() -> None:
+    found = scores_by_kind({}, unseen={"voices": {"said": (20, 9), "all": (18, 12)}, "drawings": {"seen": (19, 4)}})
+    drawings, voices = unseen_figure(found).axes
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in (drawings, voices)] == ["drawings", "voices"]
+    assert groups(voices) == ["all", "said"]
+    assert legend(voices) == ["original clips", "unseen rendering"]
+    assert heights(voices) == [[90, 100], [60, 45]]
+    assert heights(drawings) == [[95], [20]]
+
+
 def test_similarity_is_drawn_as_given() -> None:
     matrix = np.random.default_rng(0).standard_normal((5, 7))
     image = similarity_figure(matrix).axes[0].get_images()[0]
@@ -160,6 +171,7 @@ def test_names_of_curves_that_end_together_do_not_overlap() -> None:
             "by_query/heard/both/R@1 is missing",
         ),
         (lambda: query_figure(scores()), "scores without queries by kind"),
+        (lambda: unseen_figure(scores()), "scores without unseen clips"),
         (
             lambda: ablation_figure({"a": scores(), "b": Scores("abc", {"text_to_clip/both/R@1": 1.0})}),
             "text_to_clip/video/R@1 is missing",

@@ -16,7 +16,7 @@ from clip4vla.evaluation.scores import QueryTable, Scores, summarise
 from clip4vla.media.decode import decode
 from clip4vla.records import MODALITIES
 from clip4vla.reports.pages import Mark, Page, Section, render_page
-from clip4vla.reports.retrieval_report import query_tables, retrieval_page, retrieval_tables
+from clip4vla.reports.retrieval_report import query_tables, retrieval_page, retrieval_tables, unseen_tables
 from clip4vla.reports.tables import DIRECTION_LABELS, MODALITY_LABELS, to_markdown
 from clip4vla.utils.numbers import format_score
 from tests.clips.conftest import AUDIO, CLIPS, RATE, write_corpus
@@ -222,6 +222,20 @@ def test_tables_by_kind_are_on_the_page_and_in_markdown(dataset: ClipDataset, sp
     assert [table.title for table in query_tables(joined)] == titles[1:3]
     text = to_markdown(query_tables(joined)[0])
     assert "| unrelated_sound | 95.0 | 5.0 | 100.0 | 0.25 | 0.12 | 0.62 |" in text
+
+
+def test_unseen_clips_are_beside_the_original_ones_in_a_table_per_corpus() -> None:
+    scores = scores_by_kind(KINDS, unseen={"voices": {"said": (20, 9), "all": (18, 12)}, "drawings": {"seen": (19, 4)}})
+    drawings, voices = unseen_tables(scores)
+    assert voices.title == "voices: R@1 in per cent by video + audio, of the same queries"
+    assert voices.head == ["", "original clips", "unseen rendering", "queries"]
+    assert [row[0] for row in voices.rows] == ["all", "said"]
+    low, high = scores.intervals["unseen/voices/said/both/R@1"]
+    assert voices.rows[1] == ["said", "100.0 [100.0, 100.0]", f"45.0 [{low:.1f}, {high:.1f}]", "20"]
+    assert voices.numeric == (False, True, True, True)
+    assert [row[0] for row in drawings.rows] == ["seen"]
+    assert retrieval_tables(scores)[-2:] == [drawings, voices]
+    assert unseen_tables(scores_by_kind(KINDS)) == []
 
 
 @pytest.mark.parametrize(("clips", "titles"), [(1, ["Best"]), (2, ["Best", "Worst"]), (3, ["Best", "Median", "Worst"])])

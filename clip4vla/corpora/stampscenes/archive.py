@@ -1,7 +1,7 @@
 """The members of a Debian package, read in one pass and never unpacked to disk.
 
 A member that has no business in the archive (an absolute path, `..`, a link, a device) is refused: the package
-is then not what it says.
+is then not what it says. A package that has symbolic links by intention can be read without them.
 """
 
 import lzma
@@ -44,8 +44,13 @@ def read_version(deb: Path) -> tuple[str, str]:
     return fields.get("Package", ""), fields.get("Version", "")
 
 
-def read_members(deb: Path, wanted: Callable[[PurePosixPath], bool]) -> dict[PurePosixPath, bytes]:
+def read_members(
+    deb: Path, wanted: Callable[[PurePosixPath], bool], skip_symlinks: bool = False
+) -> dict[PurePosixPath, bytes]:
     """The content of every regular file for whose path `wanted` is true.
+
+    Args:
+        skip_symlinks: symbolic links are passed over, not followed; otherwise they are refused.
 
     Raises:
         ValueError: not a Debian package, or a member is unsafe.
@@ -53,6 +58,8 @@ def read_members(deb: Path, wanted: Callable[[PurePosixPath], bool]) -> dict[Pur
     members: dict[PurePosixPath, bytes] = {}
     with _open_part(deb, "data.tar") as tar:
         for member in tar:
+            if skip_symlinks and member.issym():
+                continue
             path = _safe_path(member)
             if member.isfile() and wanted(path) and (file := tar.extractfile(member)):
                 members[path] = file.read()

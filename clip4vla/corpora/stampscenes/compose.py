@@ -11,8 +11,9 @@ Out, under `data/corpora/stampscenes/`:
 
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from clip4vla.utils.files import atomic_directory, write_json
 from clip4vla.utils.progress import track
 
 DESTINATION = Path("data/corpora/stampscenes")
+UNSEEN_DESTINATION = Path("data/corpora/stampscenes-unseen")
+"""Of the stage `unseen`, see `unseen.py`."""
 SAMPLE_RATE = 16_000
 PICTURE_SHARE = 0.9
 """Largest side of a picture, of the frame's."""
@@ -45,6 +48,17 @@ SAME_SOUND = 0.6
 MSRVTT_SPLIT = {"train": "train", "val": "validate", "test": "test"}
 
 _worker: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A clip to render."""
+
+    scene: Scene
+    video: Path
+    """The file to write."""
+    cast: int = 0
+    """Which of the casts, the stamps in one rendering or another, plays the scene."""
 
 
 def compose(deb: Path, config: StampScenesConfig, destination: Path) -> None:
@@ -57,9 +71,34 @@ def compose(deb: Path, config: StampScenesConfig, destination: Path) -> None:
     pretraining = pretraining_scenes(config, len(stamps), sounding)
     captioned = caption_scenes(config, len(stamps), sounding)
     with atomic_directory(destination) as directory:
-        for part, scenes in (("pretraining", pretraining), ("captions", captioned)):
-            _render_all(scenes, stamps, config, directory / part / "videos")
+        parts = (("pretraining", pretraining), ("captions", captioned))
+        jobs = [
+            Job(scene, directory / part / "videos" / f"{scene.clip_id}.mp4", _cast_of(scene, config))
+            for part, scenes in parts
+            for scene in scenes
+        ]
+        render_all(jobs, _casts(stamps, config), config)
         write_annotations(directory, stamps, pretraining, captioned, config.seed)
+
+
+def _casts(stamps: list[Stamp], config: StampScenesConfig) -> list[list[Stamp]]:
+    """The stamps with the package's own voices, then as each further voice of training says their names."""
+    if not config.training_voices:
+        return [stamps]
+    try:
+        from clip4vla.corpora.stampscenes.voices import TRAINING_VOICES, voice_casts
+    except ImportError as error:
+        raise ValueError(f"{error}: install it with `pip install 'clip4vla[stampscenes]'`") from error
+    voices = TRAINING_VOICES[: config.training_voices]
+    return [stamps, *voice_casts(stamps, config.language, voices, SAMPLE_RATE)]
+
+
+def _cast_of(scene: Scene, config: StampScenesConfig) -> int:
+    """Which of `_casts` plays a scene: any in training, the package's own voices in val and test."""
+    if scene.split != "train" or not config.training_voices:
+        return 0
+    rng = np.random.default_rng((config.seed, 8, *scene.clip_id.encode()))
+    return int(rng.integers(config.training_voices + 1))
 
 
 def choose_stamps(deb: Path, config: StampScenesConfig) -> tuple[list[Stamp], int]:
@@ -92,25 +131,27 @@ def _is_heard(stamp: Stamp, stamps: list[Stamp]) -> bool:
     return heard is not None and any(t.sound is not None and likeness(heard, t.sound) > SAME_SOUND for t in stamps)
 
 
-def _render_all(scenes: list[Scene], stamps: list[Stamp], config: StampScenesConfig, videos: Path) -> None:
-    videos.mkdir(parents=True)
+def render_all(jobs: Sequence[Job], casts: Sequence[list[Stamp]], config: StampScenesConfig) -> None:
+    """Render every job by all cores; a clip depends on its scene, its cast and `config` only."""
+    for folder in {job.video.parent for job in jobs}:
+        folder.mkdir(parents=True)
     with ProcessPoolExecutor(
-        os.cpu_count(), multiprocessing.get_context("spawn"), _start_worker, (stamps, config, videos)
+        os.cpu_count(), multiprocessing.get_context("spawn"), _start_worker, (casts, config)
     ) as pool:
-        for _ in track(pool.map(_render, scenes, chunksize=16), len(scenes), "clips"):
+        for _ in track(pool.map(_render, jobs, chunksize=16), len(jobs), "clips"):
             pass
 
 
-def _start_worker(stamps: list[Stamp], config: StampScenesConfig, videos: Path) -> None:
-    _worker.update(stamps=stamps, config=config, videos=videos)
+def _start_worker(casts: Sequence[list[Stamp]], config: StampScenesConfig) -> None:
+    _worker.update(casts=casts, config=config)
 
 
-def _render(scene: Scene) -> None:
-    stamps, config, videos = _worker["stamps"], _worker["config"], _worker["videos"]
+def _render(job: Job) -> None:
+    scene, stamps, config = job.scene, _worker["casts"][job.cast], _worker["config"]
     rng = np.random.default_rng((config.seed, 4, *scene.clip_id.encode()))
     frames = render_frames(stamps[scene.seen], config, rng)
     audio = None if scene.soundtrack == "none" else render_audio(scene, stamps, config, SAMPLE_RATE, rng)
-    encode(videos / f"{scene.clip_id}.mp4", frames, config.fps, audio, SAMPLE_RATE)
+    encode(job.video, frames, config.fps, audio, SAMPLE_RATE)
 
 
 def write_annotations(
@@ -125,12 +166,19 @@ def write_annotations(
         place = {"clip_id": scene.clip_id, "video": f"{scene.clip_id}.mp4", "split": scene.split}
         rows.append({**place, "text": text.text, "audio_type": text.audio_type})
     write_json(directory / "pretraining/annotations/stampscenes.json", rows)
-    videos = [_msrvtt_video(scene) for scene in captioned]
-    pairs = [(scene.clip_id, caption) for scene in captioned for caption in captions(scene, labels, spoken, seed)]
-    sentences = [{"caption": c, "video_id": clip_id, "sen_id": index} for index, (clip_id, c) in enumerate(pairs)]
-    write_json(directory / "captions/annotations/MSRVTT_data.json", {"videos": videos, "sentences": sentences})
+    write_msrvtt(directory / "captions/annotations", captioned, labels, spoken, seed)
     write_json(directory / "labels.json", _labels(stamps, captioned))
     write_json(directory / "queries.json", queries(captioned, labels, spoken, seed))
+
+
+def write_msrvtt(
+    annotations: Path, scenes: Sequence[Scene], labels: Sequence[str], spoken: Sequence[str], seed: int
+) -> None:
+    """Write the captions of `scenes` in MSR-VTT's schema."""
+    pairs = [(scene.clip_id, caption) for scene in scenes for caption in captions(scene, labels, spoken, seed)]
+    sentences = [{"caption": c, "video_id": clip_id, "sen_id": index} for index, (clip_id, c) in enumerate(pairs)]
+    videos = [_msrvtt_video(scene) for scene in scenes]
+    write_json(annotations / "MSRVTT_data.json", {"videos": videos, "sentences": sentences})
 
 
 def _msrvtt_video(scene: Scene) -> dict[str, Any]:

@@ -1,41 +1,65 @@
-"""Stage `fetch`: Debian's package of stamps, by name or from a path, with its version and SHA-256 beside it.
+"""Stages `fetch` and `clipart`: Debian's packages of stamps and of clip art, by name or from a path.
 
-Out: `data/raw/stamps/tuxpaint-stamps-default.deb` and `package.json`.
+Out: `data/raw/stamps/tuxpaint-stamps-default.deb`, `data/raw/clipart/openclipart-svg.deb`, and beside each
+`package.json` with its version and SHA-256.
 """
 
 import json
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from clip4vla.corpora.stampscenes.archive import read_version
 from clip4vla.utils.files import atomic_directory, write_json
 from clip4vla.utils.hashing import hash_file
 
-PACKAGE = "tuxpaint-stamps-default"
-DESTINATION = Path("data/raw/stamps")
 PACKAGE_FILE = "package.json"
 
-BRING_IT = (
-    f"StampScenes is made of Debian's package {PACKAGE} (161 MB). Bring the .deb from any Debian mirror or machine "
-    f"(`apt-get download {PACKAGE}`) and name its path in params.yaml under stampscenes.package."
-)
+
+@dataclass(frozen=True)
+class DebianPackage:
+    """A package that StampScenes is made of."""
+
+    name: str
+    megabytes: int
+    setting: str
+    """The key of params.yaml that may name its path."""
+    destination: Path
+
+    @property
+    def deb(self) -> Path:
+        """The fetched package."""
+        return self.destination / f"{self.name}.deb"
+
+    @property
+    def advice(self) -> str:
+        """What to do where it can't be downloaded."""
+        return (
+            f"StampScenes needs Debian's package {self.name} ({self.megabytes} MB). Bring the .deb from any Debian "
+            f"mirror or machine (`apt-get download {self.name}`) and name its path in params.yaml under {self.setting}."
+        )
 
 
-def fetch(package: str | None, destination: Path) -> None:
-    """Put the package at `package`, or the one that apt downloads, into `destination` and record what it is.
+STAMPS = DebianPackage("tuxpaint-stamps-default", 161, "stampscenes.package", Path("data/raw/stamps"))
+CLIPART = DebianPackage("openclipart-svg", 25, "stampscenes.clipart_package", Path("data/raw/clipart"))
+
+
+def fetch(package: DebianPackage, source: str | None, destination: Path) -> None:
+    """Put the .deb at `source`, or the one that apt downloads, into `destination` and record what it is.
 
     Raises:
         ValueError: there is no apt and no path, the download failed, or the file isn't that package.
     """
     with atomic_directory(destination) as directory:
-        deb = directory / f"{PACKAGE}.deb"
-        if package is None:
-            _download(deb)
+        deb = directory / package.deb.name
+        if source is None:
+            _download(package, deb)
         else:
-            _copy(Path(package), deb)
-        write_json(directory / PACKAGE_FILE, {"package": PACKAGE, "version": _version(deb), "sha256": hash_file(deb)})
+            _copy(package, Path(source), deb)
+        note = {"package": package.name, "version": _version(package, deb), "sha256": hash_file(deb)}
+        write_json(directory / PACKAGE_FILE, note)
 
 
 def fetched_version(destination: Path) -> str | None:
@@ -44,25 +68,27 @@ def fetched_version(destination: Path) -> str | None:
     return str(json.loads(path.read_text(encoding="utf-8"))["version"]) if path.is_file() else None
 
 
-def _download(deb: Path) -> None:
+def _download(package: DebianPackage, deb: Path) -> None:
     if shutil.which("apt-get") is None:
-        raise ValueError(f"there is no apt-get here. {BRING_IT}")
+        raise ValueError(f"there is no apt-get here. {package.advice}")
     with tempfile.TemporaryDirectory() as scratch:
-        run = subprocess.run(["apt-get", "download", PACKAGE], cwd=scratch, capture_output=True, text=True)
+        run = subprocess.run(["apt-get", "download", package.name], cwd=scratch, capture_output=True, text=True)
         found = list(Path(scratch).glob("*.deb"))
         if run.returncode or not found:
-            raise ValueError(f"apt-get could not download it: {run.stderr.strip()} (`apt-get update`?). {BRING_IT}")
+            raise ValueError(
+                f"apt-get could not download it: {run.stderr.strip()} (`apt-get update`?). {package.advice}"
+            )
         shutil.move(found[0], deb)
 
 
-def _copy(source: Path, deb: Path) -> None:
+def _copy(package: DebianPackage, source: Path, deb: Path) -> None:
     if not source.is_file():
-        raise ValueError(f"stampscenes.package names {source}, which is no file. {BRING_IT}")
+        raise ValueError(f"{package.setting} names {source}, which is no file. {package.advice}")
     shutil.copyfile(source, deb)
 
 
-def _version(deb: Path) -> str:
+def _version(package: DebianPackage, deb: Path) -> str:
     name, version = read_version(deb)
-    if name != PACKAGE:
-        raise ValueError(f"{deb} is the package {name}, not {PACKAGE}")
+    if name != package.name:
+        raise ValueError(f"{deb} is the package {name}, not {package.name}")
     return version

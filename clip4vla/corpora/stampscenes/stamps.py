@@ -6,7 +6,7 @@ In: the .deb. Out: `Stamp`s as they lie in the package, and `Stamp`s, decoded.
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import av
@@ -41,6 +41,8 @@ class EncodedStamp:
     voice: bytes
     sound: bytes | None
     """None for a stamp without a sound effect."""
+    other_sounds: tuple[bytes, ...] = ()
+    """Those of further stamps with the same label."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Stamp:
     """(S,) mono, in -1..1, without the silence around it."""
     sound: NDArray[np.float32] | None
     """(S,) likewise."""
+    other_sounds: tuple[NDArray[np.float32], ...] = ()
+    """(S,) each: other recordings of the same thing, which no training clip has."""
 
 
 def read_stamps(deb: Path, language: str) -> list[EncodedStamp]:
@@ -69,11 +73,14 @@ def read_stamps(deb: Path, language: str) -> list[EncodedStamp]:
     stamps: dict[str, EncodedStamp] = {}
     spoken: set[str] = set()
     sounds: set[bytes | None] = set()
+    others: dict[str, list[bytes]] = {}
     for path in sorted(p for p in members if p.suffix == ".txt"):
         label, words = _labels(members[path], language)
         picture = members.get(path.with_suffix(".png"))
         voice = _first(members, *(path.with_name(f"{path.stem}_desc_{language}{e}") for e in AUDIO_SUFFIXES))
         effect = _first(members, *(path.with_suffix(e) for e in AUDIO_SUFFIXES))
+        if label in stamps and effect and SPOKEN_EFFECTS not in path.parts:
+            others.setdefault(label, []).append(effect)
         if not (picture and voice and _is_short(label) and words) or label in stamps or words in spoken:
             continue
         if SPOKEN_EFFECTS in path.parts or effect in sounds:
@@ -81,7 +88,8 @@ def read_stamps(deb: Path, language: str) -> list[EncodedStamp]:
         stamps[label] = EncodedStamp(label, words, picture, voice, effect)
         spoken.add(words)
         sounds.add(effect)
-    return list(stamps.values())
+    further = {label: tuple(sound for sound in found if sound not in sounds) for label, found in others.items()}
+    return [replace(stamp, other_sounds=further.get(stamp.label, ())) for stamp in stamps.values()]
 
 
 def decode_stamp(stamp: EncodedStamp, *, sample_rate: int, picture_side: int) -> Stamp:
@@ -97,6 +105,7 @@ def decode_stamp(stamp: EncodedStamp, *, sample_rate: int, picture_side: int) ->
             _read_picture(stamp.picture, picture_side),
             read_sound(stamp.voice, sample_rate),
             read_sound(stamp.sound, sample_rate) if stamp.sound else None,
+            tuple(read_sound(sound, sample_rate) for sound in stamp.other_sounds),
         )
     except (OSError, av.error.FFmpegError) as error:
         raise ValueError(f"the stamp {stamp.label!r} can't be decoded: {error}") from error
@@ -155,5 +164,10 @@ def read_sound(encoded: bytes, sample_rate: int) -> NDArray[np.float32]:
         frames = [*container.decode(audio=0), None]
         pieces = [piece.to_ndarray()[0] for frame in frames for piece in resampler.resample(frame)]
     wave = np.concatenate(pieces).astype(np.float32)
+    return trim_silence(wave)
+
+
+def trim_silence(wave: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`wave` (S,) without the silence at its start and end."""
     loud = np.flatnonzero(np.abs(wave) > SILENCE * np.abs(wave).max())
     return wave[loud[0] : loud[-1] + 1] if len(loud) else wave
