@@ -1,7 +1,7 @@
 """Stage `clips`: a manifest in, one Lance data set per split out, and the rejects that decoding found.
 
 Processes decode chunks of the manifest and write Lance fragments; one commit makes them visible. A killed run
-continues after the fragments that are already there.
+continues after the fragments that are already there. The clips of a tar file are one chunk: one process reads it.
 """
 
 import json
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,20 +23,21 @@ from clip4vla.clips import format as row_format
 from clip4vla.clips.format import SCHEMA
 from clip4vla.config import AudioConfig, ClipsConfig
 from clip4vla.corpora.manifest import LISTED, ManifestSummary, read_manifest, write_rejects
-from clip4vla.media import decode, source
+from clip4vla.media import decode, shard, source
 from clip4vla.records import SPLITS, Reject, SourceRecord
 from clip4vla.utils.files import file_state, write_json
 from clip4vla.utils.hashing import hash_bytes
 from clip4vla.utils.progress import track
 
 CHUNK = 64
+"""Clips of a fragment."""
 CLUSTER_ANSWERS_S = 20
 os.environ.setdefault("LANCE_LOG", "error")  # each worker would else warn that the data set is new
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The unit of work: records of one split that become one fragment."""
+    """The unit of work: records of one split that become one fragment, or several where they are all of one shard."""
 
     name: str
     split: str
@@ -66,7 +68,7 @@ def ingest(manifest: Path, media: Path, out: Path, clips: ClipsConfig, audio: Au
     _begin(partial, _fingerprint(manifest, clips, audio))
     spec = IngestSpec(media.resolve(), partial.resolve(), clips, audio.sample_rate)
     records = read_manifest(manifest)
-    chunks = list(_chunks(records))
+    chunks = list(_chunks(records, spec.media))
     waiting = [chunk for chunk in chunks if not _is_done(spec, chunk)]
     _run(spec, waiting, len(records))
     result = _commit(spec, chunks)
@@ -82,7 +84,7 @@ def _fingerprint(manifest: Path, clips: ClipsConfig, audio: AudioConfig) -> str:
     settings = clips.model_dump_json(exclude={"workers", "dask", "max_reject_fraction", "limits"}) + str(
         audio.sample_rate
     )
-    code = [Path(module.__file__).read_bytes() for module in (row_format, decode, source) if module.__file__]
+    code = [Path(module.__file__).read_bytes() for module in (row_format, decode, shard, source) if module.__file__]
     return hash_bytes([manifest.read_bytes(), settings.encode(), *code])
 
 
@@ -95,11 +97,17 @@ def _begin(partial: Path, fingerprint: str) -> None:
     mark.write_text(fingerprint)
 
 
-def _chunks(records: list[SourceRecord]) -> Iterator[Chunk]:
+def _chunks(records: list[SourceRecord], media: Path) -> Iterator[Chunk]:
+    """The clips of a shard that follow one another, or CHUNK clips of files."""
     for split in SPLITS:
         of_split = [record for record in records if record.split == split]
-        for start in range(0, len(of_split), CHUNK):
-            yield Chunk(f"{split}-{start:09d}", split, tuple(of_split[start : start + CHUNK]))
+        done = 0
+        for of_shard, group in groupby(of_split, lambda record: shard.find_shard(media / record.media)):
+            together = tuple(group)
+            size = CHUNK if of_shard is None else len(together)
+            for start in range(0, len(together), size):
+                yield Chunk(f"{split}-{done + start:09d}", split, together[start : start + size])
+            done += len(together)
 
 
 def _note(spec: IngestSpec, chunk: Chunk) -> Path:
@@ -116,8 +124,10 @@ def _is_done(spec: IngestSpec, chunk: Chunk) -> bool:
 
 
 def _media_states(spec: IngestSpec, chunk: Chunk) -> dict[str, list[int] | None]:
-    """Size and moments of change of each media file, None for those that can't be found."""
-    return {record.media: file_state(spec.media / record.media) for record in chunk.records}
+    """Size and moments of change of each media file, or of its shard, None for those that can't be found."""
+    paths = [spec.media / record.media for record in chunk.records]
+    files = {shard.find_shard(path) or path for path in paths}
+    return {path.relative_to(spec.media).as_posix(): file_state(path) for path in sorted(files)}
 
 
 def _run(spec: IngestSpec, chunks: list[Chunk], records: int) -> None:
@@ -162,28 +172,35 @@ def _decode_on_cluster(address: str, spec: IngestSpec, chunks: list[Chunk]) -> I
 
 
 def ingest_chunk(spec: IngestSpec, chunk: Chunk) -> int:
-    """Decode one chunk, write its fragment, then its note, which marks it as complete; return the number of clips."""
-    import lance
-
+    """Decode one chunk, write its fragments, then its note, which marks it as complete; return the number of clips."""
     media = _media_states(spec, chunk)  # before they are read: a file that changes meanwhile is read again
-    rows, rejects = [], []
-    for record in chunk.records:
-        try:
-            rows.append(_ingest_clip(record, spec))
-        except source.MediaError as error:
-            rejects.append(Reject(record.clip_id, record.media, record.split, error.reason, error.detail))
-    fragments = []
-    if rows:
-        table = pa.Table.from_pylist(rows, SCHEMA)
-        fragments = lance.fragment.write_fragments(table, _dataset(spec, chunk.split), schema=SCHEMA)
+    fragments: list[dict[str, object]] = []
+    rejects: list[Reject] = []
+    for start in range(0, len(chunk.records), CHUNK):  # no more is held in memory
+        rows = []
+        for record in chunk.records[start : start + CHUNK]:
+            try:
+                rows.append(_ingest_clip(record, spec))
+            except source.MediaError as error:
+                rejects.append(Reject(record.clip_id, record.media, record.split, error.reason, error.detail))
+        fragments += _write_fragments(spec, chunk.split, rows)
     note = {
-        "fragments": [f.to_json() for f in fragments],
-        "rows": len(rows),
+        "fragments": fragments,
+        "rows": len(chunk.records) - len(rejects),
         "rejects": [asdict(reject) for reject in rejects],
         "media": media,
     }
     write_json(_note(spec, chunk), note)
     return len(chunk.records)
+
+
+def _write_fragments(spec: IngestSpec, split: str, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    import lance
+
+    if not rows:
+        return []
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    return [f.to_json() for f in lance.fragment.write_fragments(table, _dataset(spec, split), schema=SCHEMA)]
 
 
 def _dataset(spec: IngestSpec, split: str) -> str:
