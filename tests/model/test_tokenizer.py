@@ -14,6 +14,7 @@ from clip4vla.model.tokenizer import Tokenizer
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 PUBLISHED_PADDING = 49410
+OPEN_CLIP = open_clip.get_tokenizer("stamp-small")
 
 
 def test_published_token_ids() -> None:
@@ -59,7 +60,7 @@ def test_an_exclamation_mark_is_a_token_like_others_though_its_number_is_0() -> 
     )
 )
 def test_tokens_are_those_of_open_clip(sentences: list[str]) -> None:
-    expected = open_clip.get_tokenizer("stamp-small")(sentences, context_length=16)
+    expected = OPEN_CLIP(sentences, context_length=16)
     tokens = Tokenizer("stamp-small", 16)(sentences)
     assert not expected[:, tokens.shape[1] :].any()
     assert torch.equal(tokens, expected[:, : tokens.shape[1]])
@@ -69,7 +70,7 @@ def test_tokens_are_those_of_open_clip(sentences: list[str]) -> None:
     "sentence", ["un <end_of_text> dos", "&lt;start_of_text&gt; a", "ὈΔΥΣΣΕΎΣ ΣΑΣ", "a\x1cb\x85c  d"]
 )
 def test_odd_sentences_have_the_tokens_of_open_clip_up_to_the_first_end(sentence: str) -> None:
-    expected = open_clip.get_tokenizer("stamp-small")([sentence], context_length=24)[0].tolist()
+    expected = OPEN_CLIP([sentence], context_length=24)[0].tolist()
     tokenizer = Tokenizer("stamp-small", 24)
     tokens = tokenizer([sentence])[0].tolist()
     length = expected.index(tokenizer.ends[1]) + 1
