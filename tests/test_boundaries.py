@@ -27,10 +27,7 @@ DOORS = {
     "distributed": ("clip4vla/clips/ingest.py", "benchmarks/ingest.py"),
     "hashlib": ("clip4vla/utils/hashing.py",),
     "prometheus_client": ("clip4vla/inference/metrics.py", "flows/serving.py"),
-    "psutil": (
-        *("clip4vla/utils/machine.py", "clip4vla/utils/supervise.py", "clip4vla/training/network.py"),
-        "benchmarks/small_training.py",
-    ),
+    "psutil": ("clip4vla/utils/machine.py", "clip4vla/utils/supervise.py", "clip4vla/training/network.py"),
     "pycocoevalcap": ("clip4vla/evaluation/caption_metrics.py",),
     "silero_vad": ("clip4vla/clips/speech.py",),
     "espeakng_loader": ("clip4vla/corpora/stampscenes/voices.py",),
@@ -48,6 +45,7 @@ DOORS = {
         "benchmarks/clips.py",
         "benchmarks/ingest.py",
         "benchmarks/app.py",
+        "benchmarks/kills.py",
         "benchmarks/search.py",
     ),
 }

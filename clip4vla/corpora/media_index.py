@@ -104,6 +104,14 @@ def walk_files(directory: Path) -> Iterator[str]:
                 yield path.relative_to(directory).as_posix()
 
 
+def linked_folders(directory: Path) -> Iterator[str]:
+    """Paths relative to `directory` of the links to folders under it that aren't hidden; none where it isn't there."""
+    for folder, folders, _ in os.walk(directory):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [Path(folder, name) for name in folders]
+        yield from (path.relative_to(directory).as_posix() for path in paths if path.is_symlink())
+
+
 def write_listing(directory: Path, out: Path) -> int:
     """Write a line for each file under `directory`: path, size in bytes, time of its last change in ns; their number.
 

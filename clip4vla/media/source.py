@@ -7,8 +7,10 @@ file, also where a container counts from elsewhere (MPEG-TS).
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +45,8 @@ CODED_BEYOND = 1_000_000
 """Pixels by which a coded picture may be larger than the one that is shown: codecs fill up blocks."""
 COUNTS_KEPT = 64
 """Files whose counted packets a process remembers."""
+RATE_BITS = {"mp3": (0x18, 0x0C), "aac": (0, 0x3C)}
+"""Of raw streams, the bits in the second and third byte of each packet that state the rate of the sound."""
 SET_BACK_S = 0.5
 """Timestamps that fall back by more than this begin a new stream, chained to the one before."""
 
@@ -84,19 +88,20 @@ class Source:
             self.check_size(stream.codec_context.width, stream.codec_context.height)
         self._origin_s = _origin(container)
         self._is_chained = False
+        self._has_clock = True
         self.duration_s = self._find_duration()
         if not self.duration_s <= limits.max_duration_s:
             raise MediaError("too_long", f"{path} states {self.duration_s:,.0f} s, more than {limits.max_duration_s:g}")
 
     def _with_decoder(self, streams: list[StreamType]) -> list[StreamType]:
-        """Those with a decoder, default tracks first."""
+        """Those with a decoder, default tracks first, and last a picture that doesn't move."""
         for stream in streams:
             if stream.codec_context is None:
                 self.notes.append(f"{stream.type} stream {stream.index} has no decoder")
         usable = [stream for stream in streams if stream.codec_context is not None]
         for stream in usable:
             self._prepare(stream)
-        return sorted(usable, key=lambda stream: not stream.disposition & Disposition.default)
+        return sorted(usable, key=lambda stream: (_is_still(stream), not stream.disposition & Disposition.default))
 
     def _prepare(self, stream: Media) -> None:
         stream.codec_context.thread_count = 1  # processes decode in parallel, one for each core
@@ -130,8 +135,9 @@ class Source:
             # Matroska states the timestamp of the last moment
             return container.duration / av.time_base - (self._origin_s if _is_matroska(container) else 0.0)
         state = (find_shard(self.path) or self.path).stat()
-        end_s, self._is_chained = _count_packets(self.path, (state.st_size, state.st_mtime_ns), self.limits)
-        return end_s - self._origin_s
+        count = _count_packets(self.path, (state.st_size, state.st_mtime_ns), self.limits)
+        self._is_chained, self._has_clock = count.is_chained, count.has_clock
+        return count.end_s - self._origin_s
 
     def pictures(self, stream: av.VideoStream, start_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """Frames with the moment at which each appears, from the one on screen at `start_s` on or earlier."""
@@ -172,14 +178,37 @@ class Source:
     def _decode_near(self, stream: Media, time_s: float) -> Iterator[tuple[float, Frame]]:
         """Decode from about `time_s` on, or from the beginning; nothing where it isn't known where that landed."""
         if self._is_chained:  # a position in one of the chained streams can't be told from one in another
-            with _open(self.path, self.limits) as container:
-                again = container.streams[stream.index]
-                assert isinstance(again, Media)
-                self._prepare(again)
-                yield from self._decode_stream(container, again, _Clock(0.0))
-            return
-        self._seek(self._first_s() if time_s <= 0 else self._origin_s + time_s)
-        yield from self._decode_stream(self._container, stream, _Clock(0.0 if time_s <= 0 else None))
+            yield from self._decode_again(stream)
+        elif time_s <= 0:
+            yield from self._decode_from_first(stream)
+        else:
+            self._seek(self._origin_s + time_s)
+            yield from self._decode_stream(self._container, stream, _Clock(None))
+
+    def _decode_from_first(self, stream: Media) -> Iterator[tuple[float, Frame]]:
+        """A seek may land at the first picture, behind sound that begins before it: then the file is opened again."""
+        self._seek(self._first_s())
+        frames = self._decode_stream(self._container, stream, _Clock(0.0))
+        first = next(frames, None)
+        if self._is_behind(stream, first):
+            yield from self._decode_again(stream)
+        elif first is not None:
+            yield first
+            yield from frames
+
+    def _is_behind(self, stream: Media, first: tuple[float, Frame] | None) -> bool:
+        """Whether a seek to the beginning missed the first packets of a stream."""
+        if stream.start_time is None or stream.time_base is None:
+            return False
+        return first is None or first[0] > float(stream.start_time * stream.time_base) - self._origin_s + PRIMING_S
+
+    def _decode_again(self, stream: Media) -> Iterator[tuple[float, Frame]]:
+        """The frames of a stream from the very first packet on, without a seek."""
+        with _open(self.path, self.limits) as container:
+            again = container.streams[stream.index]
+            assert isinstance(again, Media)
+            self._prepare(again)
+            yield from self._decode_stream(container, again, _Clock(0.0))
 
     def _decode_stream(
         self, container: InputContainer, stream: Media, clock: "_Clock"
@@ -187,7 +216,7 @@ class Source:
         for frame in self._decode_packets(container, stream):
             if frame.time is None and not clock.is_set:
                 return
-            now_s = None if frame.time is None else frame.time - self._origin_s
+            now_s = None if frame.time is None or not self._has_clock else frame.time - self._origin_s
             yield clock.moment(now_s, _seconds(frame), may_restart=self._is_chained), frame
 
     def _first_s(self) -> float:
@@ -248,11 +277,21 @@ class _Clock:
         return moment_s
 
 
-@lru_cache(maxsize=COUNTS_KEPT)
-def _count_packets(path: Path, state: tuple[int, int], limits: MediaLimits) -> tuple[float, bool]:  # noqa: ARG001
-    """Timestamp of the end of the last packet, by reading them all, and whether streams are chained.
+@dataclass(frozen=True)
+class _Count:
+    """What reading all packets of a file shows."""
 
-    The durations of chained streams are added up.
+    end_s: float
+    """Timestamp of the end of the last packet; the durations of chained streams are added up."""
+    is_chained: bool
+    """Whether streams follow one another, with clocks or rates of their own."""
+    has_clock: bool
+    """Whether timestamps hold: FFmpeg gives all streams of a chain in Ogg, and all of a raw stream, the first rate."""
+
+
+@lru_cache(maxsize=COUNTS_KEPT)
+def _count_packets(path: Path, state: tuple[int, int], limits: MediaLimits) -> _Count:  # noqa: ARG001
+    """Read all packets of a file.
 
     Args:
         path: a media file; the clips of a long one ask for it one after the other.
@@ -260,20 +299,45 @@ def _count_packets(path: Path, state: tuple[int, int], limits: MediaLimits) -> t
         limits: what it may demand.
     """
     clocks: dict[int, _Clock] = {}
+    rates = set[tuple[int, int]]()
     end_s, is_timed, stop_at = 0.0, False, time.monotonic() + limits.max_decode_s
     with _open(path, limits) as container:
+        is_ogg, rate_bits = "ogg" in container.format.name, RATE_BITS.get(container.format.name)
         for packet in container.demux():
             if not packet.size:
                 continue  # the end of a stream
-            if time.monotonic() > stop_at:
-                raise MediaError("too_slow", f"{path} takes longer than {limits.max_decode_s:g} s to read")
+            _check_time(path, limits, stop_at)
             seconds, decoding_s, later_s = _packet_times(packet)
             is_timed = is_timed or decoding_s is not None
             moment_s = clocks.setdefault(packet.stream_index, _Clock()).moment(decoding_s, seconds)
             end_s = max(end_s, moment_s + later_s + seconds)
+            if rate_bits is not None and packet.size > len(rate_bits):
+                second, third = memoryview(packet)[1:3]
+                rates.add((second & rate_bits[0], third & rate_bits[1]))
     if clocks and not is_timed:
         raise MediaError("unseekable", f"{path} has no timestamps: put it into a container, such as .mkv")
-    return end_s, any(clock.was_set_back for clock in clocks.values())
+    is_chained, is_mixed = any(clock.was_set_back for clock in clocks.values()), len(rates) > 1
+    if is_mixed or (is_ogg and is_chained):
+        return _Count(_count_frames(path, limits, stop_at), is_chained=True, has_clock=False)
+    return _Count(end_s, is_chained, has_clock=True)
+
+
+def _count_frames(path: Path, limits: MediaLimits, stop_at: float) -> float:
+    """Seconds of the longest stream, by decoding."""
+    lengths_s: dict[int, float] = defaultdict(float)
+    with _open(path, limits) as container:
+        for packet in container.demux([s for s in container.streams if isinstance(s, Media) and s.codec_context]):
+            _check_time(path, limits, stop_at)
+            with suppress(av.error.InvalidDataError):  # few are passed over later, and many are a reason then
+                for frame in packet.decode():
+                    assert isinstance(frame, Frame)
+                    lengths_s[packet.stream_index] += _seconds(frame)
+    return max(lengths_s.values(), default=0.0)
+
+
+def _check_time(path: Path, limits: MediaLimits, stop_at: float) -> None:
+    if time.monotonic() > stop_at:
+        raise MediaError("too_slow", f"{path} takes longer than {limits.max_decode_s:g} s to read")
 
 
 def _packet_times(packet: av.Packet) -> tuple[float, float | None, float]:
@@ -352,6 +416,11 @@ def _seconds(frame: Frame) -> float:
     if isinstance(frame, av.AudioFrame):
         return frame.samples / frame.sample_rate
     return float((frame.duration or 0) * (frame.time_base or 0))
+
+
+def _is_still(stream: Media) -> bool:
+    """Whether a stream is one picture, such as an animated AVIF has beside what moves."""
+    return isinstance(stream, av.VideoStream) and stream.frames == 1
 
 
 def _is_matroska(container: InputContainer) -> bool:

@@ -194,6 +194,37 @@ def test_shards_are_listed_once_and_the_manifest_reads_them(project: Path) -> No
     assert ran() == ["listing@mine", "manifest@mine"]
 
 
+def test_a_change_behind_a_link_to_a_file_or_to_all_media_is_noticed(project: Path) -> None:
+    elsewhere = project.parent / f"{project.name}-elsewhere"
+    (project / "mine").rename(elsewhere)
+    (elsewhere / "bell.wav").rename(elsewhere.with_suffix(".wav"))
+    (elsewhere / "bell.wav").symlink_to(elsewhere.with_suffix(".wav"))
+    (project / "mine").symlink_to(elsewhere)
+    choose(project, "mine")
+    assert not resolve()
+    assert run(project, "-m", "dvc", "repro", "manifest@mine").returncode == 0
+    assert run(project, "-m", "dvc", "status", "manifest@mine").stdout.endswith("up to date.\n")
+    elsewhere.with_suffix(".wav").write_bytes(b"RIFFx")
+    assert "modified:           mine" in run(project, "-m", "dvc", "status", "manifest@mine").stdout
+
+
+def test_a_linked_folder_inside_media_is_refused_where_dvc_would_not_look_into_it(project: Path) -> None:
+    elsewhere = project.parent / f"{project.name}-more"
+    elsewhere.mkdir()
+    (project / "mine/deep").mkdir()
+    (project / "mine/deep/more").symlink_to(elsewhere)
+    choose(project, "mine")
+    refused = "mine/deep/more is a link to a folder, in which DVC notices no change: set corpora.mine.track to listing"
+    with pytest.raises(ValueError, match=refused):
+        write_resolved(dvc_has_read_it=False)
+    assert not resolve()
+    done = run(project, "-m", "dvc", "repro", "manifest@mine")
+    assert done.returncode != 0
+    assert refused in done.stdout + done.stderr
+    (project / "presets/mine.yaml").write_text(FOLDER.replace("media: mine", "media: mine, track: listing"))
+    write_resolved(dvc_has_read_it=False)
+
+
 def test_what_a_stage_composes_cannot_be_listed(project: Path) -> None:
     (project / "presets/mine.yaml").write_text("corpora: {stampscenes-captions: {track: listing}}")
     choose(project, "mine")
