@@ -24,7 +24,7 @@ DOORS = {
     "open_clip": ("clip4vla/model/",),
     "yaml": ("clip4vla/config.py",),
     "av": ("clip4vla/media/", "clip4vla/corpora/stampscenes/stamps.py"),
-    "distributed": ("clip4vla/clips/ingest.py", "benchmarks/ingest.py"),
+    "distributed": ("clip4vla/clips/workers.py", "benchmarks/ingest.py"),
     "hashlib": ("clip4vla/utils/hashing.py",),
     "prometheus_client": ("clip4vla/inference/metrics.py", "flows/serving.py"),
     "psutil": (
