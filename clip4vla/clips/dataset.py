@@ -50,17 +50,18 @@ class ClipDataset:
     Opened on first use, so that it can be sent to a worker process.
 
     Args:
-        paths: of the data sets.
+        paths: of the data sets; a text such as `s3://bucket/clips/train.lance` is an address, from which Lance reads
+            by the environment's `AWS_...` (docs/data.md).
         min_words: clips without a caption of as many words are left out.
         found: a directory for what is found by reading all captions, where `min_words` or `shared_captions` need that:
             it is read once, and other processes map what was found into their memory.
 
     Raises:
-        ValueError: there is no path, or no data set at one.
+        ValueError: there is no path, or no data set at one; of an address that is known when it is first read.
     """
 
-    def __init__(self, paths: Sequence[Path], min_words: int = 0, found: Path | None = None) -> None:
-        missing = [str(path) for path in paths if not path.is_dir()]
+    def __init__(self, paths: Sequence[Path | str], min_words: int = 0, found: Path | None = None) -> None:
+        missing = [str(path) for path in paths if "://" not in str(path) and not Path(path).is_dir()]
         if missing or not paths:
             raise ValueError(f"no clips at {', '.join(missing) or 'all'}: run `dvc repro clips` first")
         self.paths = tuple(paths)
@@ -72,9 +73,7 @@ class ClipDataset:
 
     @cached_property
     def _datasets(self) -> list[Any]:
-        import lance
-
-        return [lance.dataset(str(path)) for path in self.paths]
+        return [_open(str(path)) for path in self.paths]
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -151,6 +150,16 @@ class ClipDataset:
         if None in clips:
             raise IndexError(f"of {len(self)} clips there is none at {wanted[[clip is None for clip in clips]]}")
         return clips  # type: ignore[return-value]
+
+
+def _open(path: str) -> Any:
+    import lance
+
+    try:
+        return lance.dataset(path)
+    except (ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0].partition(", /")[0]  # then comes a line of Lance's source
+        raise ValueError(f"no clips can be read from {path}: {reason}") from error
 
 
 def _captions(dataset: Any) -> Iterator[list[str]]:
