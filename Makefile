@@ -10,6 +10,8 @@ export GOMP_SPINCOUNT ?= 10000
 
 PORT ?= 4200
 PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)
+# A file's tests stay together: they share what takes long to make. More than 8 workers would wait for the longest file.
+PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 UNIT_TESTS := $(addprefix tests/,utils audio media corpora clips losses model evaluation reports test_config.py)
 
 .PHONY: help setup repro serve-flows test test-newest test-all test-team dvc-remote notifications check format ui
@@ -34,15 +36,15 @@ serve-flows: setup  ## Prefect's server, deployments and a worker, at http://127
 	@$(BIN)/python -m flows.serve --port '$(PORT)'
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST)
 
 test-newest:  ## run the unit tests on the newest supported Python of pyenv, where it is another one
 	@newest=$$(ls -d $(PYENV)/versions/3.1[123]*/bin/python3 2>/dev/null | sort -V | tail -n 1); \
 	if [ -z "$$newest" ] || [ "$$($$newest -V)" = "$$($(PYTHON) -V)" ]; then echo 'there is no newer Python here'; \
-	else $(MAKE) PYTHON=$$newest VENV=.venv-newest setup && .venv-newest/bin/python -m pytest $(UNIT_TESTS); fi
+	else $(MAKE) PYTHON=$$newest VENV=.venv-newest setup && OMP_NUM_THREADS=1 .venv-newest/bin/$(PYTEST) $(UNIT_TESTS); fi
 
 test-all: setup  ## run the tests, with those that start many processes
-	$(BIN)/python -m pytest -m "not team"
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "not team"
 
 test-team: setup  ## run the tests of a team's servers; installs PostgreSQL by apt-get where it is missing
 	@ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || apt-get install -y postgresql

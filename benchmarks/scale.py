@@ -2,10 +2,10 @@
 
 The clips are tiny, and nothing is decoded: what is measured is all that depends on their number. Of each size a
 manifest is written, with one media file for 30 clips as in HowTo100M, ingested, and opened; an epoch is put in order
-and clips are read in that order, a batch at a time. The ingestion of the last one, if it has several fragments (of 128,000
-clips), is killed with SIGKILL twice, when half the chunks are there and when half the fragments are, and run again.
-Each part has processes of its own, whose peak memory is reported. The reads of all sizes are repeated in turns, from
-the system's cache.
+and clips are read in that order, a batch at a time. The ingestion of the last one, if it has several fragments, is
+killed with SIGKILL twice, when half the chunks are there and when half the fragments are, and run again. Each part has
+processes of its own, whose peak memory is reported. The reads of all sizes are repeated in turns, from the system's
+cache.
 
 Exits with 1 where clips are missing or in another order, or a kill cost more than one chunk or fragment of each worker.
 """
@@ -175,10 +175,15 @@ def kill_when_there(process: subprocess.Popen[bytes], file: Path) -> None:
     process.communicate()
 
 
+def groups_of(clips: int) -> list[fragments.Group]:
+    """The fragments of a corpus."""
+    return fragments.plan({"train": range(0, clips, stage.CHUNK)}, {"train": clips})
+
+
 def ingest_with_kills(directory: Path, clips: int, workers: int) -> dict[str, Any]:
     """The ingestion, killed among its chunks and among its fragments; what had to be done again, and the last run."""
     unfinished = directory / ".clips.partial"
-    groups = fragments.plan({"train": clips}, stage.CHUNK)
+    groups = groups_of(clips)
     files = unfinished / "chunks" / "train.lance" / "data"
     middle = groups[len(groups) // 2].name
     kill_when_there(start("ingest", directory, workers), fragments.chunk_note(unfinished, middle))
@@ -198,7 +203,7 @@ def ingest_with_kills(directory: Path, clips: int, workers: int) -> dict[str, An
 def build(directory: Path, clips: int, settings: Namespace, with_kills: bool) -> dict[str, Any]:
     """Manifest and clips of one size; the figures of the two parts, memory of the workers included."""
     accepted = finish(start("manifest", directory, clips))
-    if with_kills and len(fragments.plan({"train": clips}, stage.CHUNK)) > 1:
+    if with_kills and len(groups_of(clips)) > 1:
         ingested = ingest_with_kills(directory, clips, settings.workers)
     else:
         ingested = finish(start("ingest", directory, settings.workers))

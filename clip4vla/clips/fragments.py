@@ -1,17 +1,19 @@
 """From the files of finished chunks to data sets of few, large fragments: random reads of many small ones are slow.
 
-In: chunks of clips, each a small Lance file and a note of what it holds. Out: a Lance data set for each split, whose
-fragments hold the clips of CHUNKS chunks each. A fragment is written from its chunks one after the other; then its own
-note, which marks it as complete, and only then the files of its chunks are removed. So a run that is killed repeats
-the fragments that were being written, and no more than they need twice their space on the disk.
+In: chunks of clips, each some small Lance files and a note of what they hold. Out: a Lance data set for each split,
+whose fragments have the chunks of RECORDS records each. A fragment is written from its chunks one after the other; then
+its own note, which marks it as complete, and only then the files of its chunks are removed. So a run that is killed
+repeats the fragments that were being written, and no more than they need twice their space on the disk.
 """
 
 import json
 import os
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import pairwise
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from clip4vla.clips.format import SCHEMA
 from clip4vla.records import SPLITS, Split
 from clip4vla.utils.files import sync, write_json
 
-CHUNKS = 2_000
-"""Chunks of a fragment, 128,000 records: with up to a fifth of them rejected it has 100,000 clips."""
+RECORDS = 128_000
+"""Records of a fragment: with up to a fifth of them rejected it has 100,000 clips."""
 MOST_ROWS, MOST_BYTES = 1 << 30, 1 << 50
 """More than a fragment ever has: else Lance divides it. Of more rows than 2^31 Lance makes a file for each batch."""
 os.environ.setdefault("LANCE_LOG", "error")  # each worker would else warn that the data set is new
@@ -33,7 +35,7 @@ class Group:
     """The chunks that become one fragment."""
 
     split: Split
-    starts: range
+    starts: Sequence[int]
     """Of each chunk, the place of its first record among those of the split."""
 
     @property
@@ -52,15 +54,24 @@ def chunk_name(split: Split, start: int) -> str:
     return f"{split}-{start:09d}"
 
 
-def plan(records: Mapping[str, int], chunk_records: int) -> list[Group]:
-    """The fragments of so many records by split, in order; the chunks that are left over belong to the last one."""
+def plan(starts: Mapping[Split, Sequence[int]], records: Mapping[str, int]) -> list[Group]:
+    """The fragments of each split, in order; the chunks that are left over belong to the last one.
+
+    Args:
+        starts: of the chunks of each split, see `Group`.
+        records: of each split.
+    """
     groups = []
-    for split in SPLITS:
-        starts = range(0, records.get(split, 0), chunk_records)
-        count = max(1, len(starts) // CHUNKS)
-        bounds = [*(CHUNKS * number for number in range(count)), len(starts)]
-        groups += [Group(split, starts[low:high]) for low, high in pairwise(bounds) if high > low]
+    for split, of_split in starts.items():
+        last = max(1, records[split] // RECORDS) - 1
+        for _, together in groupby(of_split, partial(_number, last)):
+            groups.append(Group(split, array("q", together)))
     return groups
+
+
+def _number(last: int, start: int) -> int:
+    """Which fragment the chunk that begins at `start` belongs to."""
+    return min(start // RECORDS, last)
 
 
 def chunk_note(directory: Path, chunk: str) -> Path:
@@ -68,8 +79,8 @@ def chunk_note(directory: Path, chunk: str) -> Path:
     return directory / "chunks" / f"{chunk}.json"
 
 
-def write_chunk(directory: Path, split: Split, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Store the rows of a chunk; what its note must say of them."""
+def write_rows(directory: Path, split: Split, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Store rows of a chunk; what its note must say of them."""
     import lance
 
     if not rows:
@@ -94,7 +105,7 @@ def forget(directory: Path, group: Group) -> None:
 def write_fragment(directory: Path, group: Group) -> int:
     """Copy the chunks of a group, in their order, into one fragment; the number of its clips.
 
-    Held in memory is one chunk, and what Lance collects for a page of each column (8 MB).
+    Held in memory is one file of a chunk, and what Lance collects for a page of each column (8 MB).
     """
     import lance
 

@@ -2,14 +2,16 @@
 
 Processes decode chunks of the manifest, each into a small file of its own; the files of many chunks then become one
 fragment (`fragments`), and one commit makes the fragments visible. A killed run continues after the chunks and
-fragments that are already there. Records are read one after the other: what is held of all of them are the names of
-the chunks that an earlier run has finished.
+fragments that are already there. The clips of a tar file are one chunk: one process reads it. Records are read one
+after the other: what is held of all of them is where each chunk begins, and which an earlier run has finished.
 """
 
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +22,8 @@ from clip4vla.clips import fragments
 from clip4vla.clips.fragments import Group, chunk_name, chunk_note
 from clip4vla.clips.workers import run_all
 from clip4vla.config import AudioConfig, ClipsConfig
-from clip4vla.corpora.manifest import ManifestSummary, count_splits, read_manifest, write_rejects
-from clip4vla.media import decode, source
+from clip4vla.corpora.manifest import ManifestSummary, read_manifest, write_rejects
+from clip4vla.media import decode, shard, source
 from clip4vla.records import SPLITS, Reject, SourceRecord, Split
 from clip4vla.utils.files import file_state, write_json
 from clip4vla.utils.hashing import hash_bytes, read_pieces
@@ -30,11 +32,12 @@ from clip4vla.utils.progress import track
 LAYOUT = b"2"
 """Of what an unfinished run leaves; one of another layout starts from the beginning."""
 CHUNK = 64
+"""Clips of a chunk, where they are not in a shard, and of each file that is written of it."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The unit of work: records of one split, and what a killed run repeats."""
+    """The unit of work: records of one split, all of one shard or of none, and what a killed run repeats."""
 
     name: str
     split: Split
@@ -64,10 +67,11 @@ def ingest(manifest: Path, media: Path, out: Path, clips: ClipsConfig, audio: Au
     unfinished = out.with_name(f".{out.name}.partial")
     _begin(unfinished, _fingerprint(manifest, clips, audio))
     spec = IngestSpec(media.resolve(), unfinished.resolve(), clips, audio.sample_rate)
-    records = count_splits(manifest)
-    groups = fragments.plan(records, CHUNK)
-    _decode(spec, manifest, _find_done(spec, manifest, groups), records.total())
-    result = _write_rejects(spec, groups, records.total())
+    survey = _survey(spec, manifest)
+    groups = fragments.plan(survey.starts, survey.records)
+    _forget_changed(spec, groups, survey.done)
+    _decode(spec, manifest, survey)
+    result = _write_rejects(spec, groups, survey.records.total())
     _check(spec, groups, result)
     _write_fragments(spec, groups)
     fragments.commit(spec.directory, groups)
@@ -82,7 +86,7 @@ def _fingerprint(manifest: Path, clips: ClipsConfig, audio: AudioConfig) -> str:
     settings = clips.model_dump_json(exclude={"workers", "dask", "max_reject_fraction", "limits"}) + str(
         audio.sample_rate
     )
-    code = [Path(module.__file__).read_bytes() for module in (row_format, decode, source) if module.__file__]
+    code = [Path(module.__file__).read_bytes() for module in (row_format, decode, shard, source) if module.__file__]
     return hash_bytes([*read_pieces(manifest), settings.encode(), *code, LAYOUT])
 
 
@@ -95,9 +99,10 @@ def _begin(partial: Path, fingerprint: str) -> None:
     mark.write_text(fingerprint)
 
 
-def _chunks(records: Iterator[SourceRecord]) -> Iterator[Chunk]:
-    """The records of each split in their order, cut into chunks as they come."""
+def _chunks(records: Iterator[SourceRecord], media: Path) -> Iterator[Chunk]:
+    """The records of each split in their order: those of a shard that follow one another, or CHUNK of files."""
     waiting: dict[Split, list[SourceRecord]] = {split: [] for split in SPLITS}
+    shards: dict[Split, Path | None] = dict.fromkeys(SPLITS)
     starts = dict.fromkeys(SPLITS, 0)
 
     def cut(split: Split) -> Chunk:
@@ -107,27 +112,48 @@ def _chunks(records: Iterator[SourceRecord]) -> Iterator[Chunk]:
         return chunk
 
     for record in records:
-        waiting[record.split].append(record)
-        if len(waiting[record.split]) == CHUNK:
-            yield cut(record.split)
+        split, of_shard = record.split, shard.find_shard(media / record.media)
+        if waiting[split] and (of_shard != shards[split] or (of_shard is None and len(waiting[split]) == CHUNK)):
+            yield cut(split)
+        shards[split] = of_shard
+        waiting[split].append(record)
     yield from (cut(split) for split in SPLITS if waiting[split])
 
 
-def _find_done(spec: IngestSpec, manifest: Path, groups: Sequence[Group]) -> dict[str, int]:
-    """The chunks that an earlier run has finished, each with the number of its records.
+@dataclass
+class _Survey:
+    """What one pass over the manifest finds."""
 
-    Where a fragment has a chunk whose media have changed, all its chunks are decoded again: their files are gone.
-    """
-    if not any((spec.directory / "chunks").iterdir()):
-        return {}
-    chunks = _chunks(read_manifest(manifest))
-    done = {chunk.name: len(chunk.records) for chunk in chunks if _is_done(spec, chunk)}
+    starts: "dict[Split, array[int]]"
+    """Where each chunk begins among the records of its split."""
+    records: Counter[str]
+    """By split."""
+    done: dict[str, int]
+    """The chunks that an earlier run has finished, each with the number of its records."""
+
+    @property
+    def chunks(self) -> int:
+        """How many there are."""
+        return sum(map(len, self.starts.values()))
+
+
+def _survey(spec: IngestSpec, manifest: Path) -> _Survey:
+    found = _Survey({split: array("q") for split in SPLITS}, Counter(), {})
+    for chunk in _chunks(read_manifest(manifest), spec.media):
+        found.starts[chunk.split].append(found.records[chunk.split])
+        found.records[chunk.split] += len(chunk.records)
+        if _is_done(spec, chunk):
+            found.done[chunk.name] = len(chunk.records)
+    return found
+
+
+def _forget_changed(spec: IngestSpec, groups: Sequence[Group], done: dict[str, int]) -> None:
+    """Have all chunks of a fragment decoded again where the media of one have changed: their files are gone."""
     for group in groups:
         if fragments.is_written(spec.directory, group) and not done.keys() >= set(group.chunks):
             fragments.forget(spec.directory, group)
             for chunk in group.chunks:
                 done.pop(chunk, None)
-    return done
 
 
 def _is_done(spec: IngestSpec, chunk: Chunk) -> bool:
@@ -149,31 +175,39 @@ def _limits(spec: IngestSpec) -> dict[str, Any]:
 
 
 def _media_states(spec: IngestSpec, chunk: Chunk) -> dict[str, list[int] | None]:
-    """Size and moments of change of each media file, None for those that can't be found."""
-    return {media: file_state(spec.media / media) for media in dict.fromkeys(record.media for record in chunk.records)}
+    """Size and moments of change of each media file, or of its shard, None for those that can't be found."""
+    paths = [spec.media / media for media in {record.media for record in chunk.records}]
+    files = {shard.find_shard(path) or path for path in paths}
+    return {path.relative_to(spec.media).as_posix(): file_state(path) for path in sorted(files)}
 
 
-def _decode(spec: IngestSpec, manifest: Path, done: Mapping[str, int], records: int) -> None:
+def _decode(spec: IngestSpec, manifest: Path, survey: _Survey) -> None:
+    records, done = survey.records.total(), survey.done
     left = records - sum(done.values())
     if done:
         print(f"continuing: {records - left:,} of {records:,} clips are already there", file=sys.stderr)
-    chunks = (chunk for chunk in _chunks(read_manifest(manifest)) if chunk.name not in done) if left else iter(())
-    counts = run_all(spec.clips, partial(ingest_chunk, spec), chunks, -(-left // CHUNK))
+    chunks = _chunks(read_manifest(manifest), spec.media) if left else iter(())
+    waiting = (chunk for chunk in chunks if chunk.name not in done)
+    counts = run_all(spec.clips, partial(ingest_chunk, spec), waiting, survey.chunks - len(done))
     for _ in track((clip for count in counts for clip in range(count)), left, "clips"):
         pass
 
 
 def ingest_chunk(spec: IngestSpec, chunk: Chunk) -> int:
-    """Decode one chunk, write its file, then its note, which marks it as complete; return the number of clips."""
+    """Decode one chunk, write its files, then its note, which marks it as complete; return the number of clips."""
     media = _media_states(spec, chunk)  # before they are read: a file that changes meanwhile is read again
-    rows, rejects = [], []
-    for record in chunk.records:
-        try:
-            rows.append(_ingest_clip(record, spec))
-        except source.MediaError as error:
-            rejects.append(Reject(record.clip_id, record.media, record.split, error.reason, error.detail))
+    written: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
+    for start in range(0, len(chunk.records), CHUNK):  # no more is held in memory
+        rows = []
+        for record in chunk.records[start : start + CHUNK]:
+            try:
+                rows.append(_ingest_clip(record, spec))
+            except source.MediaError as error:
+                rejects.append(Reject(record.clip_id, record.media, record.split, error.reason, error.detail))
+        written += fragments.write_rows(spec.directory, chunk.split, rows)
     note = {
-        "fragments": fragments.write_chunk(spec.directory, chunk.split, rows),
+        "fragments": written,
         "rejects": [asdict(reject) for reject in rejects],
         "limits": _limits(spec) if rejects else None,
         "media": media,

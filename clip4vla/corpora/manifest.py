@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip4vla.corpora.base import Excerpt
+from clip4vla.corpora.base import Excerpt, ShardRecord
 from clip4vla.corpora.media_index import MediaIndex, is_unicode, is_video
 from clip4vla.records import Reject, SourceRecord, Text
 from clip4vla.utils.files import atomic_directory
@@ -152,7 +152,7 @@ def _check(record: SourceRecord, files: MediaIndex, seen: HashSet) -> SourceReco
     if not texts:
         return reject("no_text", "no sentence about it")
     cut = _find_cut(record, files)
-    found = cut or files.find(record.media)
+    found = cut or _find(record, files)
     if not found:
         return reject("missing", f"no media file {record.media}[.*]")
     if len(found) > 1:
@@ -161,6 +161,13 @@ def _check(record: SourceRecord, files: MediaIndex, seen: HashSet) -> SourceReco
         return reject("bad_name", "the name of its file isn't UTF-8")
     span = (0.0, None) if cut else (record.start_s, record.end_s)
     return SourceRecord(record.clip_id, found[0], record.split, texts, *span)
+
+
+def _find(record: SourceRecord, files: MediaIndex) -> list[str]:
+    """The files that it can mean; a member that its adapter has seen is there if the shard is."""
+    if isinstance(record, ShardRecord):
+        return [record.media] if record.shard in files else []
+    return files.find(record.media)
 
 
 def _find_cut(record: SourceRecord, files: MediaIndex) -> list[str]:
@@ -188,13 +195,3 @@ def read_manifest(path: Path) -> Iterator[SourceRecord]:
         for batch in file.iter_batches(GROUP):
             for row in batch.to_pylist():
                 yield SourceRecord(**(row | {"texts": tuple(Text(**text) for text in row["texts"])}))
-
-
-def count_splits(path: Path) -> Counter[str]:
-    """How many records of each split a manifest has."""
-    counts: Counter[str] = Counter()
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(GROUP, columns=["split"]):
-            for found in batch.column("split").value_counts().to_pylist():
-                counts[found["values"]] += found["counts"]
-    return counts

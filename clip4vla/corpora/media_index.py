@@ -47,6 +47,10 @@ class MediaIndex:
             elif suffix not in OTHER_SUFFIXES:
                 self._unknown.add(pure, path)
 
+    def __contains__(self, path: str) -> bool:
+        """Whether there is a file of just this path."""
+        return path in self._exact.get(same_name(path), ())
+
     def find(self, name: str) -> list[str]:
         """Paths relative to the directory: none if there is no such file, several if the name is ambiguous."""
         wanted = same_name(name)

@@ -3,8 +3,9 @@
 In: an embedder and the clips of a test split. Out: `Scores`. Nothing is trained or chosen here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from clip4vla.records import MODALITIES, Modality, Text
 from clip4vla.utils.hashing import hash_bytes
 
 PROBED: tuple[AudioToken, ...] = ("verbal", "nonverbal")
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class EmbeddedSplit:
     """(Q, D)"""
     clips: dict[Modality, NDArray[np.float32]]
     """(G, D) by modality."""
+    audio: Mapping[AudioToken, NDArray[np.float32]]
+    """(G, D) their sound under each type token that is probed."""
     has_sound: tuple[bool, ...]
     """(G,)"""
     test_set: str
@@ -78,8 +82,6 @@ class EmbeddedSplit:
     """Further test sentences, by kind."""
     query_vectors: NDArray[np.float32] | None = None
     """(number of queries, D)"""
-    query_weights: NDArray[np.float32] | None = None
-    """(number of queries, E), of a model with experts."""
     reranked: NDArray[np.float32] | None = None
     """(Q, G), `similarity("both")` after re-ranking; None where there was none."""
     unseen: Mapping[str, UnseenClips] = field(default_factory=dict)
@@ -110,9 +112,9 @@ class EmbeddedSplit:
             sentences=tuple(self.sentences[index] for index in captions),
             captions=self.captions[captions],
             clips={modality: vectors[rows] for modality, vectors in self.clips.items()},
+            audio={token: vectors[rows] for token, vectors in self.audio.items()},
             queries=NO_QUERIES,
             query_vectors=None,
-            query_weights=None,
             reranked=None if self.reranked is None else self.reranked[np.ix_(captions, rows)],
             has_sound=(True,) * len(rows),
             unseen={},
@@ -136,6 +138,8 @@ class RetrievalEvaluator:
         dataset: ClipDataset,
         queries: QuerySet = NO_QUERIES,
         unseen: Mapping[str, ClipDataset] | None = None,
+        *,
+        probes: bool = False,
     ) -> EmbeddedSplit:
         """Embed captions, queries and, by each modality, the clips of `dataset`; re-rank where that is configured.
 
@@ -143,18 +147,19 @@ class RetrievalEvaluator:
             dataset: the clips of a split.
             queries: further test sentences.
             unseen: clips of the split in another rendering, by corpus.
+            probes: embed what the type-token probe of `score` compares, too.
 
         Raises:
             ValueError: an unseen clip is not of the split.
         """
-        entries, vectors = self._embed_clips(dataset)
+        entries, vectors, audio = self._embed_clips(dataset, self._probed() if probes else ())
         captions = [(entry.clip_id, text.text) for entry in entries for text in entry.texts]
         content = "".join(entry.digest for entry in entries) + (queries.digest if queries else "")
         content += "identical captions match" if self.config.identical_captions_match else ""
         row_of = {entry.clip_id: row for row, entry in enumerate(entries)}
         other_clips = {}
         for name, clips in (unseen or {}).items():
-            others, by_modality = self._embed_clips(clips)
+            others, by_modality, _ = self._embed_clips(clips)
             other_clips[name] = UnseenClips(_rows_of_unseen(name, others, row_of), by_modality["both"])
             content += name + "".join(entry.digest for entry in others)
         split = EmbeddedSplit(
@@ -163,25 +168,34 @@ class RetrievalEvaluator:
             sentences=tuple(text for _, text in captions),
             captions=self.embedder.encode_text([text for _, text in captions]),
             clips=vectors,
+            audio=audio,
             test_set=fingerprint(captions, content),
             queries=queries,
             query_vectors=self.embedder.encode_text(queries.sentences),
-            query_weights=self.embedder.weigh(queries.sentences) if self.embedder.experts else None,
             has_sound=tuple(entry.has_sound for entry in entries),
             unseen=other_clips,
         )
         reranks = self.config.rerank and self.embedder.model.cross_encoder is not None
         return self.rerank(split, dataset) if reranks else split
 
-    def _embed_clips(self, dataset: ClipDataset) -> tuple[list[ClipEntry], dict[Modality, NDArray[np.float32]]]:
-        """The clips of `dataset`, and their vectors (G, D) by modality."""
+    def _embed_clips(
+        self, dataset: ClipDataset, tokens: Collection[AudioToken] = ()
+    ) -> tuple[list[ClipEntry], dict[Modality, NDArray[np.float32]], dict[AudioToken, NDArray[np.float32]]]:
+        """The clips of `dataset`, and their vectors (G, D) by modality, and of their sound by type token."""
         vectors: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in MODALITIES}
+        audio: dict[AudioToken, list[NDArray[np.float32]]] = {token: [] for token in tokens}
         entries: list[ClipEntry] = []
         for clips in batches(dataset, self.config.batch_size):
-            for modality, of_batch in self.embedder.embed_by_modality(clips).items():
+            by_modality = self.embedder.embed_by_modality(clips)
+            for modality, of_batch in by_modality.items():
                 vectors[modality].append(of_batch)
+            for token, parts in audio.items():
+                if self.embedder.experts:
+                    parts.append(by_modality["audio"] * self.embedder.expert_mask(str(token)))
+                else:
+                    parts.append(self.embedder.embed_audio(clips, token))
             entries += [ClipEntry(clip.clip_id, clip.texts, digest(clip), clip.has_sound) for clip in clips]
-        return entries, {modality: np.concatenate(parts) for modality, parts in vectors.items()}
+        return entries, _concatenated(vectors), _concatenated(audio)
 
     @torch.inference_mode()
     def rerank(self, split: EmbeddedSplit, dataset: ClipDataset) -> EmbeddedSplit:
@@ -200,22 +214,23 @@ class RetrievalEvaluator:
             scores.append(self.embedder.model.cross_encoder_scores(text, media.take(clips)).float().cpu())
         return replace(split, reranked=rerank(similarity, items, torch.stack(scores).numpy()))
 
-    def score(self, split: EmbeddedSplit, probe: dict[str, float] | None = None) -> Scores:
-        """Retrieval both ways by modality with 95 % intervals, joined by the values of a probe.
+    def score(self, split: EmbeddedSplit, labels: Labels | None = None) -> Scores:
+        """Retrieval both ways by modality with 95 % intervals, joined by the type-token probe where there are labels.
 
         Where some clips have sound and others don't, also of those with sound alone, see `WITH_SOUND`.
         """
         tables = self._both_ways(split)
         if 0 < split.size.with_sound < split.size.clips:
             tables |= {f"{WITH_SOUND}/{name}": table for name, table in self._both_ways(split.with_sound()).items()}
-        others = dict(probe or {})
+        others = self._probe(split, labels) if labels else {}
         if split.queries:
             assert split.query_vectors is not None
             similarities = {modality: split.query_vectors @ split.clips[modality].T for modality in MODALITIES}
             tables |= split.queries.tables(similarities, split.clip_ids)
             tables |= _unseen_tables(split, split.query_vectors, similarities["both"])
-            if split.query_weights is not None:
-                others |= split.queries.mean_weights(split.query_weights, self.embedder.experts)
+            if self.embedder.experts:
+                weights = self.embedder.weights_of(split.query_vectors)
+                others |= split.queries.mean_weights(weights, self.embedder.experts)
         return summarise(split.test_set, tables, self.config.bootstrap, self.config.seed, others, size=split.size)
 
     def _both_ways(self, split: EmbeddedSplit) -> dict[str, QueryTable]:
@@ -236,15 +251,22 @@ class RetrievalEvaluator:
             return caption_correspondence(split.sentences, split.caption_clips, split.clip_ids)
         return correspondence(split.caption_clips, split.clip_ids)
 
-    def probe(self, dataset: ClipDataset, labels: Labels) -> dict[str, float]:
+    def _probed(self) -> list[AudioToken]:
+        """The type tokens that the model has learnt and the probe compares."""
+        return [token for token in PROBED if not self.embedder.experts or token in self.embedder.experts]
+
+    def _probe(self, split: EmbeddedSplit, labels: Labels) -> dict[str, float]:
         """How often the audio embedding is nearest to the right sound and the right words, by type token; per cent."""
         values: dict[str, float] = {}
-        for token in (token for token in PROBED if not self.embedder.experts or token in self.embedder.experts):
+        for token, audio in split.audio.items():
             expert = str(token) if self.embedder.experts else None
             texts = {kind: self.embedder.encode_text(choices, expert) for kind, choices in labels.choices.items()}
-            parts = [self.embedder.embed_audio(clips, token) for clips in batches(dataset, self.config.batch_size)]
-            values |= probe_scores(str(token), np.concatenate(parts), dataset.clip_ids, texts, labels)
+            values |= probe_scores(str(token), audio, split.clip_ids, texts, labels)
         return values
+
+
+def _concatenated(parts: Mapping[Key, list[NDArray[np.float32]]]) -> dict[Key, NDArray[np.float32]]:
+    return {key: np.concatenate(of_key) for key, of_key in parts.items()}
 
 
 def batches(dataset: ClipDataset, size: int) -> Iterator[list[Clip]]:

@@ -197,15 +197,18 @@ class Embedder:
         Raises:
             ValueError: the model has no experts, or `sentences` is a single string.
         """
+        return self.weights_of(self.encode_text(sentences))
+
+    def weights_of(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Weights (N, E) of `experts` for the sentences whose vectors (N, D) `encode_text` has made.
+
+        Raises:
+            ValueError: the model has no experts.
+        """
         if not self.experts:
             raise ValueError(f"model.fusion is {self.model.config.fusion!r}: only 'experts' have weights")
-        listed = _as_list(sentences, "sentences")
-        parts = [self._weigh(listed[rows]) for rows in self._rows(len(listed))]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.experts)), np.float32)
-
-    @torch.inference_mode()
-    def _weigh(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        return np.asarray(self.model.weigh(self._tokenizer(sentences).to(self.device)).cpu())
+        lengths = np.linalg.norm(vectors.reshape(len(vectors), len(self.experts), self.model.width), axis=2)
+        return np.asarray(lengths / lengths.sum(axis=1, keepdims=True), dtype=np.float32)
 
     @torch.inference_mode()
     def media_features(self, clips: Sequence[Clip], modalities: Modality = "both") -> MediaFeatures:

@@ -1,14 +1,14 @@
 """A stranger's media file, opened: its usable streams, its clock, and what was decoded by whom at which moment.
 
-Names are opened as local files only, by demuxers of single media files: no playlist, no script, no network. Every
-limit of `config.MediaLimits` is kept here. Times are seconds from the first moment of the file, also where a container
-counts from elsewhere (MPEG-TS).
+Names are opened as local files, or as members of a tar file, only, by demuxers of single media files: no playlist, no
+script, no network. Every limit of `config.MediaLimits` is kept here. Times are seconds from the first moment of the
+file, also where a container counts from elsewhere (MPEG-TS).
 """
 
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from clip4vla.config import MediaLimits
+from clip4vla.media.shard import MemberFile, find_member, find_shard
 
 DEMUXERS = (
     "3dostr,aa,aac,aax,ac3,ac4,aiff,amr,amrnb,amrwb,apc,ape,apng,asf,asf_o,au,av1,avi,avr,"
@@ -128,7 +129,7 @@ class Source:
         if container.duration and not COUNTED.intersection(container.format.name.split(",")):
             # Matroska states the timestamp of the last moment
             return container.duration / av.time_base - (self._origin_s if _is_matroska(container) else 0.0)
-        state = self.path.stat()
+        state = (find_shard(self.path) or self.path).stat()
         end_s, self._is_chained = _count_packets(self.path, (state.st_size, state.st_mtime_ns), self.limits)
         return end_s - self._origin_s
 
@@ -255,7 +256,7 @@ def _count_packets(path: Path, state: tuple[int, int], limits: MediaLimits) -> t
 
     Args:
         path: a media file; the clips of a long one ask for it one after the other.
-        state: its size and moment of change.
+        state: its size and moment of change, or those of its shard.
         limits: what it may demand.
     """
     clocks: dict[int, _Clock] = {}
@@ -298,7 +299,7 @@ def open_source(path: Path, limits: MediaLimits) -> Iterator[Source]:
             yield Source(container, path, limits)
     except MediaError:
         raise
-    except av.error.ExitError as error:
+    except (av.error.ExitError, TimeoutError) as error:
         raise MediaError("too_slow", f"{path} can't be read within {limits.max_decode_s:g} s") from error
     except Exception as error:  # a damaged file makes libraries raise what they don't document
         raise MediaError("corrupt", f"{path}: {_reason(error)}") from error
@@ -312,31 +313,39 @@ def _reason(error: Exception) -> str:
 
 def _check_file(path: Path, limits: MediaLimits) -> None:
     try:
-        if not path.is_file():
+        found = find_member(path)
+        if found is None and not path.is_file():
             raise MediaError("missing", f"no file {path}")
-        size = path.stat().st_size
+        size = path.stat().st_size if found is None else found[1].size
     except OSError as error:
         raise MediaError("missing", f"{path}: {error.strerror}") from error
     if limits.max_bytes is not None and size > limits.max_bytes:
         raise MediaError("too_large", f"{path} has {size:,} bytes, more than {limits.max_bytes:,}")
 
 
-def _open(path: Path, limits: MediaLimits) -> InputContainer:
+@contextmanager
+def _open(path: Path, limits: MediaLimits) -> Iterator[InputContainer]:
     options = {
-        "protocol_whitelist": "file",
         "format_whitelist": DEMUXERS,
         "pattern_type": "none",
         "max_pixels": str(limits.max_pixels + CODED_BEYOND),
     }
-    try:
-        return av.open(
-            f"file:{path.absolute()}",  # a name such as `http:x.mp4` is a file, too
-            metadata_errors="ignore",
-            options=options,
-            timeout=limits.max_decode_s,
-        )
-    except av.error.ArgumentError as error:
-        raise MediaError("not_media", f"{path} is in no format of media files") from error
+    found = find_member(path)
+    file: AbstractContextManager[str | MemberFile]
+    if found is None:
+        file = nullcontext(f"file:{path.absolute()}")  # a name such as `http:x.mp4` is a file, too
+        options["protocol_whitelist"] = "file"
+    else:
+        file = MemberFile(*found, until_s=time.monotonic() + limits.max_decode_s)
+        options["protocol_whitelist"] = "none"
+    with file as opened:
+        try:
+            container = av.open(opened, metadata_errors="ignore", options=options, timeout=limits.max_decode_s)
+        except av.error.ArgumentError as error:
+            raise MediaError("not_media", f"{path} is in no format of media files") from error
+        assert isinstance(container, InputContainer)
+        with container:
+            yield container
 
 
 def _seconds(frame: Frame) -> float:

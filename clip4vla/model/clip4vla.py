@@ -375,16 +375,6 @@ class Clip4Vla(nn.Module):
         name: EmbeddingName = "query"
         return self._embed_texts(tokens.unsqueeze(1), {name})[name][:, 0]
 
-    def weigh(self, tokens: Tensor) -> Tensor:
-        """Weights (N, E) of the experts for texts (N, L), the video expert first.
-
-        Raises:
-            ValueError: the model has no experts.
-        """
-        if self.experts is None:
-            raise ValueError(f"model.fusion is {self.config.fusion!r}: only 'experts' have weights")
-        return self._read_by_experts(tokens)[2]
-
     def caption_loss(self, tokens: Tensor, media: MediaFeatures, label_smoothing: float) -> Tensor:
         """Loss (B,) of the captions `tokens` (B, K, L) of each clip: see `CaptionDecoder.loss`."""
         decoder = self._require_decoder()

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import open_clip
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from clip4vla.utils.hashing import HashSet
@@ -14,6 +16,7 @@ STEP = 8
 """Tokens by which a batch grows, so that there are few shapes."""
 CACHED_SENTENCES = 100_000
 """Sentences whose tokens a process keeps: small corpora come round again and again."""
+CACHED_WORDS = 100_000
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,14 @@ class Tokenizer:
         """
         if not sentences:
             return torch.empty((0, 0), dtype=torch.int64)
-        tokens = torch.stack([_tokens(self.architecture, self.max_tokens, sentence) for sentence in sentences])
-        longest = int((tokens == self.ends[1]).int().argmax(dim=1).max()) + 1  # 0 is a token, too: "!"
-        return tokens[:, : min(self.max_tokens, -(-longest // STEP) * STEP)]
+        rows = [_tokens(self.architecture, self.max_tokens, sentence) for sentence in sentences]
+        length = min(self.max_tokens, -(-max(map(len, rows)) // STEP) * STEP)
+        return torch.tensor([row + (0,) * (length - len(row)) for row in rows])
 
     @property
     def ends(self) -> tuple[int, int]:
         """The tokens that begin and end every text."""
-        start, end = _tokens(self.architecture, self.max_tokens, "")[:2].tolist()
+        start, end = _tokens(self.architecture, self.max_tokens, "")
         return start, end
 
     def vocabulary(self, sentences: Iterable[str]) -> Tensor:
@@ -47,8 +50,7 @@ class Tokenizer:
         found: set[int] = set()
         seen = HashSet()
         for sentence in filter(seen.add, sentences):
-            tokens = _tokens(self.architecture, self.max_tokens, sentence).tolist()
-            found.update(tokens[: tokens.index(end)])
+            found.update(_tokens(self.architecture, self.max_tokens, sentence))
         return torch.tensor([start, end, *sorted(found - {start, end})])
 
     def full_vocabulary(self) -> Tensor:
@@ -66,15 +68,28 @@ class Tokenizer:
 
 
 @lru_cache(maxsize=CACHED_SENTENCES)
-def _tokens(architecture: str, max_tokens: int, sentence: str) -> Tensor:
-    tokens: Tensor = _tokenizer(architecture)([sentence], context_length=max_tokens)[0]
-    return tokens
+def _tokens(architecture: str, max_tokens: int, sentence: str) -> tuple[int, ...]:
+    """From the start token to the end token."""
+    tokenizer = _tokenizer(architecture)
+    if type(tokenizer) is SimpleTokenizer and tokenizer.reduction_fn is None:
+        words = tokenizer.clean_fn(sentence).split()
+        tokens = [tokenizer.sot_token_id, *(token for word in words for token in _tokens_of_word(architecture, word))]
+        tokens = [*tokens[: max_tokens - 1], tokenizer.eot_token_id]
+    else:
+        tokens = tokenizer([sentence], context_length=max_tokens)[0].tolist()
+    return tuple(tokens[: tokens.index(tokenizer.eot_token_id) + 1])
+
+
+@lru_cache(maxsize=CACHED_WORDS)
+def _tokens_of_word(architecture: str, word: str) -> tuple[int, ...]:
+    """CLIP's tokens never reach over a space, so a cleaned sentence has those of its words."""
+    tokenizer = _tokenizer(architecture)
+    units = ("".join(map(tokenizer.byte_encoder.get, unit.encode())) for unit in tokenizer.pat.findall(word))
+    return tuple(tokenizer.encoder[token] for unit in units for token in tokenizer.bpe(unit).split(" "))
 
 
 @lru_cache
 def _tokenizer(architecture: str) -> Any:
-    import open_clip
-
     from clip4vla.model.towers import find_architecture
 
     find_architecture(architecture, None)

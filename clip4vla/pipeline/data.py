@@ -7,7 +7,7 @@ from typing import Any
 
 from clip4vla.clips.ingest import ingest
 from clip4vla.config import AudioConfig, ClipsConfig, Config, CorpusConfig, load_config
-from clip4vla.corpora.base import find_adapter
+from clip4vla.corpora.base import find_adapter, read_corpus
 from clip4vla.corpora.manifest import MANIFEST_FILE, write_manifest
 from clip4vla.corpora.media_index import write_listing
 from clip4vla.corpora.stampscenes import compose, fetch
@@ -63,8 +63,7 @@ def write_corpus_manifest(name: str) -> None:
     """
     config = load_config()
     corpus = _corpus(config, name)
-    entries = find_adapter(corpus.adapter)(Path(corpus.annotations))
-    summary = write_manifest(entries, Path(corpus.media), MANIFESTS / name)
+    summary = write_manifest(read_corpus(corpus), Path(corpus.media), MANIFESTS / name)
     summary.check(config.clips.max_reject_fraction)
     print(f"{name}: {summary.summary()}")
 

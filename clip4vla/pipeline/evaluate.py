@@ -62,11 +62,10 @@ def score_retrieval(
     evaluator = RetrievalEvaluator(Embedder.open(directory), config.evaluation)
     dataset = ClipDataset(find_clips(config, "finetuning", split))
     labels = read_labels(config)
-    probe = evaluator.probe(dataset, labels) if labels else None
     unseen = find_unseen_clips(config) if with_unseen else {}
     unseen_clips = {name: ClipDataset([path]) for name, path in unseen.items()}
-    embedded = evaluator.embed(dataset, read_queries(config, split), unseen_clips)
-    return embedded, evaluator.score(embedded, probe)
+    embedded = evaluator.embed(dataset, read_queries(config, split), unseen_clips, probes=labels is not None)
+    return embedded, evaluator.score(embedded, labels)
 
 
 def score_captioning(config: Config, directory: Path, split: Split, java: bool = True) -> tuple[Captions, Scores]:

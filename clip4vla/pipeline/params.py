@@ -9,7 +9,7 @@ run. DVC makes the stages when it starts: where they change, the stage fails onc
 from pathlib import Path
 from typing import Any
 
-from clip4vla.config import Config, CorpusConfig, load_config, read_yaml, to_yaml
+from clip4vla.config import SHARDS_ADAPTER, Config, CorpusConfig, load_config, read_yaml, to_yaml
 from clip4vla.corpora.stampscenes import compose
 from clip4vla.pipeline.project import CLIPS, listing_file
 from clip4vla.utils.files import atomic_file
@@ -78,14 +78,11 @@ def _graph(config: Config) -> dict[str, Any]:
     for name in listed:
         if name in composed:
             raise ValueError(f"corpora.{name}.track is listing, but DVC makes StampScenes and hashes it in any case")
-    corpora = {
-        name: {
-            "role": corpus.role,
-            "annotations": corpus.annotations,
-            "media": listing_file(name).as_posix() if name in listed else corpus.media,
-        }
-        for name, corpus in config.corpora.items()
-    }
+    corpora = {}
+    for name, corpus in config.corpora.items():
+        media = listing_file(name).as_posix() if name in listed else corpus.media
+        annotations = media if corpus.adapter == SHARDS_ADAPTER else corpus.annotations
+        corpora[name] = {"role": corpus.role, "annotations": annotations, "media": media}
     return {
         "composed": [compose.DESTINATION.name] if composed else [],
         "unseen": [compose.UNSEEN_DESTINATION.name] if unseen else [],

@@ -36,6 +36,8 @@ COLOURS = dict(zip(SERIES, (BLUE, ORANGE, GREEN, VERMILLION, PURPLE), strict=Tru
 ARMS = ("#c9ced6", "#8f99a5", SKY, "#3d7ea6")
 LABELS: dict[str, str] = {**MODALITY_LABELS, "sound": "the sound", "speech": "the spoken word"}
 
+HEARD_IN_QUERY = {"heard": "sound", "said": "speech"}
+"""What the kinds of query that are about sound ask for."""
 UNRELATED = "unrelated_sound"
 """The kind of query that compares modalities, not arms."""
 
@@ -170,6 +172,32 @@ def loss_figure(history: Mapping[str, Sequence[tuple[int, float]]], title: str =
     axes.margins(x=0.01)
     axes.set_ylim(bottom=0)
     _label_ends(axes, ends)
+    return figure
+
+
+@dataclass(frozen=True)
+class LevelCurves:
+    """A panel of `level_figure`: scores at one level after another."""
+
+    title: str
+    x_label: str
+    levels: Sequence[float]
+    values: Mapping[str, Mapping[str, Sequence[float]]]
+    """By kind of query and by what it is scored with, at each level."""
+
+
+def level_figure(panels: Sequence[LevelCurves], y_label: str) -> Figure:
+    """Curves against a level: a colour for each kind of query, a line style for what it is scored with."""
+    figure = Figure(figsize=(4.8 * len(panels), 4.4), layout=_layout())
+    for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        for kind, by_score in panel.values.items():
+            for (name, values), style in zip(by_score.items(), ("-", "--", ":"), strict=False):
+                colour = COLOURS[HEARD_IN_QUERY[kind]]
+                axes.plot(panel.levels, values, color=colour, linestyle=style, linewidth=2, label=f"{kind}, {name}")
+        _describe(axes, panel.title, y_label, panel.x_label)
+        axes.set_ylim(0, 102)
+        axes.margins(x=0.01)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
     return figure
 
 

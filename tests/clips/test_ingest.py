@@ -133,7 +133,7 @@ def test_a_run_that_is_killed_while_fragments_are_written_decodes_nothing_again(
     corpus: Corpus, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, call: int
 ) -> None:
     monkeypatch.setattr(stage, "CHUNK", 2)
-    monkeypatch.setattr(fragments, "CHUNKS", 2)
+    monkeypatch.setattr(fragments, "RECORDS", 4)
     monkeypatch.setattr(fragments, before, kill_at(call, getattr(fragments, before)))
     with pytest.raises(KilledError):
         ingest(corpus.manifest, corpus.media, tmp_path / "out", CLIPS, AUDIO)
@@ -149,7 +149,7 @@ def test_a_file_replaced_while_fragments_are_written_has_its_fragment_decoded_ag
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "CHUNK", 2)
-    monkeypatch.setattr(fragments, "CHUNKS", 2)
+    monkeypatch.setattr(fragments, "RECORDS", 4)
     monkeypatch.setattr(fragments, "commit", kill_at(1, fragments.commit))
     corpus = write_corpus(tmp_path, {"train": 11, "val": 2})
     with pytest.raises(KilledError):

@@ -111,7 +111,7 @@ def test_weights_are_positive_and_sum_to_1_for_any_text(build: Build, tokens: tu
     model, experts = trained(build(fusion="experts", audio_experts=tokens)), 1 + len(tokens)
     texts = torch.randint(1, END, (50, 9), generator=torch.Generator().manual_seed(2))
     texts[:, -1] = END
-    weights = model.weigh(texts)
+    weights = model._read_by_experts(texts)[2]
     assert (weights > 0).all()
     torch.testing.assert_close(weights.sum(1), torch.ones(50))
     assert weights.std(0).min() > 0.05
@@ -149,7 +149,6 @@ def test_a_query_is_the_same_alone_and_among_the_captions_of_a_batch(build: Buil
     model = trained(build(fusion="experts"))
     found, tokens = embed(model, batch), batch.tokens[:, 0]
     torch.testing.assert_close(model.embed_queries(tokens), found.query[:, 0])
-    torch.testing.assert_close(model.weigh(tokens), found.expert_weights[:, 0])
     torch.testing.assert_close(found.video_query, found.expert_queries[:, :, 0])
     one_by_one = [model.embed_queries(text[None, : int(text.argmax()) + 1]) for text in tokens]
     torch.testing.assert_close(torch.cat(one_by_one), found.query[:, 0])
@@ -165,8 +164,6 @@ def test_without_experts_a_query_is_the_text_and_nothing_is_weighed(build: Build
     assert torch.equal(found.video_query, found.text)
     assert found.expert_queries is found.expert_weights is None
     torch.testing.assert_close(model.embed_queries(batch.tokens[:, 0]), found.text[:, 0])
-    with pytest.raises(ValueError, match=f"fusion is '{fusion}'"):
-        model.weigh(batch.tokens[:, 0])
 
 
 def test_only_the_embeddings_that_are_asked_for_take_passes_of_the_towers(

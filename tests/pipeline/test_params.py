@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from clip4vla.config import load_config, read_yaml
+from clip4vla.corpora.manifest import MANIFEST_FILE, read_manifest
 from clip4vla.pipeline.params import GRAPH, RESOLVED, TRAINED, check_resolved, resolve, write_resolved
 from flows.graph import current_graph, read_graph
 from tests.project import REPOSITORY, make_project, read_config, run, write_config
+from tests.shards import write_shard
 
 FOLDER = """
 corpora:
@@ -160,6 +162,35 @@ def test_listed_media_are_noticed_by_path_size_and_time_and_not_by_their_bytes(p
     os.utime(media, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert ran() == ["listing@mine"]  # the price
     os.utime(media, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert ran() == ["listing@mine", "manifest@mine"]
+
+
+def test_shards_are_listed_once_and_the_manifest_reads_them(project: Path) -> None:
+    corpus = "{adapter: webdataset, media: shards, track: listing, shards: {captions: [.txt, caption]}, role: %s}"
+    (project / "presets/mine.yaml").write_text(
+        "corpora:\n  stampscenes-pretraining: null\n  stampscenes-captions: null\n"
+        f"  mine: {corpus % 'finetuning'}\n  others: {corpus % 'pretraining'}\n"
+    )
+    sample = {"mp4": b"media", "txt": "a bell", "json": {"caption": "it rings"}}
+    shard = write_shard(project / "shards/00000.tar", {"a": sample})
+    choose(project, "mine")
+    resolve()
+    assert read_yaml(project / RESOLVED)[GRAPH]["corpora"]["mine"] == {
+        "role": "finetuning",
+        "annotations": "data/listings/mine.csv",
+        "media": "data/listings/mine.csv",
+    }
+
+    def ran() -> list[str]:
+        done = run(project, "-m", "dvc", "repro", "manifest@mine")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return re.findall(r"Running stage '([^']+)'", done.stdout)
+
+    assert ran()[-2:] == ["listing@mine", "manifest@mine"]
+    (record,) = read_manifest(project / "data/manifests/mine" / MANIFEST_FILE)
+    assert (record.media, [text.text for text in record.texts]) == ("00000.tar/a.mp4", ["a bell", "it rings"])
+    assert ran() == ["listing@mine"]
+    write_shard(shard, {"a": sample, "b": sample})
     assert ran() == ["listing@mine", "manifest@mine"]
 
 

@@ -48,6 +48,7 @@ def split_of(dataset: ClipDataset, seed: int = 0) -> EmbeddedSplit:
             len(captions), len(clips)
         ),
         clips={"both": axes, "video": axes[::-1].copy(), "audio": np.roll(axes, 5, axis=0)},
+        audio={},
         has_sound=tuple(clip.has_sound for clip in clips),
         test_set="0123",
     )
