@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from benchmarks.clips import write_clips
 from clip4vla.records import Decision
 from clip4vla.registry.registry import Registry
 from clip4vla.utils.supervise import supervised
@@ -294,17 +295,59 @@ def test_dumps_of_the_databases_are_restored_with_champion_and_deployments(
     assert call(count, "") == call(f"{count}_restored", "") != "0\n"
 
 
-def test_dvc_pushes_to_and_pulls_from_a_store_that_speaks_s3(tmp_path: Path) -> None:
+@contextmanager
+def s3_store(log: Path) -> Iterator[dict[str, str]]:
+    """A stand-in for S3 with the empty bucket `clip4vla`; the environment of its clients."""
     url = f"http://127.0.0.1:{free_port()}"
     environment = os.environ | {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "somebody",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "DVC_REMOTE_URL": "s3://clip4vla/dvc",
+        "AWS_ALLOW_HTTP": "true",
         "PYTHONPATH": str(REPOSITORY),
     }
+    server = supervised([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]])
+    with serving(server, f"{url}/moto-api/", environment, log):
+        command = [sys.executable, "-c", "import boto3; boto3.client('s3').create_bucket(Bucket='clip4vla')"]
+        subprocess.run(command, env=environment, check=True)
+        yield environment
 
+
+READ_CLIPS = """
+import sys
+from pathlib import Path
+import boto3
+from clip4vla.clips.dataset import ClipDataset
+here = Path(sys.argv[1])
+for file in here.rglob("*"):
+    if file.is_file():
+        boto3.client("s3").upload_file(str(file), "clip4vla", f"mine/train.lance/{file.relative_to(here).as_posix()}")
+local, remote = ClipDataset([here]), ClipDataset(["s3://clip4vla/mine/train.lance"])
+order = [15, 0, 7]
+assert len(remote) == 16
+assert [(c.clip_id, c.frames, c.texts) for c in remote.take(order)] == [
+    (c.clip_id, c.frames, c.texts) for c in local.take(order)
+]
+assert list(remote.sentences()) == list(local.sentences())
+try:
+    len(ClipDataset(["s3://clip4vla/other/train.lance"]))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_clips_are_read_from_a_store_that_speaks_s3(tmp_path: Path) -> None:
+    clips = write_clips(tmp_path / "train.lance")
+    with s3_store(tmp_path / "log") as environment:
+        command = [sys.executable, "-c", READ_CLIPS, str(clips)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("no clips can be read from s3://clip4vla/other/train.lance: ")
+    assert done.stdout.count("\n") == 1
+
+
+def test_dvc_pushes_to_and_pulls_from_a_store_that_speaks_s3(tmp_path: Path) -> None:
     def call(*command: str) -> None:
         done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -314,9 +357,8 @@ def test_dvc_pushes_to_and_pulls_from_a_store_that_speaks_s3(tmp_path: Path) -> 
 
     project = tmp_path / "project"
     project.mkdir()
-    server = supervised([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]])
-    with serving(server, f"{url}/moto-api/", environment, tmp_path / "log"):
-        call(sys.executable, "-c", "import boto3; boto3.client('s3').create_bucket(Bucket='clip4vla')")
+    with s3_store(tmp_path / "log") as environment:
+        environment["DVC_REMOTE_URL"] = "s3://clip4vla/dvc"
         call("git", "init", "-q")
         dvc("init", "-q")
         (project / "clips.bin").write_bytes(b"clips")

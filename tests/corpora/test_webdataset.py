@@ -204,7 +204,7 @@ def test_a_manifest_holds_every_sample(tmp_path: Path) -> None:
     entries = one(tmp_path / "media", samples)
     result = write_manifest(entries, tmp_path / "media", tmp_path / "manifest")
     assert (result.accepted, dict(result.rejected)) == (2, {"no_text": 1, "no_media": 1})
-    accepted = read_manifest(tmp_path / "manifest" / "manifest.parquet")
+    accepted = list(read_manifest(tmp_path / "manifest" / "manifest.parquet"))
     assert [record.media for record in accepted] == ["00000.tar/a.mp4", "00000.tar/d.mp4"]
     (tmp_path / "elsewhere").mkdir()
     result = write_manifest(entries, tmp_path / "elsewhere", tmp_path / "other")
@@ -267,7 +267,7 @@ def test_every_sample_is_accounted_for(document: Any, keys: list[str], cut: int 
             path.write_bytes(path.read_bytes()[:cut])
         entries = list(read(media, config))
         result = write_manifest(entries, media, Path(name, "out"))
-        accepted = read_manifest(Path(name, "out", "manifest.parquet"))
+        accepted = list(read_manifest(Path(name, "out", "manifest.parquet")))
     assert entries
     assert result.accepted + result.rejected.total() == len(entries)
     assert {record.media for record in accepted} <= {"0.tar/a.mp4", "0.tar/b.mp4"}
