@@ -29,8 +29,8 @@ from clip4vla.utils.progress import track
 
 AT_ONCE = 100
 """Inputs of a process."""
-BATCH_LIMITS = 4
-"""Limits of time of one input that a process has for all of its inputs."""
+PATIENCE = 4
+"""Limits of time of one input after which its process counts as dead; the start of the process is in it."""
 FAILURES = ("raised", "slow", "large", "died")
 ANNOTATIONS = {
     "folder/texts.csv": 'path,text,start,end,split\na.mp4,"waves, and gulls",0,10,train\nb.wav,a bell,,,test\n',
@@ -65,6 +65,10 @@ class Outcome:
     """Of a failure: which input, and the error."""
 
 
+Task = partial[Outcome]
+"""What makes and tries the input of a number."""
+
+
 def mutate(data: bytes, rng: random.Random) -> bytes:
     """`data` with one to eight places overwritten, removed, repeated or swapped."""
     mutated = bytearray(data)
@@ -86,8 +90,8 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(mutated[: rng.randrange(len(mutated))] if mutated and rng.random() < 0.05 else mutated)
 
 
-def try_media(seeds: Sequence[Path], settings: Namespace, numbers: range) -> list[Outcome]:
-    """Inspect mutations of `seeds`; that of a number depends on the seed of `settings` and the number only."""
+def try_media(seeds: Sequence[Path], settings: Namespace, number: int) -> Outcome:
+    """Inspect a mutation of one of `seeds`, which depends on the seed of `settings` and the number only."""
     from clip4vla.config import MediaLimits
     from clip4vla.media.inspect import inspect
 
@@ -97,33 +101,26 @@ def try_media(seeds: Sequence[Path], settings: Namespace, numbers: range) -> lis
         found = inspect(path, frames=4, short_side=64, sample_rate=16_000, limits=limits)
         return found.reason or "used"
 
-    outcomes = []
+    rng = random.Random(f"media {settings.seed} {number}")
+    original = rng.choice(seeds)
     with tempfile.TemporaryDirectory() as directory:
-        for number in numbers:
-            rng = random.Random(f"media {settings.seed} {number}")
-            original = rng.choice(seeds)
-            path = Path(directory, f"{number}{original.suffix}")
-            path.write_bytes(mutate(original.read_bytes(), rng))
-            outcomes.append(_try(look_at, path, f"media {number} of {original.name}", settings))
-            path.unlink()
-    return outcomes
+        path = Path(directory, f"{number}{original.suffix}")
+        path.write_bytes(mutate(original.read_bytes(), rng))
+        return _try(look_at, path, f"media {number} of {original.name}", settings)
 
 
-def try_annotations(settings: Namespace, numbers: range) -> list[Outcome]:
-    """Read mutations of annotation files, as far as the manifest; a `ValueError` that names the file is a reason."""
-    outcomes = []
-    for number in numbers:
-        rng = random.Random(f"annotations {settings.seed} {number}")
-        name = rng.choice(sorted(ANNOTATIONS))
-        adapter, _, file = name.partition("/")
-        with tempfile.TemporaryDirectory() as directory:
-            annotations = Path(directory, adapter)
-            annotations.mkdir()
-            if adapter in BESIDE:
-                (annotations / BESIDE[adapter][0]).write_text(BESIDE[adapter][1], encoding="utf-8")
-            (annotations / file).write_bytes(mutate(ANNOTATIONS[name].encode(), rng))
-            outcomes.append(_try(_read_annotations, annotations, f"annotations {number} of {name}", settings))
-    return outcomes
+def try_annotations(settings: Namespace, number: int) -> Outcome:
+    """Read a mutated annotation file, as far as the manifest; a `ValueError` that names the file is a reason."""
+    rng = random.Random(f"annotations {settings.seed} {number}")
+    name = rng.choice(sorted(ANNOTATIONS))
+    adapter, _, file = name.partition("/")
+    with tempfile.TemporaryDirectory() as directory:
+        annotations = Path(directory, adapter)
+        annotations.mkdir()
+        if adapter in BESIDE:
+            (annotations / BESIDE[adapter][0]).write_text(BESIDE[adapter][1], encoding="utf-8")
+        (annotations / file).write_bytes(mutate(ANNOTATIONS[name].encode(), rng))
+        return _try(_read_annotations, annotations, f"annotations {number} of {name}", settings)
 
 
 def _read_annotations(annotations: Path) -> str:
@@ -172,22 +169,28 @@ def _batches(first: int, total: int) -> list[range]:
 
 
 def _run(settings: Namespace, seeds: list[Path]) -> Iterator[Outcome]:
-    """The outcomes of all inputs, by processes that end after a batch; one that dies or hangs is one failure."""
-    tasks: list[partial[list[Outcome]]] = [
-        *(partial(try_media, seeds, settings, numbers) for numbers in _batches(settings.first, settings.media)),
-        *(partial(try_annotations, settings, numbers) for numbers in _batches(settings.first, settings.annotations)),
+    """The outcomes of all inputs, by processes that end after a batch."""
+    tasks: list[tuple[Task, range]] = [
+        *((partial(try_media, seeds, settings), numbers) for numbers in _batches(settings.first, settings.media)),
+        *((partial(try_annotations, settings), numbers) for numbers in _batches(settings.first, settings.annotations)),
     ]
     with ThreadPoolExecutor(settings.workers) as pool:
-        for outcomes in pool.map(partial(_run_batch, settings), tasks):
+        for outcomes in pool.map(partial(_run_batch, settings), *zip(*tasks, strict=True)):
             yield from outcomes
 
 
-def _run_batch(settings: Namespace, task: partial[list[Outcome]]) -> list[Outcome]:
-    with get_context("spawn").Pool(1) as pool:
-        try:
-            return pool.apply_async(task).get(BATCH_LIMITS * settings.max_seconds)
-        except WorkerTimeoutError:
-            return [Outcome("died", 0.0, 0, f"{task.func.__name__} {task.args[-1]}")]
+def _run_batch(settings: Namespace, task: Task, numbers: range) -> list[Outcome]:
+    """The outcomes of a batch; an input whose process dies or hangs is one failure, and another process goes on."""
+    outcomes: list[Outcome] = []
+    while len(outcomes) < len(numbers):
+        with get_context("spawn").Pool(1) as pool:
+            results = pool.imap(task, numbers[len(outcomes) :])
+            try:
+                while len(outcomes) < len(numbers):
+                    outcomes.append(results.next(PATIENCE * settings.max_seconds))
+            except WorkerTimeoutError:
+                outcomes.append(Outcome("died", 0.0, 0, f"{task.func.__name__} {numbers[len(outcomes)]}"))
+    return outcomes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
