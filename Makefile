@@ -52,8 +52,8 @@ test-team: setup  ## run the tests of a team's servers; installs PostgreSQL by a
 	$(BIN)/python -m pytest -m team
 
 test-cluster: setup  ## run the tests of several nodes, as root; installs Slurm, sshd and pdsh by apt-get where missing
-	@command -v slurmctld slurmd munged sshd pdsh ip > /dev/null || { apt-get update && DEBIAN_FRONTEND=noninteractive \
-	apt-get install -y --no-install-recommends slurm-wlm munge openssh-server pdsh iproute2; }
+	@for program in slurmctld slurmd munged sshd pdsh ip; do command -v $$program > /dev/null || exec env \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurm-wlm munge openssh-server pdsh iproute2; done
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 
 dvc-remote: setup  ## point DVC at the remote that team.env names
