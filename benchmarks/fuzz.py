@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.measure import report
 from clip4vla.media.encode import encode, encode_mp3
+from clip4vla.utils.progress import track
 
 AT_ONCE = 100
 """Inputs of a process."""
@@ -166,15 +167,15 @@ def write_seeds(directory: Path) -> list[Path]:
     return [video, sound]
 
 
-def _batches(total: int) -> list[range]:
-    return [range(start, min(start + AT_ONCE, total)) for start in range(0, total, AT_ONCE)]
+def _batches(first: int, total: int) -> list[range]:
+    return [range(start, min(start + AT_ONCE, first + total)) for start in range(first, first + total, AT_ONCE)]
 
 
 def _run(settings: Namespace, seeds: list[Path]) -> Iterator[Outcome]:
     """The outcomes of all inputs, by processes that end after a batch; one that dies or hangs is one failure."""
     tasks: list[partial[list[Outcome]]] = [
-        *(partial(try_media, seeds, settings, numbers) for numbers in _batches(settings.media)),
-        *(partial(try_annotations, settings, numbers) for numbers in _batches(settings.annotations)),
+        *(partial(try_media, seeds, settings, numbers) for numbers in _batches(settings.first, settings.media)),
+        *(partial(try_annotations, settings, numbers) for numbers in _batches(settings.first, settings.annotations)),
     ]
     with ThreadPoolExecutor(settings.workers) as pool:
         for outcomes in pool.map(partial(_run_batch, settings), tasks):
@@ -195,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--media", type=int, default=30_000, help="mutated media files")
     parser.add_argument("--annotations", type=int, default=7_000, help="mutated annotation files")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first input of each kind, to go on from")
     parser.add_argument("--seeds", type=Path, default=Path("tests/data/media"), help="folder of media to mutate, too")
     parser.add_argument("--max-seconds", type=float, default=30.0, help="for an input")
     parser.add_argument("--max-gigabytes", type=float, default=1.0, help="of a process")
@@ -202,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as directory:
         seeds = [*write_seeds(Path(directory)), *sorted(path for path in settings.seeds.glob("*") if path.is_file())]
-        outcomes = list(_run(settings, seeds))
+        outcomes = list(track(_run(settings, seeds), settings.media + settings.annotations, "inputs"))
     failed = [outcome for outcome in outcomes if outcome.kind in FAILURES]
     results = {
         "inputs": len(outcomes),

@@ -70,14 +70,15 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
     libc.malloc_trim(0)  # what was freed but kept would not show when it is taken again,
     libc.mallopt(_MMAP_THRESHOLD, 1 << 16)  # nor does the system see what is freed but kept from now on
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     call()
-    peak = _resident("VmHWM") - before
+    peak = resident("VmHWM") - before
     libc.mallopt(_MMAP_THRESHOLD, 1 << 25)  # where glibc itself arrives after a while
     return max(0, peak)
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
+    """Bytes of this process's resident memory: `VmRSS` now, `VmHWM` at most so far; Linux only."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 

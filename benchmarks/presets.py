@@ -3,10 +3,11 @@
     python -m benchmarks.presets mean paper published published-front-end --seeds 0 1 2 \\
         --pretrain-epochs 4 --finetune-epochs 3 --out runs/presets
 
-Works on the clips that `dvc repro clips` leaves. It prints a JSON line for each run, with its scores and their 95 %
-intervals over clips, and at the end a line for each preset, with the means over its seeds. All presets are trained with
-one seed before the next, so that what a killed command leaves compares them. A run result stays in the directory: the
-same command again doesn't repeat it, and resumes a training from its last checkpoint.
+Works on the clips that `dvc repro clips` leaves. It prints a JSON line for each run, with its scores, those by kind of
+query and of unseen clips included, and their 95 % intervals over clips, and at the end a line for each preset, with the
+means over its seeds. All presets are trained with one seed before the next, so that what a killed command leaves
+compares them. A run result stays in the directory: the same command again doesn't repeat it, and resumes a training
+from its last checkpoint.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 
 from clip4vla.config import Config, load_config
 from clip4vla.evaluation.retrieval_metrics import QueryRanks, retrieval_intervals, retrieval_scores
-from clip4vla.evaluation.scores import QueryTable, Scores
+from clip4vla.evaluation.scores import BY_QUERY, ORIGINAL, UNSEEN, QueryTable, Scores
 from clip4vla.pipeline.evaluate import score_retrieval
 from clip4vla.pipeline.training import make_spec
 from clip4vla.records import MODALITIES
@@ -79,7 +80,7 @@ def run(config: Config, out: Path) -> Result:
         if not (out / task / "model.safetensors").is_file():
             launch_with_retries(spec_of(config, task, out))
         if not (out / task / "scores.json").is_file():
-            score_retrieval(config, out / task, "test")[1].write(out / task)
+            score_retrieval(config, out / task, "test", with_unseen=True)[1].write(out / task)
     return Scores.read(out / "pretraining"), Scores.read(out / "retrieval")
 
 
@@ -105,25 +106,36 @@ def write_once(config: Config, path: Path) -> None:
     path.write_text(settings, encoding="utf-8")
 
 
+def shown(scores: Scores) -> dict[str, str]:
+    """Tables of scores by the name that a line of output has for them.
+
+    Captions as queries by modality, and by both the kinds of query, of original and of unseen clips, too.
+    """
+    names = {modality: f"text_to_clip/{modality}" for modality in MODALITIES}
+    groups = (f"{BY_QUERY}/", f"{ORIGINAL}/", f"{UNSEEN}/")
+    by_kind = (name for name in scores.queries if name.startswith(groups) and name.endswith("/both"))
+    return names | {name.removesuffix("/both"): name for name in by_kind}
+
+
 def scores_of(result: Result) -> dict[str, Any]:
-    """Text→clip R@1 after fine-tuning by modality, with its 95 % interval over clips; the probes after pretraining."""
+    """R@1 of `shown` after fine-tuning, with its 95 % interval over clips; the probes after pretraining."""
     pretrained, finetuned = result
     row: dict[str, Any] = {}
-    for modality in MODALITIES:
-        name = f"text_to_clip/{modality}/R@1"
+    for shown_as, table in shown(finetuned).items():
+        name = f"{table}/R@1"
         ends = [round(end, 1) for end in finetuned.intervals[name]]
-        row[modality] = {"R@1": round(finetuned.values[name], 1), "ci95": ends}
+        row[shown_as] = {"R@1": round(finetuned.values[name], 1), "ci95": ends}
     return row | {name: round(pretrained.values[name], 1) for name in PROBES if name in pretrained.values}
 
 
 def summary(runs: list[Result]) -> dict[str, Any]:
-    """Text→clip R@1 after fine-tuning, by seed and in the mean with its 95 % interval over clips; the mean probes."""
+    """R@1 of `shown` after fine-tuning, by seed and in the mean with its 95 % interval; the mean probes."""
     row: dict[str, Any] = {}
-    for modality in MODALITIES:
-        tables = [finetuned.queries[f"text_to_clip/{modality}"] for _, finetuned in runs]
+    for shown_as, name in shown(runs[0][1]).items():
+        tables = [finetuned.queries[name] for _, finetuned in runs]
         together = mean_over_seeds(tables)
         ends = retrieval_intervals(together.ranks, together.clip_ids, resamples=1000, seed=0)["R@1"]
-        row[modality] = {
+        row[shown_as] = {
             "R@1": round(retrieval_scores(together.ranks)["R@1"], 1),
             "ci95": [round(end, 1) for end in ends],
             "seeds": [round(retrieval_scores(table.ranks)["R@1"], 1) for table in tables],

@@ -174,6 +174,42 @@ class StampScenesConfig(FrozenConfig):
         return value
 
 
+JsonKey = Annotated[str, Field(pattern=r"^[^.]+(\.[^.]+)*$")]
+"""A key of a JSON object; `a.b` is the key `b` of the object, or of each object of the list, at `a`."""
+Texts = Annotated[tuple[Annotated[str, Field(pattern=r"^\.?[^.]+(\.[^.]+)*$")], ...], BeforeValidator(_as_list)]
+"""Where texts are: `.txt` is the member `KEY.txt`, without a dot before it it is a key of `KEY.json`."""
+
+
+class ShardsConfig(FrozenConfig):
+    """What the samples of a corpus in tar shards hold, for the adapter `webdataset`."""
+
+    pattern: Annotated[str, Field(pattern=r"\.tar$")] = "*.tar"
+    """Which files below `media` are shards, by their path in it; `*` is any text, folders included."""
+    captions: Texts = (".txt",)
+    """Texts without an audio type, or with that of `audio_type`."""
+    verbal: Texts = ()
+    """Texts that say what is spoken."""
+    nonverbal: Texts = ()
+    """Texts about other sounds."""
+    audio_type: JsonKey | None = None
+    """Key of the audio type of `captions`: verbal, nonverbal or null."""
+    spans: JsonKey | None = None
+    """Key of the spans of a sample, each of which is a clip: `[start, end]`, an object with `start` and `end`, or a
+    list of such, in seconds or as `0:01:02.5`. Texts at keys below it, `SPANS.text`, are those of the span alone. Null,
+    and the key's absence, take all of the file."""
+    split: JsonKey | None = None
+    """Key of the split: train, val or test; null: all samples are for training."""
+
+    @model_validator(mode="after")
+    def _has_texts(self) -> "ShardsConfig":
+        if not (self.captions or self.verbal or self.nonverbal):
+            raise ValueError("none of captions, verbal and nonverbal says where texts are")
+        return self
+
+
+SHARDS_ADAPTER = "webdataset"
+
+
 class CorpusConfig(FrozenConfig):
     """One corpus: its adapter, where its published annotations and its media are, and what it is used for."""
 
@@ -181,7 +217,7 @@ class CorpusConfig(FrozenConfig):
     """Name of the adapter in `clip4vla/corpora/`."""
     role: Role
     annotations: str
-    """Directory of the published annotation files, relative to the project."""
+    """Directory of the published annotation files, relative to the project; that of the media, for `webdataset`."""
     media: str
     """Directory of the media, relative to the project."""
     track: Literal["content", "listing"] = "content"
@@ -194,6 +230,21 @@ class CorpusConfig(FrozenConfig):
     """For the model card, such as `CC-BY-4.0`; null: unknown."""
     source: str | None = None
     """Address or name of where it was published, for the model card; null: unknown."""
+    shards: ShardsConfig | None = None
+    """What its shards hold, for `webdataset`; null: a text `KEY.txt` about each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shards_are_their_own_annotations(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        if tree.get("adapter") != SHARDS_ADAPTER:
+            if tree.get("shards") is not None:
+                raise ValueError(f"shards is for the adapter {SHARDS_ADAPTER}")
+            return tree
+        if tree.get("annotations", tree.get("media")) != tree.get("media"):
+            raise ValueError("the annotations of shards are in them: leave out annotations")
+        return tree | ({"annotations": tree["media"]} if "media" in tree else {})
 
 
 class MediaLimits(FrozenConfig):

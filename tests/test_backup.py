@@ -10,7 +10,7 @@ import pytest
 
 from tests.project import REPOSITORY, environment
 
-CANDIDATE = "from pathlib import Path; from benchmarks.kill_promote import *; make_candidate(Path.cwd(), {}); promote()"
+CANDIDATE = "from pathlib import Path; from tests.candidates import *; make_candidate(Path.cwd(), {}); promote()"
 
 
 def documented(title: str) -> str:

@@ -24,13 +24,10 @@ DOORS = {
     "open_clip": ("clip4vla/model/",),
     "yaml": ("clip4vla/config.py",),
     "av": ("clip4vla/media/", "clip4vla/corpora/stampscenes/stamps.py"),
-    "distributed": ("clip4vla/clips/ingest.py", "benchmarks/ingest.py"),
+    "distributed": ("clip4vla/clips/workers.py", "benchmarks/ingest.py"),
     "hashlib": ("clip4vla/utils/hashing.py",),
     "prometheus_client": ("clip4vla/inference/metrics.py", "flows/serving.py"),
-    "psutil": (
-        *("clip4vla/utils/machine.py", "clip4vla/utils/supervise.py", "clip4vla/training/network.py"),
-        "benchmarks/small_training.py",
-    ),
+    "psutil": ("clip4vla/utils/machine.py", "clip4vla/utils/supervise.py", "clip4vla/training/network.py"),
     "pycocoevalcap": ("clip4vla/evaluation/caption_metrics.py",),
     "silero_vad": ("clip4vla/clips/speech.py",),
     "espeakng_loader": ("clip4vla/corpora/stampscenes/voices.py",),
@@ -48,7 +45,9 @@ DOORS = {
         "benchmarks/clips.py",
         "benchmarks/ingest.py",
         "benchmarks/app.py",
+        "benchmarks/kills.py",
         "benchmarks/search.py",
+        "benchmarks/scale.py",
     ),
 }
 """The only files, or folders, that may import a third party; imports inside functions count."""

@@ -16,10 +16,10 @@ import pytest
 from mlflow.tracking._tracking_service import utils
 from safetensors.torch import load_file
 
-from benchmarks.kill_promote import make_candidate
 from clip4vla.__main__ import main
 from clip4vla.registry.registry import Registry
 from clip4vla.tracking.store import open_client
+from tests.candidates import make_candidate
 from tests.project import REPOSITORY, environment
 
 NAME = "clip4vla"

@@ -75,7 +75,7 @@ def test_it_stops_at_the_file_that_is_broken_and_names_it(stopped: str) -> None:
 
 @pytest.mark.usefixtures("said")
 def test_every_file_left_is_a_clip_and_some_are_kept_to_validate_and_to_test(project: Path) -> None:
-    records = read_manifest(project / "data/manifests/mine/manifest.parquet")
+    records = list(read_manifest(project / "data/manifests/mine/manifest.parquet"))
     assert Counter(record.split for record in records).keys() == {"train", "val", "test"}
     stored = sorted((project / "data/clips/finetuning/mine").glob("*.lance"))
     assert sorted(ClipDataset(stored).clip_ids) == sorted(record.clip_id for record in records)

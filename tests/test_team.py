@@ -13,11 +13,13 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
 
+from benchmarks.clips import write_clips
 from clip4vla.records import Decision
 from clip4vla.registry.registry import Registry
 from clip4vla.utils.supervise import supervised
@@ -124,16 +126,21 @@ def run(project: Path, mlflow: str, *arguments: str) -> str:
     return done.stdout
 
 
-def promote_candidate(project: Path, mlflow: str, number: int) -> str:
-    code = f"from pathlib import Path; from benchmarks.kill_promote import *; make_candidate(Path.cwd(), {number}); "
-    return run(project, mlflow, "-c", f"{code} promote(); print(look(Path.cwd(), 'clip4vla'))")
+BETTER = count(1)
+"""Numbers of candidates, each better than all before, so that no test depends on which ran before it."""
+
+
+def promote_candidate(project: Path, mlflow: str, number: int | None = None) -> str:
+    """What is printed when a candidate is promoted, by default one that is better than all before."""
+    number = next(BETTER) if number is None else number
+    code = f"from pathlib import Path; from tests.candidates import *; make_candidate(Path.cwd(), {number}); promote()"
+    return run(project, mlflow, "-c", code)
 
 
 def test_candidates_are_judged_promoted_and_rolled_back_on_a_server(project: Path, mlflow: str) -> None:
-    assert "version 1: promoted" in promote_candidate(project, mlflow, 1)
-    said = promote_candidate(project, mlflow, 2)
-    assert "version 2: promoted" in said
-    assert "'champion': '2'" in said
+    assert "version 1: promoted" in promote_candidate(project, mlflow)
+    assert "version 2: promoted" in promote_candidate(project, mlflow)
+    assert "version 2" in run(project, mlflow, "-m", "clip4vla", "champion")
     worse = promote_candidate(project, mlflow, 0)
     assert "version 3: not promoted" in worse
     assert "FAIL: text_to_clip/both/R@1 is 70 against the champion's" in worse
@@ -149,8 +156,8 @@ def test_old_versions_are_removed_on_a_server_with_their_artifacts(
     def weights() -> int:
         return len(list(kept.glob("mlflow[0-9]*/artifacts/**/model.safetensors")))
 
-    for number in (31, 32, 33):
-        promote_candidate(project, mlflow, number)
+    for _ in range(3):
+        promote_candidate(project, mlflow)
     before, code = weights(), "from pathlib import Path; from clip4vla.registry.registry import *; "
     code += "registry = Registry(Path.cwd()); old = registry.{}('clip4vla', 1); print([v.version for v in old])"
     listed = run(project, mlflow, "-c", code.format("old_versions"))
@@ -184,7 +191,7 @@ def test_mlflow_answers_to_its_own_name_and_not_to_one_that_leads_there(mlflow: 
 def test_a_password_in_the_address_stays_out_of_links_logs_tags_and_artifacts(
     project: Path, mlflow: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    said = promote_candidate(project, mlflow, 21)
+    said = promote_candidate(project, mlflow)
     code = "from pathlib import Path; from clip4vla.tracking.store import *; from clip4vla.registry.registry import *; "
     shown = (
         f"{code} client = open_client(Path.cwd()); print(version_page(Path.cwd(), 'clip4vla', '1')); "
@@ -205,14 +212,14 @@ def test_a_password_in_the_address_stays_out_of_links_logs_tags_and_artifacts(
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
     project: Path, mlflow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in (11, 12, 13):
-        promote_candidate(project, mlflow, number)
+    for _ in range(3):
+        promote_candidate(project, mlflow)
     run(project, mlflow, "-m", "clip4vla", "rollback")
     for name, value in {"URI": mlflow, "USERNAME": "", "PASSWORD": ""}.items():  # so that what is set later is undone
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
     registry = Registry(project)
     champion = registry.champion_version("clip4vla")
-    others = [str(int(champion) + 1), "1"]
+    others = [str(int(champion) + step) for step in (1, -1)]
     registry._client.delete_model_version_tag("clip4vla", others[0], "rolled_back")
 
     def promote(version: str) -> str:
@@ -263,7 +270,7 @@ def test_prefect_deploys_to_a_server_on_postgresql_with_the_right_login_only(pos
 def test_dumps_of_the_databases_are_restored_with_champion_and_deployments(
     postgres: str, project: Path, mlflow: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    promote_candidate(project, mlflow, 41)
+    promote_candidate(project, mlflow)
     champion = run(project, mlflow, "-m", "clip4vla", "champion")
 
     def call(script: str, suffix: str) -> str:
@@ -280,25 +287,67 @@ def test_dumps_of_the_databases_are_restored_with_champion_and_deployments(
     for database in ("mlflow", "prefect"):
         call(f"createdb -h {host} -p {port} -U {USER} {database}_restored", "")
     call(documented("restore PostgreSQL"), "_restored")
-    [directory] = [path for path in tmp_path_factory.getbasetemp().glob("mlflow*") if (path / "artifacts").is_dir()]
-    with mlflow_server(f"{postgres}/mlflow_restored", directory) as restored:
+    [artifacts] = tmp_path_factory.getbasetemp().glob("mlflow[0-9]*/artifacts")
+    with mlflow_server(f"{postgres}/mlflow_restored", artifacts.parent) as restored:
         assert run(project, restored, "-m", "clip4vla", "champion") == champion
         assert "is the champion again" in run(project, restored, "-m", "clip4vla", "rollback")
     count = f"psql -tA -c 'SELECT count(*) FROM deployment' postgresql://{USER}@{postgres}/prefect"
     assert call(count, "") == call(f"{count}_restored", "") != "0\n"
 
 
-def test_dvc_pushes_to_and_pulls_from_a_store_that_speaks_s3(tmp_path: Path) -> None:
+@contextmanager
+def s3_store(log: Path) -> Iterator[dict[str, str]]:
+    """A stand-in for S3 with the empty bucket `clip4vla`; the environment of its clients."""
     url = f"http://127.0.0.1:{free_port()}"
     environment = os.environ | {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "somebody",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "DVC_REMOTE_URL": "s3://clip4vla/dvc",
+        "AWS_ALLOW_HTTP": "true",
         "PYTHONPATH": str(REPOSITORY),
     }
+    server = supervised([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]])
+    with serving(server, f"{url}/moto-api/", environment, log):
+        command = [sys.executable, "-c", "import boto3; boto3.client('s3').create_bucket(Bucket='clip4vla')"]
+        subprocess.run(command, env=environment, check=True)
+        yield environment
 
+
+READ_CLIPS = """
+import sys
+from pathlib import Path
+import boto3
+from clip4vla.clips.dataset import ClipDataset
+here = Path(sys.argv[1])
+for file in here.rglob("*"):
+    if file.is_file():
+        boto3.client("s3").upload_file(str(file), "clip4vla", f"mine/train.lance/{file.relative_to(here).as_posix()}")
+local, remote = ClipDataset([here]), ClipDataset(["s3://clip4vla/mine/train.lance"])
+order = [15, 0, 7]
+assert len(remote) == 16
+assert [(c.clip_id, c.frames, c.texts) for c in remote.take(order)] == [
+    (c.clip_id, c.frames, c.texts) for c in local.take(order)
+]
+assert list(remote.sentences()) == list(local.sentences())
+try:
+    len(ClipDataset(["s3://clip4vla/other/train.lance"]))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_clips_are_read_from_a_store_that_speaks_s3(tmp_path: Path) -> None:
+    clips = write_clips(tmp_path / "train.lance")
+    with s3_store(tmp_path / "log") as environment:
+        command = [sys.executable, "-c", READ_CLIPS, str(clips)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("no clips can be read from s3://clip4vla/other/train.lance: ")
+    assert done.stdout.count("\n") == 1
+
+
+def test_dvc_pushes_to_and_pulls_from_a_store_that_speaks_s3(tmp_path: Path) -> None:
     def call(*command: str) -> None:
         done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -308,9 +357,8 @@ def test_dvc_pushes_to_and_pulls_from_a_store_that_speaks_s3(tmp_path: Path) -> 
 
     project = tmp_path / "project"
     project.mkdir()
-    server = supervised([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]])
-    with serving(server, f"{url}/moto-api/", environment, tmp_path / "log"):
-        call(sys.executable, "-c", "import boto3; boto3.client('s3').create_bucket(Bucket='clip4vla')")
+    with s3_store(tmp_path / "log") as environment:
+        environment["DVC_REMOTE_URL"] = "s3://clip4vla/dvc"
         call("git", "init", "-q")
         dvc("init", "-q")
         (project / "clips.bin").write_bytes(b"clips")

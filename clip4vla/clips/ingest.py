@@ -1,44 +1,46 @@
 """Stage `clips`: a manifest in, one Lance data set per split out, and the rejects that decoding found.
 
-Processes decode chunks of the manifest and write Lance fragments; one commit makes them visible. A killed run
-continues after the fragments that are already there.
+Processes decode chunks of the manifest, each into a small file of its own; the files of many chunks then become one
+fragment (`fragments`), and one commit makes the fragments visible. A killed run continues after the chunks and
+fragments that are already there. The clips of a tar file are one chunk: one process reads it. Records are read one
+after the other: what is held of all of them is where each chunk begins, and which an earlier run has finished.
 """
 
 import json
-import multiprocessing
-import os
 import shutil
 import sys
+from array import array
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
-
-import pyarrow as pa
+from typing import Any
 
 from clip4vla.clips import format as row_format
-from clip4vla.clips.format import SCHEMA
+from clip4vla.clips import fragments
+from clip4vla.clips.fragments import Group, chunk_name, chunk_note
+from clip4vla.clips.workers import run_all
 from clip4vla.config import AudioConfig, ClipsConfig
-from clip4vla.corpora.manifest import LISTED, ManifestSummary, read_manifest, write_rejects
-from clip4vla.media import decode, source
-from clip4vla.records import SPLITS, Reject, SourceRecord
+from clip4vla.corpora.manifest import ManifestSummary, read_manifest, write_rejects
+from clip4vla.media import decode, shard, source
+from clip4vla.records import SPLITS, Reject, SourceRecord, Split
 from clip4vla.utils.files import file_state, write_json
-from clip4vla.utils.hashing import hash_bytes
+from clip4vla.utils.hashing import hash_bytes, read_pieces
 from clip4vla.utils.progress import track
 
+LAYOUT = b"2"
+"""Of what an unfinished run leaves; one of another layout starts from the beginning."""
 CHUNK = 64
-CLUSTER_ANSWERS_S = 20
-os.environ.setdefault("LANCE_LOG", "error")  # each worker would else warn that the data set is new
+"""Clips of a chunk, where they are not in a shard, and of each file that is written of it."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The unit of work: records of one split that become one fragment."""
+    """The unit of work: records of one split, all of one shard or of none, and what a killed run repeats."""
 
     name: str
-    split: str
+    split: Split
     records: tuple[SourceRecord, ...]
 
 
@@ -56,23 +58,25 @@ class IngestSpec:
 def ingest(manifest: Path, media: Path, out: Path, clips: ClipsConfig, audio: AudioConfig) -> ManifestSummary:
     """Decode every record of `manifest` into `out/SPLIT.lance` and `out/rejects.parquet`.
 
-    What a run that was killed, or had too many rejects, has decoded is kept for the next one; only chunks with rejects,
-    or with media that have changed, are decoded again.
+    What a run that was killed has decoded is kept for the next one; only chunks whose media have changed are decoded
+    again, and after a run that had too many rejects those with rejects.
 
     Raises:
         ValueError: more than `clips.max_reject_fraction` was rejected; `out` is then left as it was.
     """
-    partial = out.with_name(f".{out.name}.partial")
-    _begin(partial, _fingerprint(manifest, clips, audio))
-    spec = IngestSpec(media.resolve(), partial.resolve(), clips, audio.sample_rate)
-    records = read_manifest(manifest)
-    chunks = list(_chunks(records))
-    waiting = [chunk for chunk in chunks if not _is_done(spec, chunk)]
-    _run(spec, waiting, len(records))
-    result = _commit(spec, chunks)
-    result.check(clips.max_reject_fraction)
+    unfinished = out.with_name(f".{out.name}.partial")
+    _begin(unfinished, _fingerprint(manifest, clips, audio))
+    spec = IngestSpec(media.resolve(), unfinished.resolve(), clips, audio.sample_rate)
+    survey = _survey(spec, manifest)
+    groups = fragments.plan(survey.starts, survey.records)
+    _forget_changed(spec, groups, survey.done)
+    _decode(spec, manifest, survey)
+    result = _write_rejects(spec, groups, survey.records.total())
+    _check(spec, groups, result)
+    _write_fragments(spec, groups)
+    fragments.commit(spec.directory, groups)
     shutil.rmtree(out, ignore_errors=True)
-    partial.replace(out)
+    unfinished.replace(out)
     _tidy(out)
     return result
 
@@ -82,8 +86,8 @@ def _fingerprint(manifest: Path, clips: ClipsConfig, audio: AudioConfig) -> str:
     settings = clips.model_dump_json(exclude={"workers", "dask", "max_reject_fraction", "limits"}) + str(
         audio.sample_rate
     )
-    code = [Path(module.__file__).read_bytes() for module in (row_format, decode, source) if module.__file__]
-    return hash_bytes([manifest.read_bytes(), settings.encode(), *code])
+    code = [Path(module.__file__).read_bytes() for module in (row_format, decode, shard, source) if module.__file__]
+    return hash_bytes([*read_pieces(manifest), settings.encode(), *code, LAYOUT])
 
 
 def _begin(partial: Path, fingerprint: str) -> None:
@@ -95,99 +99,121 @@ def _begin(partial: Path, fingerprint: str) -> None:
     mark.write_text(fingerprint)
 
 
-def _chunks(records: list[SourceRecord]) -> Iterator[Chunk]:
-    for split in SPLITS:
-        of_split = [record for record in records if record.split == split]
-        for start in range(0, len(of_split), CHUNK):
-            yield Chunk(f"{split}-{start:09d}", split, tuple(of_split[start : start + CHUNK]))
+def _chunks(records: Iterator[SourceRecord], media: Path) -> Iterator[Chunk]:
+    """The records of each split in their order: those of a shard that follow one another, or CHUNK of files."""
+    waiting: dict[Split, list[SourceRecord]] = {split: [] for split in SPLITS}
+    shards: dict[Split, Path | None] = dict.fromkeys(SPLITS)
+    starts = dict.fromkeys(SPLITS, 0)
+
+    def cut(split: Split) -> Chunk:
+        chunk = Chunk(chunk_name(split, starts[split]), split, tuple(waiting[split]))
+        starts[split] += len(chunk.records)
+        waiting[split].clear()
+        return chunk
+
+    for record in records:
+        split, of_shard = record.split, shard.find_shard(media / record.media)
+        if waiting[split] and (of_shard != shards[split] or (of_shard is None and len(waiting[split]) == CHUNK)):
+            yield cut(split)
+        shards[split] = of_shard
+        waiting[split].append(record)
+    yield from (cut(split) for split in SPLITS if waiting[split])
 
 
-def _note(spec: IngestSpec, chunk: Chunk) -> Path:
-    return spec.directory / "chunks" / f"{chunk.name}.json"
+@dataclass
+class _Survey:
+    """What one pass over the manifest finds."""
+
+    starts: "dict[Split, array[int]]"
+    """Where each chunk begins among the records of its split."""
+    records: Counter[str]
+    """By split."""
+    done: dict[str, int]
+    """The chunks that an earlier run has finished, each with the number of its records."""
+
+    @property
+    def chunks(self) -> int:
+        """How many there are."""
+        return sum(map(len, self.starts.values()))
+
+
+def _survey(spec: IngestSpec, manifest: Path) -> _Survey:
+    found = _Survey({split: array("q") for split in SPLITS}, Counter(), {})
+    for chunk in _chunks(read_manifest(manifest), spec.media):
+        found.starts[chunk.split].append(found.records[chunk.split])
+        found.records[chunk.split] += len(chunk.records)
+        if _is_done(spec, chunk):
+            found.done[chunk.name] = len(chunk.records)
+    return found
+
+
+def _forget_changed(spec: IngestSpec, groups: Sequence[Group], done: dict[str, int]) -> None:
+    """Have all chunks of a fragment decoded again where the media of one have changed: their files are gone."""
+    for group in groups:
+        if fragments.is_written(spec.directory, group) and not done.keys() >= set(group.chunks):
+            fragments.forget(spec.directory, group)
+            for chunk in group.chunks:
+                done.pop(chunk, None)
 
 
 def _is_done(spec: IngestSpec, chunk: Chunk) -> bool:
-    """Whether an earlier run has stored all of the chunk, from the media that are there now."""
-    path = _note(spec, chunk)
+    """Whether an earlier run has stored all of the chunk, from the media that are there now and within the limits."""
+    path = chunk_note(spec.directory, chunk.name)
     if not path.exists():
         return False
-    note = json.loads(path.read_text(encoding="utf-8"))
-    return not note["rejects"] and note["media"] == _media_states(spec, chunk)
+    note = _read_note(path)
+    return note["media"] == _media_states(spec, chunk) and (not note["rejects"] or note["limits"] == _limits(spec))
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return note
+
+
+def _limits(spec: IngestSpec) -> dict[str, Any]:
+    return spec.clips.limits.model_dump(mode="json")
 
 
 def _media_states(spec: IngestSpec, chunk: Chunk) -> dict[str, list[int] | None]:
-    """Size and moments of change of each media file, None for those that can't be found."""
-    return {record.media: file_state(spec.media / record.media) for record in chunk.records}
+    """Size and moments of change of each media file, or of its shard, None for those that can't be found."""
+    paths = [spec.media / media for media in {record.media for record in chunk.records}]
+    files = {shard.find_shard(path) or path for path in paths}
+    return {path.relative_to(spec.media).as_posix(): file_state(path) for path in sorted(files)}
 
 
-def _run(spec: IngestSpec, chunks: list[Chunk], records: int) -> None:
-    left = sum(len(chunk.records) for chunk in chunks)
-    if left < records:
+def _decode(spec: IngestSpec, manifest: Path, survey: _Survey) -> None:
+    records, done = survey.records.total(), survey.done
+    left = records - sum(done.values())
+    if done:
         print(f"continuing: {records - left:,} of {records:,} clips are already there", file=sys.stderr)
-    for _ in track((clip for count in _decode_all(spec, chunks) for clip in range(count)), left, "clips"):
+    chunks = _chunks(read_manifest(manifest), spec.media) if left else iter(())
+    waiting = (chunk for chunk in chunks if chunk.name not in done)
+    counts = run_all(spec.clips, partial(ingest_chunk, spec), waiting, survey.chunks - len(done))
+    for _ in track((clip for count in counts for clip in range(count)), left, "clips"):
         pass
 
 
-def _decode_all(spec: IngestSpec, chunks: list[Chunk]) -> Iterator[int]:
-    """Decode the chunks, on a Dask cluster, by processes or, where one is enough, here; yield the clips of each."""
-    if spec.clips.dask:
-        yield from _decode_on_cluster(spec.clips.dask, spec, chunks)
-        return
-    workers = min(spec.clips.workers or os.cpu_count() or 1, len(chunks))
-    if workers <= 1:
-        yield from (ingest_chunk(spec, chunk) for chunk in chunks)
-        return
-    # Lance's threads do not survive a fork
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(ingest_chunk, [spec] * len(chunks), chunks)
-
-
-def _decode_on_cluster(address: str, spec: IngestSpec, chunks: list[Chunk]) -> Iterator[int]:
-    """Decode the chunks on the workers of a Dask cluster, which try a chunk again when one of them dies.
-
-    Raises:
-        ValueError: Dask isn't installed, or no cluster answers at `address`.
-    """
-    try:
-        from distributed import Client, as_completed
-    except ImportError as error:
-        raise ValueError("clips.dask needs Dask: `pip install 'clip4vla[dask]'`") from error
-    try:
-        client = Client(address, timeout=CLUSTER_ANSWERS_S)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no Dask cluster answers at clips.dask {address!r}: {error}") from error
-    with client:
-        for future in as_completed([client.submit(ingest_chunk, spec, chunk, pure=False) for chunk in chunks]):
-            yield future.result()
-
-
 def ingest_chunk(spec: IngestSpec, chunk: Chunk) -> int:
-    """Decode one chunk, write its fragment, then its note, which marks it as complete; return the number of clips."""
-    import lance
-
+    """Decode one chunk, write its files, then its note, which marks it as complete; return the number of clips."""
     media = _media_states(spec, chunk)  # before they are read: a file that changes meanwhile is read again
-    rows, rejects = [], []
-    for record in chunk.records:
-        try:
-            rows.append(_ingest_clip(record, spec))
-        except source.MediaError as error:
-            rejects.append(Reject(record.clip_id, record.media, record.split, error.reason, error.detail))
-    fragments = []
-    if rows:
-        table = pa.Table.from_pylist(rows, SCHEMA)
-        fragments = lance.fragment.write_fragments(table, _dataset(spec, chunk.split), schema=SCHEMA)
+    written: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
+    for start in range(0, len(chunk.records), CHUNK):  # no more is held in memory
+        rows = []
+        for record in chunk.records[start : start + CHUNK]:
+            try:
+                rows.append(_ingest_clip(record, spec))
+            except source.MediaError as error:
+                rejects.append(Reject(record.clip_id, record.media, record.split, error.reason, error.detail))
+        written += fragments.write_rows(spec.directory, chunk.split, rows)
     note = {
-        "fragments": [f.to_json() for f in fragments],
-        "rows": len(rows),
+        "fragments": written,
         "rejects": [asdict(reject) for reject in rejects],
+        "limits": _limits(spec) if rejects else None,
         "media": media,
     }
-    write_json(_note(spec, chunk), note)
+    write_json(chunk_note(spec.directory, chunk.name), note)
     return len(chunk.records)
-
-
-def _dataset(spec: IngestSpec, split: str) -> str:
-    return str(spec.directory / f"{split}.lance")
 
 
 def _ingest_clip(record: SourceRecord, spec: IngestSpec) -> dict[str, object]:
@@ -210,27 +236,35 @@ def _ingest_clip(record: SourceRecord, spec: IngestSpec) -> dict[str, object]:
     return row_format.encode_row(record, span, spec.clips.jpeg_quality, share)
 
 
-def _commit(spec: IngestSpec, chunks: list[Chunk]) -> ManifestSummary:
-    """Make the fragments visible, in the manifest's order, and write the rejects."""
-    import lance
+def _write_rejects(spec: IngestSpec, groups: Sequence[Group], records: int) -> ManifestSummary:
+    """Write what the notes of all chunks say was rejected, in the manifest's order by split."""
+    notes = (_read_note(chunk_note(spec.directory, chunk)) for group in groups for chunk in group.chunks)
+    rejects = (Reject(**reject) for note in notes for reject in note["rejects"])
+    reasons, examples = write_rejects(rejects, spec.directory / "rejects.parquet")
+    return ManifestSummary(records - reasons.total(), reasons, examples)
 
-    notes = {chunk: json.loads(_note(spec, chunk).read_text(encoding="utf-8")) for chunk in chunks}
-    for split in SPLITS:
-        stored = [f for chunk, note in notes.items() if chunk.split == split for f in note["fragments"]]
-        if stored:
-            fragments = [lance.FragmentMetadata.from_json(json.dumps(fragment)) for fragment in stored]
-            dataset = lance.LanceDataset.commit(
-                _dataset(spec, split), lance.LanceOperation.Overwrite(SCHEMA, fragments)
-            )
-            # files of chunks that were killed half-way or decoded again belong to no version
-            dataset.cleanup_old_versions(timedelta(0), delete_unverified=True)
-    rejects = [Reject(**reject) for note in notes.values() for reject in note["rejects"]]
-    write_rejects(rejects, spec.directory / "rejects.parquet")
-    reasons = Counter(reject.reason for reject in rejects)
-    return ManifestSummary(sum(note["rows"] for note in notes.values()), reasons, tuple(rejects[:LISTED]))
+
+def _check(spec: IngestSpec, groups: Sequence[Group], result: ManifestSummary) -> None:
+    """Raise ValueError where too much was rejected; the next run tries it again."""
+    try:
+        result.check(spec.clips.max_reject_fraction)
+    except ValueError:
+        for note in (chunk_note(spec.directory, chunk) for group in groups for chunk in group.chunks):
+            if _read_note(note)["rejects"]:
+                note.unlink()
+        raise
+
+
+def _write_fragments(spec: IngestSpec, groups: Sequence[Group]) -> None:
+    """Copy the chunks into fragments, but for those that an earlier run has written."""
+    waiting = [group for group in groups if not fragments.is_written(spec.directory, group)]
+    written = run_all(spec.clips, partial(fragments.write_fragment, spec.directory), waiting, len(waiting))
+    for _ in track(written, len(waiting), "fragments"):
+        pass
 
 
 def _tidy(out: Path) -> None:
     """Remove what only a resumed run needs."""
     shutil.rmtree(out / "chunks")
+    shutil.rmtree(out / "fragments")
     (out / "fingerprint").unlink()

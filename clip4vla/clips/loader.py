@@ -4,23 +4,22 @@ In: a data set, a sampler, a transform. Out: `Batch` by step: a pure function of
 """
 
 import warnings
-from collections.abc import Collection, Sequence
-from dataclasses import replace
-from functools import cached_property, lru_cache
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from clip4vla.clips.batch import NO_ID, Batch
-from clip4vla.clips.dataset import ClipDataset
+from clip4vla.clips.dataset import CaptionIds, ClipDataset, caption_id
 from clip4vla.clips.format import Clip
 from clip4vla.clips.sampler import StepSampler
 from clip4vla.clips.transform import ClipTransform, collate
 from clip4vla.records import Text
-from clip4vla.utils.hashing import hash_to_int64
 
-CACHED_IDS = 100_000
 PREFETCHED = 4
 """Batches that each loader worker prepares ahead."""
 
@@ -38,9 +37,21 @@ class TrainingBatches(Dataset[Batch]):
         self.rank, self.world_size = rank, world_size
 
     def __getitem__(self, step: int) -> Batch:
-        places = range(self.rank, self.sampler.clips_per_step, self.world_size)
-        rngs = [np.random.default_rng((self.sampler.seed, step, place)) for place in places]
-        clips = self.dataset.take(self.sampler.indices(step)[places])
+        return self.make(step, self.indices(step))
+
+    @property
+    def _places(self) -> range:
+        """Of this rank's clips in the global batch."""
+        return range(self.rank, self.sampler.clips_per_step, self.world_size)
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """The clips of this rank in `step`."""
+        return self.sampler.indices(step)[self._places]
+
+    def make(self, step: int, indices: NDArray[np.int64]) -> Batch:
+        """The batch of `step`, whose clips are at `indices`."""
+        rngs = [np.random.default_rng((self.sampler.seed, step, place)) for place in self._places]
+        clips = self.dataset.take(indices)
         candidates = [_long_enough(clip.texts, self.transform.min_words) for clip in clips]
         texts = [self._draw(of_clip, rng) for of_clip, rng in zip(candidates, rngs, strict=True)]
         batch = collate(clips, texts, self.transform, rngs)
@@ -59,9 +70,9 @@ class TrainingBatches(Dataset[Batch]):
         return [text for count, part, other in wanted for text in _draw_texts(part or other, count, rng)]
 
     @cached_property
-    def _shared(self) -> frozenset[str]:
+    def _shared(self) -> CaptionIds:
         found = self.dataset.shared_captions()
-        if not found:
+        if not len(found):
             warnings.warn(
                 "retrieval.shared_captions_per_clip is set, but no two training clips have a caption in common: the "
                 "terms of shared captions are 0",
@@ -71,7 +82,7 @@ class TrainingBatches(Dataset[Batch]):
 
 
 def with_caption_ids(
-    batch: Batch, clips: Sequence[Clip], texts: Sequence[Sequence[Text]], shared: Collection[str] | None
+    batch: Batch, clips: Sequence[Clip], texts: Sequence[Sequence[Text]], shared: Container[str] | None
 ) -> Batch:
     """`batch` with the ids of its captions and of all captions of its clips.
 
@@ -95,18 +106,36 @@ def with_caption_ids(
     )
 
 
-@lru_cache(maxsize=CACHED_IDS)
-def caption_id(caption: str) -> int:
-    """The id of a caption: equal for equal captions, in every process."""
-    return hash_to_int64(caption)
+@dataclass(frozen=True)
+class _Steps:
+    """Each step from `start` on with the clips of its batch: only the training process has their order in memory."""
+
+    batches: TrainingBatches
+    start: int
+
+    def __iter__(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        return ((step, self.batches.indices(step)) for step in range(self.start, self.batches.sampler.steps))
+
+    def __len__(self) -> int:
+        return self.batches.sampler.steps - self.start
+
+
+class _DrawnBatches(Dataset[Batch]):
+    """The batch of a step and its clips, as a loader's worker makes it."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, drawn: tuple[int, NDArray[np.int64]]) -> Batch:
+        return self.batches.make(*drawn)
 
 
 def training_loader(batches: TrainingBatches, start_step: int, workers: int) -> DataLoader[Batch]:
     """The batches from `start_step` on, prepared by `workers` processes (0: by the training process itself)."""
     return DataLoader(
-        batches,
+        _DrawnBatches(batches),
         batch_size=None,
-        sampler=range(start_step, batches.sampler.steps),
+        sampler=_Steps(batches, start_step),
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,  # Lance's threads do not survive a fork
         prefetch_factor=PREFETCHED if workers else None,

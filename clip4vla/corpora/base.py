@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from clip4vla.config import SHARDS_ADAPTER, CorpusConfig
 from clip4vla.records import Reject, SourceRecord, Split, Text
 
 
@@ -38,6 +39,7 @@ ADAPTERS = {
     "stampscenes": "clip4vla.corpora.stampscenes.adapter:read",
     "vatex": "clip4vla.corpora.vatex:read",
     "vatex-hgr": "clip4vla.corpora.vatex:read_hgr",
+    SHARDS_ADAPTER: "clip4vla.corpora.webdataset:read",
 }
 
 
@@ -52,6 +54,26 @@ def find_adapter(name: str) -> Adapter:
     module, function = ADAPTERS[name].split(":")
     adapter: Adapter = getattr(importlib.import_module(module), function)
     return adapter
+
+
+def read_corpus(corpus: CorpusConfig) -> Iterator[SourceRecord | Reject]:
+    """Every entry of a corpus, once, by its adapter and settings.
+
+    Raises:
+        ValueError: there is no such adapter, or its files aren't in the published format.
+    """
+    if corpus.adapter == SHARDS_ADAPTER:
+        from clip4vla.corpora.webdataset import read  # which imports this module
+
+        return read(Path(corpus.annotations), corpus.shards)
+    return find_adapter(corpus.adapter)(Path(corpus.annotations))
+
+
+@dataclass(frozen=True)
+class ShardRecord(SourceRecord):
+    """A clip of a member of a tar file: `media` is the path of the `shard`, a slash and the name of the member."""
+
+    shard: str = ""
 
 
 @dataclass(frozen=True)

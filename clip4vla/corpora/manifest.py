@@ -1,10 +1,11 @@
 """Stage `manifest`: records in, one Parquet file of the accepted and one of the rejected out.
 
-accepted + rejected = read, always.
+accepted + rejected = read, always. Records pass through one after the other, and are read back the same way: what is
+held of each is a hash of its clip id, to find duplicates (`HashSet`).
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip4vla.corpora.base import Excerpt
+from clip4vla.corpora.base import Excerpt, ShardRecord
 from clip4vla.corpora.media_index import MediaIndex, is_unicode, is_video
 from clip4vla.records import Reject, SourceRecord, Text
 from clip4vla.utils.files import atomic_directory
+from clip4vla.utils.hashing import HashSet
 
 TEXTS = pa.list_(pa.struct([("text", pa.string()), ("audio_type", pa.string())]))
 MANIFEST_SCHEMA = pa.schema(
@@ -84,7 +86,7 @@ def write_manifest(entries: Iterable[SourceRecord | Reject], media: Path, out: P
     accepted = 0
     rejected: Counter[str] = Counter()
     examples: list[Reject] = []
-    seen: set[str] = set()
+    seen = HashSet()
     with (
         atomic_directory(out) as directory,
         _Table(directory / MANIFEST_FILE, MANIFEST_SCHEMA) as manifest,
@@ -99,7 +101,7 @@ def write_manifest(entries: Iterable[SourceRecord | Reject], media: Path, out: P
             else:
                 seen.add(checked.clip_id)
                 accepted += 1
-                manifest.add(asdict(checked))
+                manifest.add(_row(checked))
     return ManifestSummary(accepted, rejected, tuple(examples))
 
 
@@ -128,12 +130,17 @@ class _Table:
         self._writer.close()
 
 
+def _row(record: SourceRecord) -> dict[str, Any]:
+    texts = [{"text": text.text, "audio_type": text.audio_type} for text in record.texts]
+    return {**vars(record), "texts": texts}
+
+
 def _reject_row(reject: Reject) -> dict[str, str]:
     """What is no valid Unicode is written with question marks."""
     return {key: value.encode(errors="replace").decode() for key, value in asdict(reject).items()}
 
 
-def _check(record: SourceRecord, files: MediaIndex, seen: set[str]) -> SourceRecord | Reject:
+def _check(record: SourceRecord, files: MediaIndex, seen: HashSet) -> SourceRecord | Reject:
     def reject(reason: str, detail: str) -> Reject:
         return Reject(record.clip_id, record.media, record.split, reason, detail)
 
@@ -145,7 +152,7 @@ def _check(record: SourceRecord, files: MediaIndex, seen: set[str]) -> SourceRec
     if not texts:
         return reject("no_text", "no sentence about it")
     cut = _find_cut(record, files)
-    found = cut or files.find(record.media)
+    found = cut or _find(record, files)
     if not found:
         return reject("missing", f"no media file {record.media}[.*]")
     if len(found) > 1:
@@ -156,6 +163,13 @@ def _check(record: SourceRecord, files: MediaIndex, seen: set[str]) -> SourceRec
     return SourceRecord(record.clip_id, found[0], record.split, texts, *span)
 
 
+def _find(record: SourceRecord, files: MediaIndex) -> list[str]:
+    """The files that it can mean; a member that its adapter has seen is there if the shard is."""
+    if isinstance(record, ShardRecord):
+        return [record.media] if record.shard in files else []
+    return files.find(record.media)
+
+
 def _find_cut(record: SourceRecord, files: MediaIndex) -> list[str]:
     """The file that is just this excerpt, if there is one: a video rather than the sound of it."""
     names = record.cut_names if isinstance(record, Excerpt) else ()
@@ -163,14 +177,21 @@ def _find_cut(record: SourceRecord, files: MediaIndex) -> list[str]:
     return next((paths for paths in found if is_video(paths[0])), found[0] if found else [])
 
 
-def write_rejects(rejects: Iterable[Reject], path: Path) -> None:
-    """Write a rejects table."""
+def write_rejects(rejects: Iterable[Reject], path: Path) -> tuple[Counter[str], tuple[Reject, ...]]:
+    """Write a rejects table; how many there are by reason, and the first of them, LISTED at most."""
+    reasons: Counter[str] = Counter()
+    examples: list[Reject] = []
     with _Table(path, REJECTS_SCHEMA) as table:
         for reject in rejects:
             table.add(_reject_row(reject))
+            reasons[reject.reason] += 1
+            examples += [reject] if len(examples) < LISTED else []
+    return reasons, tuple(examples)
 
 
-def read_manifest(path: Path) -> list[SourceRecord]:
-    """The accepted records of `path`, in their order."""
-    rows = pq.read_table(path).to_pylist()
-    return [SourceRecord(**(row | {"texts": tuple(Text(**text) for text in row["texts"])})) for row in rows]
+def read_manifest(path: Path) -> Iterator[SourceRecord]:
+    """Yield the accepted records of `path`, in their order; a group of them is held in memory."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(GROUP):
+            for row in batch.to_pylist():
+                yield SourceRecord(**(row | {"texts": tuple(Text(**text) for text in row["texts"])}))

@@ -47,6 +47,10 @@ class MediaIndex:
             elif suffix not in OTHER_SUFFIXES:
                 self._unknown.add(pure, path)
 
+    def __contains__(self, path: str) -> bool:
+        """Whether there is a file of just this path."""
+        return path in self._exact.get(same_name(path), ())
+
     def find(self, name: str) -> list[str]:
         """Paths relative to the directory: none if there is no such file, several if the name is ambiguous."""
         wanted = same_name(name)
@@ -98,6 +102,14 @@ def walk_files(directory: Path) -> Iterator[str]:
             path = Path(folder, name)
             if not name.startswith(".") and path.is_file():
                 yield path.relative_to(directory).as_posix()
+
+
+def linked_folders(directory: Path) -> Iterator[str]:
+    """Paths relative to `directory` of the links to folders under it that aren't hidden; none where it isn't there."""
+    for folder, folders, _ in os.walk(directory):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [Path(folder, name) for name in folders]
+        yield from (path.relative_to(directory).as_posix() for path in paths if path.is_symlink())
 
 
 def write_listing(directory: Path, out: Path) -> int:

@@ -109,7 +109,9 @@ def read_json(file: Path) -> Any:
     with _open(file) as stream:
         try:
             return json.load(stream)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             line = getattr(error, "lineno", 1)
             raise ValueError(f"{file}:{line}: not valid JSON: {error}") from error
 
@@ -203,6 +205,8 @@ class _Scanner:
                 if incomplete and self._more():
                     continue
                 raise self.error(error.msg, error.pos) from error
+            except ValueError as error:  # a number of thousands of digits
+                raise self.error(str(error)) from error
             except RecursionError as error:
                 raise self.error("too deeply nested") from error
             if end < len(self._text) or not self._more():

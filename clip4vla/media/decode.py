@@ -187,21 +187,27 @@ class _Painter:
 def _upright(frame: av.VideoFrame, resized: av.VideoFrame) -> Image.Image:
     """`resized` turned and mirrored by the display matrix of `frame`."""
     picture = resized.to_image()
+    orientation = _orientation(frame)
+    if orientation == 0:
+        return picture
     turn = frame.rotation
-    if _is_mirrored(frame):
+    if orientation < 0:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         turn += 180
     return picture.rotate(turn, expand=True) if turn else picture
 
 
-def _is_mirrored(frame: av.VideoFrame) -> bool:
-    """Whether the display matrix (ISO 14496-12: a, b, u, c, d, v, x, y, w) has a negative determinant."""
+def _orientation(frame: av.VideoFrame) -> int:
+    """The determinant of the display matrix (ISO 14496-12: a, b, u, c, d, v, x, y, w): negative where it mirrors.
+
+    0: there is none, or one that would leave nothing to be seen.
+    """
     of_frame = cast("Iterable[SideData]", frame.side_data)
     matrices = [bytes(data) for data in of_frame if data.type == Type.DISPLAYMATRIX]
     if not matrices:
-        return False
+        return 0
     a, b, _, c, d, *_ = struct.unpack("=9i", matrices[0])
-    return bool(a * d - b * c < 0)
+    return int(a * d - b * c)
 
 
 class SoundSink(Protocol):

@@ -1,14 +1,16 @@
 """A stranger's media file, opened: its usable streams, its clock, and what was decoded by whom at which moment.
 
-Names are opened as local files only, by demuxers of single media files: no playlist, no script, no network. Every
-limit of `config.MediaLimits` is kept here. Times are seconds from the first moment of the file, also where a container
-counts from elsewhere (MPEG-TS).
+Names are opened as local files, or as members of a tar file, only, by demuxers of single media files: no playlist, no
+script, no network. Every limit of `config.MediaLimits` is kept here. Times are seconds from the first moment of the
+file, also where a container counts from elsewhere (MPEG-TS).
 """
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +20,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from clip4vla.config import MediaLimits
+from clip4vla.media.shard import MemberFile, find_member, find_shard
 
 DEMUXERS = (
     "3dostr,aa,aac,aax,ac3,ac4,aiff,amr,amrnb,amrwb,apc,ape,apng,asf,asf_o,au,av1,avi,avr,"
@@ -42,6 +45,8 @@ CODED_BEYOND = 1_000_000
 """Pixels by which a coded picture may be larger than the one that is shown: codecs fill up blocks."""
 COUNTS_KEPT = 64
 """Files whose counted packets a process remembers."""
+RATE_BITS = {"mp3": (0x18, 0x0C), "aac": (0, 0x3C)}
+"""Of raw streams, the bits in the second and third byte of each packet that state the rate of the sound."""
 SET_BACK_S = 0.5
 """Timestamps that fall back by more than this begin a new stream, chained to the one before."""
 
@@ -83,19 +88,20 @@ class Source:
             self.check_size(stream.codec_context.width, stream.codec_context.height)
         self._origin_s = _origin(container)
         self._is_chained = False
+        self._has_clock = True
         self.duration_s = self._find_duration()
         if not self.duration_s <= limits.max_duration_s:
             raise MediaError("too_long", f"{path} states {self.duration_s:,.0f} s, more than {limits.max_duration_s:g}")
 
     def _with_decoder(self, streams: list[StreamType]) -> list[StreamType]:
-        """Those with a decoder, default tracks first."""
+        """Those with a decoder, default tracks first, and last a picture that doesn't move."""
         for stream in streams:
             if stream.codec_context is None:
                 self.notes.append(f"{stream.type} stream {stream.index} has no decoder")
         usable = [stream for stream in streams if stream.codec_context is not None]
         for stream in usable:
             self._prepare(stream)
-        return sorted(usable, key=lambda stream: not stream.disposition & Disposition.default)
+        return sorted(usable, key=lambda stream: (_is_still(stream), not stream.disposition & Disposition.default))
 
     def _prepare(self, stream: Media) -> None:
         stream.codec_context.thread_count = 1  # processes decode in parallel, one for each core
@@ -128,9 +134,10 @@ class Source:
         if container.duration and not COUNTED.intersection(container.format.name.split(",")):
             # Matroska states the timestamp of the last moment
             return container.duration / av.time_base - (self._origin_s if _is_matroska(container) else 0.0)
-        state = self.path.stat()
-        end_s, self._is_chained = _count_packets(self.path, (state.st_size, state.st_mtime_ns), self.limits)
-        return end_s - self._origin_s
+        state = (find_shard(self.path) or self.path).stat()
+        count = _count_packets(self.path, (state.st_size, state.st_mtime_ns), self.limits)
+        self._is_chained, self._has_clock = count.is_chained, count.has_clock
+        return count.end_s - self._origin_s
 
     def pictures(self, stream: av.VideoStream, start_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """Frames with the moment at which each appears, from the one on screen at `start_s` on or earlier."""
@@ -171,14 +178,37 @@ class Source:
     def _decode_near(self, stream: Media, time_s: float) -> Iterator[tuple[float, Frame]]:
         """Decode from about `time_s` on, or from the beginning; nothing where it isn't known where that landed."""
         if self._is_chained:  # a position in one of the chained streams can't be told from one in another
-            with _open(self.path, self.limits) as container:
-                again = container.streams[stream.index]
-                assert isinstance(again, Media)
-                self._prepare(again)
-                yield from self._decode_stream(container, again, _Clock(0.0))
-            return
-        self._seek(self._first_s() if time_s <= 0 else self._origin_s + time_s)
-        yield from self._decode_stream(self._container, stream, _Clock(0.0 if time_s <= 0 else None))
+            yield from self._decode_again(stream)
+        elif time_s <= 0:
+            yield from self._decode_from_first(stream)
+        else:
+            self._seek(self._origin_s + time_s)
+            yield from self._decode_stream(self._container, stream, _Clock(None))
+
+    def _decode_from_first(self, stream: Media) -> Iterator[tuple[float, Frame]]:
+        """A seek may land at the first picture, behind sound that begins before it: then the file is opened again."""
+        self._seek(self._first_s())
+        frames = self._decode_stream(self._container, stream, _Clock(0.0))
+        first = next(frames, None)
+        if self._is_behind(stream, first):
+            yield from self._decode_again(stream)
+        elif first is not None:
+            yield first
+            yield from frames
+
+    def _is_behind(self, stream: Media, first: tuple[float, Frame] | None) -> bool:
+        """Whether a seek to the beginning missed the first packets of a stream."""
+        if stream.start_time is None or stream.time_base is None:
+            return False
+        return first is None or first[0] > float(stream.start_time * stream.time_base) - self._origin_s + PRIMING_S
+
+    def _decode_again(self, stream: Media) -> Iterator[tuple[float, Frame]]:
+        """The frames of a stream from the very first packet on, without a seek."""
+        with _open(self.path, self.limits) as container:
+            again = container.streams[stream.index]
+            assert isinstance(again, Media)
+            self._prepare(again)
+            yield from self._decode_stream(container, again, _Clock(0.0))
 
     def _decode_stream(
         self, container: InputContainer, stream: Media, clock: "_Clock"
@@ -186,7 +216,7 @@ class Source:
         for frame in self._decode_packets(container, stream):
             if frame.time is None and not clock.is_set:
                 return
-            now_s = None if frame.time is None else frame.time - self._origin_s
+            now_s = None if frame.time is None or not self._has_clock else frame.time - self._origin_s
             yield clock.moment(now_s, _seconds(frame), may_restart=self._is_chained), frame
 
     def _first_s(self) -> float:
@@ -247,32 +277,67 @@ class _Clock:
         return moment_s
 
 
-@lru_cache(maxsize=COUNTS_KEPT)
-def _count_packets(path: Path, state: tuple[int, int], limits: MediaLimits) -> tuple[float, bool]:  # noqa: ARG001
-    """Timestamp of the end of the last packet, by reading them all, and whether streams are chained.
+@dataclass(frozen=True)
+class _Count:
+    """What reading all packets of a file shows."""
 
-    The durations of chained streams are added up.
+    end_s: float
+    """Timestamp of the end of the last packet; the durations of chained streams are added up."""
+    is_chained: bool
+    """Whether streams follow one another, with clocks or rates of their own."""
+    has_clock: bool
+    """Whether timestamps hold: FFmpeg gives all streams of a chain in Ogg, and all of a raw stream, the first rate."""
+
+
+@lru_cache(maxsize=COUNTS_KEPT)
+def _count_packets(path: Path, state: tuple[int, int], limits: MediaLimits) -> _Count:  # noqa: ARG001
+    """Read all packets of a file.
 
     Args:
         path: a media file; the clips of a long one ask for it one after the other.
-        state: its size and moment of change.
+        state: its size and moment of change, or those of its shard.
         limits: what it may demand.
     """
     clocks: dict[int, _Clock] = {}
+    rates = set[tuple[int, int]]()
     end_s, is_timed, stop_at = 0.0, False, time.monotonic() + limits.max_decode_s
     with _open(path, limits) as container:
+        is_ogg, rate_bits = "ogg" in container.format.name, RATE_BITS.get(container.format.name)
         for packet in container.demux():
             if not packet.size:
                 continue  # the end of a stream
-            if time.monotonic() > stop_at:
-                raise MediaError("too_slow", f"{path} takes longer than {limits.max_decode_s:g} s to read")
+            _check_time(path, limits, stop_at)
             seconds, decoding_s, later_s = _packet_times(packet)
             is_timed = is_timed or decoding_s is not None
             moment_s = clocks.setdefault(packet.stream_index, _Clock()).moment(decoding_s, seconds)
             end_s = max(end_s, moment_s + later_s + seconds)
+            if rate_bits is not None and packet.size > len(rate_bits):
+                second, third = memoryview(packet)[1:3]
+                rates.add((second & rate_bits[0], third & rate_bits[1]))
     if clocks and not is_timed:
         raise MediaError("unseekable", f"{path} has no timestamps: put it into a container, such as .mkv")
-    return end_s, any(clock.was_set_back for clock in clocks.values())
+    is_chained, is_mixed = any(clock.was_set_back for clock in clocks.values()), len(rates) > 1
+    if is_mixed or (is_ogg and is_chained):
+        return _Count(_count_frames(path, limits, stop_at), is_chained=True, has_clock=False)
+    return _Count(end_s, is_chained, has_clock=True)
+
+
+def _count_frames(path: Path, limits: MediaLimits, stop_at: float) -> float:
+    """Seconds of the longest stream, by decoding."""
+    lengths_s: dict[int, float] = defaultdict(float)
+    with _open(path, limits) as container:
+        for packet in container.demux([s for s in container.streams if isinstance(s, Media) and s.codec_context]):
+            _check_time(path, limits, stop_at)
+            with suppress(av.error.InvalidDataError):  # few are passed over later, and many are a reason then
+                for frame in packet.decode():
+                    assert isinstance(frame, Frame)
+                    lengths_s[packet.stream_index] += _seconds(frame)
+    return max(lengths_s.values(), default=0.0)
+
+
+def _check_time(path: Path, limits: MediaLimits, stop_at: float) -> None:
+    if time.monotonic() > stop_at:
+        raise MediaError("too_slow", f"{path} takes longer than {limits.max_decode_s:g} s to read")
 
 
 def _packet_times(packet: av.Packet) -> tuple[float, float | None, float]:
@@ -298,7 +363,7 @@ def open_source(path: Path, limits: MediaLimits) -> Iterator[Source]:
             yield Source(container, path, limits)
     except MediaError:
         raise
-    except av.error.ExitError as error:
+    except (av.error.ExitError, TimeoutError) as error:
         raise MediaError("too_slow", f"{path} can't be read within {limits.max_decode_s:g} s") from error
     except Exception as error:  # a damaged file makes libraries raise what they don't document
         raise MediaError("corrupt", f"{path}: {_reason(error)}") from error
@@ -312,37 +377,50 @@ def _reason(error: Exception) -> str:
 
 def _check_file(path: Path, limits: MediaLimits) -> None:
     try:
-        if not path.is_file():
+        found = find_member(path)
+        if found is None and not path.is_file():
             raise MediaError("missing", f"no file {path}")
-        size = path.stat().st_size
+        size = path.stat().st_size if found is None else found[1].size
     except OSError as error:
         raise MediaError("missing", f"{path}: {error.strerror}") from error
     if limits.max_bytes is not None and size > limits.max_bytes:
         raise MediaError("too_large", f"{path} has {size:,} bytes, more than {limits.max_bytes:,}")
 
 
-def _open(path: Path, limits: MediaLimits) -> InputContainer:
+@contextmanager
+def _open(path: Path, limits: MediaLimits) -> Iterator[InputContainer]:
     options = {
-        "protocol_whitelist": "file",
         "format_whitelist": DEMUXERS,
         "pattern_type": "none",
         "max_pixels": str(limits.max_pixels + CODED_BEYOND),
     }
-    try:
-        return av.open(
-            f"file:{path.absolute()}",  # a name such as `http:x.mp4` is a file, too
-            metadata_errors="ignore",
-            options=options,
-            timeout=limits.max_decode_s,
-        )
-    except av.error.ArgumentError as error:
-        raise MediaError("not_media", f"{path} is in no format of media files") from error
+    found = find_member(path)
+    file: AbstractContextManager[str | MemberFile]
+    if found is None:
+        file = nullcontext(f"file:{path.absolute()}")  # a name such as `http:x.mp4` is a file, too
+        options["protocol_whitelist"] = "file"
+    else:
+        file = MemberFile(*found, until_s=time.monotonic() + limits.max_decode_s)
+        options["protocol_whitelist"] = "none"
+    with file as opened:
+        try:
+            container = av.open(opened, metadata_errors="ignore", options=options, timeout=limits.max_decode_s)
+        except av.error.ArgumentError as error:
+            raise MediaError("not_media", f"{path} is in no format of media files") from error
+        assert isinstance(container, InputContainer)
+        with container:
+            yield container
 
 
 def _seconds(frame: Frame) -> float:
     if isinstance(frame, av.AudioFrame):
         return frame.samples / frame.sample_rate
     return float((frame.duration or 0) * (frame.time_base or 0))
+
+
+def _is_still(stream: Media) -> bool:
+    """Whether a stream is one picture, such as an animated AVIF has beside what moves."""
+    return isinstance(stream, av.VideoStream) and stream.frames == 1
 
 
 def _is_matroska(container: InputContainer) -> bool:

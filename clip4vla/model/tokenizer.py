@@ -10,6 +10,8 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from clip4vla.utils.hashing import HashSet
+
 STEP = 8
 """Tokens by which a batch grows, so that there are few shapes."""
 CACHED_SENTENCES = 100_000
@@ -46,7 +48,8 @@ class Tokenizer:
         """(V,) int64, the tokens of `sentences`: start, end, and the others in order."""
         start, end = self.ends
         found: set[int] = set()
-        for sentence in set(sentences):
+        seen = HashSet()
+        for sentence in filter(seen.add, sentences):
             found.update(_tokens(self.architecture, self.max_tokens, sentence))
         return torch.tensor([start, end, *sorted(found - {start, end})])
 

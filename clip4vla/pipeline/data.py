@@ -7,11 +7,12 @@ from typing import Any
 
 from clip4vla.clips.ingest import ingest
 from clip4vla.config import AudioConfig, ClipsConfig, Config, CorpusConfig, load_config
-from clip4vla.corpora.base import find_adapter
+from clip4vla.corpora.base import find_adapter, read_corpus
 from clip4vla.corpora.manifest import MANIFEST_FILE, write_manifest
 from clip4vla.corpora.media_index import write_listing
 from clip4vla.corpora.stampscenes import compose, fetch
 from clip4vla.media.inspect import inspect
+from clip4vla.pipeline.params import check_links
 from clip4vla.pipeline.project import MANIFESTS, clips_directory, listing_file
 
 PARAMS = Path("params.yaml")
@@ -59,12 +60,13 @@ def write_corpus_manifest(name: str) -> None:
     """The accepted records of a corpus, and the rejected ones with reasons.
 
     Raises:
-        ValueError: there is no such corpus, its files aren't in the published format, or too many are rejected.
+        ValueError: there is no such corpus, its files aren't in the published format, too many are rejected, or DVC
+            would not notice a change of its media.
     """
     config = load_config()
+    check_links(config)
     corpus = _corpus(config, name)
-    entries = find_adapter(corpus.adapter)(Path(corpus.annotations))
-    summary = write_manifest(entries, Path(corpus.media), MANIFESTS / name)
+    summary = write_manifest(read_corpus(corpus), Path(corpus.media), MANIFESTS / name)
     summary.check(config.clips.max_reject_fraction)
     print(f"{name}: {summary.summary()}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from clip4vla.config import ClipsConfig, Config, Role, StampScenesConfig, load_config
-from clip4vla.corpora.base import find_adapter
+from clip4vla.corpora.base import read_corpus
 from clip4vla.corpora.media_index import walk_files
 from clip4vla.corpora.stampscenes import compose, fetch
 from clip4vla.model.towers import find_weights
@@ -94,7 +94,7 @@ def _corpora(config: Config, records: dict[str, list[SourceRecord]]) -> Iterator
             yield Check(what, f"there is no directory of annotations {corpus.annotations}", advice)
             continue
         try:
-            entries = list(islice(find_adapter(corpus.adapter)(Path(corpus.annotations)), READ))
+            entries = list(islice(read_corpus(corpus), READ))
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).split())
             yield Check(what, reason, f"Bring the published files of {corpus.adapter} (docs/data.md).")

@@ -9,7 +9,8 @@ run. DVC makes the stages when it starts: where they change, the stage fails onc
 from pathlib import Path
 from typing import Any
 
-from clip4vla.config import Config, CorpusConfig, load_config, read_yaml, to_yaml
+from clip4vla.config import SHARDS_ADAPTER, Config, CorpusConfig, load_config, read_yaml, to_yaml
+from clip4vla.corpora.media_index import linked_folders
 from clip4vla.corpora.stampscenes import compose
 from clip4vla.pipeline.project import CLIPS, listing_file
 from clip4vla.utils.files import atomic_file
@@ -39,8 +40,10 @@ def write_resolved(dvc_has_read_it: bool) -> None:
         dvc_has_read_it: DVC runs this as a stage, and has made its stages from the file as it was.
 
     Raises:
-        ValueError: `params.yaml` or a preset is not valid; or the stages have changed, and DVC must read them again.
+        ValueError: `params.yaml` or a preset is not valid; or the stages have changed, and DVC must read them again; or
+            what `check_links` raises.
     """
+    check_links(load_config())
     if not resolve() and dvc_has_read_it:
         raise ValueError(
             f"{RESOLVED} is written, and the stages have changed with the corpora: start `dvc repro` again"
@@ -55,6 +58,23 @@ def check_resolved() -> None:
     """
     if _read(RESOLVED) != _resolved(load_config()):
         raise ValueError(f"{RESOLVED} is older than params.yaml or a preset: run `dvc repro params` first")
+
+
+def check_links(config: Config) -> None:
+    """Refuse linked folders inside media that DVC is to notice by their bytes: it doesn't look into them.
+
+    Links to single files, and `media` itself as a link, are followed.
+
+    Raises:
+        ValueError: a corpus has such a folder.
+    """
+    for name, corpus in config.corpora.items():
+        linked = next(linked_folders(Path(corpus.media)), None) if corpus.track == "content" else None
+        if linked is not None:
+            raise ValueError(
+                f"{corpus.media}/{linked} is a link to a folder, in which DVC notices no change: set "
+                f"corpora.{name}.track to listing, or make {corpus.media} itself the link"
+            )
 
 
 def _resolved(config: Config) -> dict[str, Any]:
@@ -78,14 +98,11 @@ def _graph(config: Config) -> dict[str, Any]:
     for name in listed:
         if name in composed:
             raise ValueError(f"corpora.{name}.track is listing, but DVC makes StampScenes and hashes it in any case")
-    corpora = {
-        name: {
-            "role": corpus.role,
-            "annotations": corpus.annotations,
-            "media": listing_file(name).as_posix() if name in listed else corpus.media,
-        }
-        for name, corpus in config.corpora.items()
-    }
+    corpora = {}
+    for name, corpus in config.corpora.items():
+        media = listing_file(name).as_posix() if name in listed else corpus.media
+        annotations = media if corpus.adapter == SHARDS_ADAPTER else corpus.annotations
+        corpora[name] = {"role": corpus.role, "annotations": annotations, "media": media}
     return {
         "composed": [compose.DESTINATION.name] if composed else [],
         "unseen": [compose.UNSEEN_DESTINATION.name] if unseen else [],

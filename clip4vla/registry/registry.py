@@ -14,10 +14,11 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ CORPUS = "corpus."
 MODELS = "models:/"
 """Begins the source of a version: the address of the model that MLflow keeps."""
 CLAIM = "promotion"
-CLAIM_S = 2.0
+CLAIM_S = 5.0
 """Time that a claim on a server must stand: much longer than its answers take."""
 
 REFERENCE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)(?:@([A-Za-z][A-Za-z0-9_-]*)|/([1-9][0-9]*))")
@@ -282,15 +283,16 @@ class Registry:
         Raises:
             ValueError: there is no such version, or its model is gone, damaged or not finite; nothing has changed then.
         """
-        with self._one_at_a_time(name):
+        if _bar_rolled_back(self._version(name, version), decision).promote and self.find_champion(name) != version:
+            self._check_model(name, version)  # takes long, so not while others wait
+        with self._one_at_a_time(name) as confirm:
             found = self._version(name, version)
             champion = self.find_champion(name)
             if champion == version:
                 self._move_champion(name, version)  # where the alias was lost
                 return Decision(True, (f"pass: version {version} is the champion already",))
             decision = _bar_other_champion(_bar_rolled_back(found, decision), against, champion)
-            if decision.promote:
-                self._check_model(name, version)
+            confirm()
             self._write_decision(name, version, decision)
             if decision.promote:
                 self._crown(name, version, champion)
@@ -305,11 +307,15 @@ class Registry:
             ValueError: there is no champion before the current one, or its model is gone or damaged; nothing has
                 changed then.
         """
-        with self._one_at_a_time(name):
+        if (checked := self._previous(name)) is not None:
+            self._check_model(name, checked)  # takes long, so not while others wait
+        with self._one_at_a_time(name) as confirm:
             champion, previous = self.last_champion(name), self._previous(name)
             if previous is None:
                 raise ValueError(f"{name} has no champion before version {champion} to go back to")
-            self._check_model(name, previous)
+            if previous != checked:
+                raise ValueError(f"the champion of {name} has changed meanwhile: run the command again")
+            confirm()
             before = self._version(name, previous).tags.get(REPLACES)
             before = before if before is not None and self._is_there(name, before) else None
             # equal after a rollback that was killed half-way
@@ -505,33 +511,39 @@ class Registry:
             self._client.set_model_version_tag(name, version, key, value)
 
     @contextmanager
-    def _one_at_a_time(self, name: str | None = None) -> Iterator[None]:
+    def _one_at_a_time(self, name: str | None = None) -> Iterator[Callable[[], None]]:
         """A lock on the project's own store; on a server, a claim to the model `name`, whose versions are to move.
 
         Registering needs no claim there: the same model registered twice at once becomes two versions, no harm.
+
+        Yields:
+            What to call directly before anything is changed; it raises ValueError where the claim was lost meanwhile.
         """
         if is_local(self._uri):
             with store_lock(self._root):
-                yield
+                yield _confirm_nothing
+        elif name is None or not self._exists(name):
+            yield _confirm_nothing
         else:
-            if name is not None:
-                self._claim(name)
-            yield
+            confirm = partial(self._check_claim, name, self._claim(name))
+            confirm()
+            yield confirm
 
-    def _claim(self, name: str) -> None:
-        """Claim the aliases of `name` by a tag, and check after a while that no other process has claimed them since.
+    def _claim(self, name: str) -> str:
+        """Claim the aliases of `name` by a tag, and wait until others who have just claimed them see it.
 
         MLflow's server has no locks: of two claims at once the later one stands, and a process that claims after the
-        check finds the champion changed.
+        last check of another finds the champion changed.
 
-        Raises:
-            ValueError: another process has claimed them.
+        Returns:
+            The value of the tag.
         """
-        if not self._exists(name):
-            return
         token = uuid4().hex
         self._client.set_registered_model_tag(name, CLAIM, token)
         time.sleep(CLAIM_S)
+        return token
+
+    def _check_claim(self, name: str, token: str) -> None:
         if self._client.get_registered_model(name).tags.get(CLAIM) != token:
             raise ValueError(
                 f"another promotion or rollback of {name} is under way: run the command again when it is done"
@@ -548,6 +560,10 @@ class Registry:
             yield
         finally:
             mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it, the variable included
+
+
+def _confirm_nothing() -> None:
+    """Where a lock holds, or nobody else can have claimed anything."""
 
 
 def content_hash(run_directory: Path) -> str:

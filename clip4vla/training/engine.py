@@ -14,7 +14,8 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ def join_ranks(on_gpu: bool | None = None) -> tuple[int, int, torch.device]:
     )
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     return rank, world_size, device
+
+
+@contextmanager
+def after_rank_0(rank: int) -> Iterator[None]:
+    """Have the block done by rank 0 first: the others then find the files that it writes there."""
+    if rank != 0:
+        dist.barrier()
+    yield
+    if rank == 0:
+        dist.barrier()
 
 
 class StepAbandonedError(Exception):

@@ -5,13 +5,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
 from clip4vla.clips.batch import Batch
-from clip4vla.clips.dataset import ClipDataset
+from clip4vla.clips.dataset import ClipDataset, find_once
 from clip4vla.clips.loader import TrainingBatches, training_loader
 from clip4vla.clips.sampler import StepSampler
 from clip4vla.clips.transform import ClipTransform
@@ -23,7 +24,7 @@ from clip4vla.model.pretrained import load_model, save_model
 from clip4vla.model.tokenizer import Tokenizer
 from clip4vla.model.towers import check_state
 from clip4vla.tracking.run import Run, start_run
-from clip4vla.training.engine import Engine, StepAbandonedError, join_ranks
+from clip4vla.training.engine import Engine, StepAbandonedError, after_rank_0, join_ranks
 from clip4vla.training.flops import StepFlops, peak_flops
 from clip4vla.training.objectives import build_objective
 from clip4vla.training.optimizer import learning_rate
@@ -37,6 +38,8 @@ WORKERS_BESIDE_GPU = 8
 CLIPS_READ_FOR_TOKENS = 100_000
 """Of so many clips, a matter of seconds, all sentences are read first, and tokens that none has are left out of the
 training. A larger corpus has most tokens."""
+FOUND = "captions"
+"""Beside the checkpoints: what a training must know of all captions, read once by rank 0 (`ClipDataset.found`)."""
 PADDING = 0
 """The token after the end of a text."""
 DIVERGED = "The training stops there and keeps its last good checkpoint; a lower optimizer.lr may help"
@@ -52,14 +55,17 @@ def train(spec: TrainSpec) -> None:
     """
     rank, world_size, device = join_ranks()
     torch.manual_seed(spec.seed)
-    model = build_model(spec)
-    dataset = ClipDataset([corpus.clips for corpus in spec.corpora], _min_words(spec))
-    sampler = build_sampler(spec, dataset, world_size)
-    micro_batches = -(-(sampler.clips_per_step // world_size) // spec.training.micro_batch_size)
-    if spec.task != "captioning" and len(dataset) <= CLIPS_READ_FOR_TOKENS:
-        model.keep_tokens(_tokens_of(dataset, model.tokenizer(spec.training.max_tokens)))
-    objective = build_objective(spec.training, spec.audio_token)
     checkpoints = spec.checkpoints / spec.fingerprint()
+    dataset = ClipDataset([corpus.clips for corpus in spec.corpora], _min_words(spec), checkpoints / FOUND)
+    with after_rank_0(rank):
+        model = build_model(spec, dataset.found)
+        sampler = build_sampler(spec, dataset, world_size)
+        if spec.task != "captioning" and len(dataset) <= CLIPS_READ_FOR_TOKENS:
+            model.keep_tokens(_tokens_of(dataset, model.tokenizer(spec.training.max_tokens)))
+        if _shared_captions(spec):
+            dataset.shared_captions()
+    micro_batches = -(-(sampler.clips_per_step // world_size) // spec.training.micro_batch_size)
+    objective = build_objective(spec.training, spec.audio_token)
     engine = Engine(model, objective, spec.training.optimizer, spec.trainer, micro_batches, device, checkpoints)
     step = engine.resume()
     batches = TrainingBatches(dataset, clip_transform(spec, model), sampler, rank, world_size)
@@ -71,8 +77,10 @@ def train(spec: TrainSpec) -> None:
             shutil.rmtree(spec.checkpoints, ignore_errors=True)
 
 
-def build_model(spec: TrainSpec) -> Clip4Vla:
+def build_model(spec: TrainSpec, found: Path | None = None) -> Clip4Vla:
     """The model to start from: as it is initialised, or with the weights of a run result.
+
+    `found` is a directory where the tokens of all captions are kept (`ClipDataset`).
 
     A fusion or a caption decoder that the run result doesn't have starts from its text tower, as `SequenceFusion` and
     `CaptionDecoder` do; experts start as the mean fusion; a cross-attending score starts at zero.
@@ -83,18 +91,18 @@ def build_model(spec: TrainSpec) -> Clip4Vla:
             its decoder's vocabulary isn't of the size of the spec's.
     """
     if spec.start_from is None:
-        vocabulary = _vocabulary(spec, spec.model.architecture)
+        vocabulary = _vocabulary(spec, spec.model.architecture, found)
         model = Clip4Vla(spec.model, spec.audio, vocabulary=vocabulary, has_cross_encoder=_trains_cross_encoder(spec))
     else:
-        model = _continued(spec, load_model(spec.start_from))
+        model = _continued(spec, load_model(spec.start_from), found)
     if model.decoder is not None:
         model.freeze_text()
     return model.train()
 
 
-def _continued(spec: TrainSpec, before: Clip4Vla) -> Clip4Vla:
+def _continued(spec: TrainSpec, before: Clip4Vla, found: Path | None) -> Clip4Vla:
     """The spec's model with the weights of `before`."""
-    vocabulary = _vocabulary(spec, before.architecture.name)
+    vocabulary = _vocabulary(spec, before.architecture.name, found)
     model = Clip4Vla(spec.model, spec.audio, before.architecture, vocabulary, _trains_cross_encoder(spec))
     model.clip.load_state_dict(before.clip.state_dict())
     model.audio.load_state_dict(before.audio.state_dict())
@@ -120,7 +128,14 @@ def _continued(spec: TrainSpec, before: Clip4Vla) -> Clip4Vla:
 
 def _tokens_of(dataset: ClipDataset, tokenizer: Tokenizer) -> torch.Tensor:
     """(U,) int64 the tokens of all texts, padding included."""
-    return torch.cat([tokenizer.vocabulary(dataset.sentences()), torch.tensor([PADDING])]).unique()
+    tokens = _caption_tokens(dataset, tokenizer, dataset.found)
+    return torch.cat([tokens, torch.tensor([PADDING])]).unique()
+
+
+def _caption_tokens(dataset: ClipDataset, tokenizer: Tokenizer, found: Path | None) -> torch.Tensor:
+    """(V,) int64 see `Tokenizer.vocabulary`."""
+    tokens = find_once(found, "tokens", lambda: tokenizer.vocabulary(dataset.sentences()).numpy())
+    return torch.from_numpy(tokens.copy())
 
 
 def _min_words(spec: TrainSpec) -> int:
@@ -128,19 +143,24 @@ def _min_words(spec: TrainSpec) -> int:
     return spec.training.min_words if isinstance(spec.training, CaptioningConfig) else 0
 
 
+def _shared_captions(spec: TrainSpec) -> int:
+    """Captions of a clip in a batch that other clips have, too."""
+    return spec.training.shared_captions_per_clip if isinstance(spec.training, RetrievalConfig) else 0
+
+
 def _trains_cross_encoder(spec: TrainSpec) -> bool:
     """Whether the training has a cross encoder."""
     return isinstance(spec.training, RetrievalConfig) and spec.training.cross_encoder > 0
 
 
-def _vocabulary(spec: TrainSpec, architecture: str) -> torch.Tensor | None:
+def _vocabulary(spec: TrainSpec, architecture: str, found: Path | None) -> torch.Tensor | None:
     """The tokens that the spec's captions may have, None where it isn't about captions."""
     if not isinstance(spec.training, CaptioningConfig):
         return None
     tokenizer = Tokenizer(architecture, spec.training.max_tokens)
     if spec.training.vocabulary == "full":
         return tokenizer.full_vocabulary()
-    return tokenizer.vocabulary(ClipDataset([corpus.clips for corpus in spec.corpora]).sentences())
+    return _caption_tokens(ClipDataset([corpus.clips for corpus in spec.corpora]), tokenizer, found)
 
 
 def build_sampler(spec: TrainSpec, dataset: ClipDataset, world_size: int) -> StepSampler:
@@ -168,7 +188,7 @@ def clip_transform(spec: TrainSpec, model: Clip4Vla) -> ClipTransform:
         training.captions_per_clip,
         training.circular_shift,
         _min_words(spec),
-        training.shared_captions_per_clip if isinstance(training, RetrievalConfig) else 0,
+        _shared_captions(spec),
         isinstance(training, ContrastiveConfig) and training.identical_captions_match,
         training.augmentation,
     )

@@ -32,7 +32,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise
     shutil.rmtree(path, ignore_errors=True)
     partial.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -50,20 +50,20 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(mode)
-        _sync(partial)
+        sync(partial)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     partial.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def sync_directory(path: Path) -> None:
     """Wait until all files and directories under `path` are on the disk."""
     for directory, _, names in os.walk(path):
         for name in names:
-            _sync(Path(directory, name))
-        _sync(Path(directory))
+            sync(Path(directory, name))
+        sync(Path(directory))
 
 
 def read_json(path: Path) -> Any:
@@ -111,7 +111,7 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until the content of a file, or the names in a directory, are on the disk."""
     if path.is_symlink():
         return

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import app, audio_frontend, contrastive, ingest, loader, retrieval, search, serving, threads
+from benchmarks import app, audio_frontend, contrastive, ingest, loader, retrieval, scale, search, serving, threads
 from benchmarks.clips import write_clips
 from tests.project import REPOSITORY
 
@@ -197,3 +197,14 @@ def test_threads(run: Callable[..., dict[str, Any]]) -> None:
     times = run(threads.main, "--repeats", 1)["ms"]
     assert times.keys() == threads.SETTINGS.keys()
     assert all(of.keys() == {"alone", "beside a busy process"} and min(of.values()) > 0 for of in times.values())
+
+
+@pytest.mark.slow
+def test_scale(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    results = run(scale.main, "--clips", 700, "--beside", 200, "--batches", 2, "--repeats", 1, "--directory", tmp_path)
+    assert results.keys() == {"200_clips", "700_clips"}
+    for clips, figures in ((200, results["200_clips"]), (700, results["700_clips"])):
+        assert figures["manifest"]["accepted"] == figures["ingest"]["accepted"] == figures["read"]["clips"] == clips
+        assert figures["read"]["right"]
+        assert figures["read"]["open_peak_bytes"] <= figures["read"]["read_peak_bytes"]
+    assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,8 @@ def scores(hits: int) -> Scores:
     rank = np.where(np.arange(20) < hits, 1.0, 11.0)
     table = QueryTable(CLIPS, CLIPS, QueryRanks(rank, (rank[:, None] <= (1, 5, 10)).astype(float)))
     probe = dict.fromkeys(presets.PROBES, 100.0 * hits / 20)
-    return summarise("test set", {f"text_to_clip/{modality}": table for modality in MODALITIES}, 200, 0, probe)
+    names = (*(f"text_to_clip/{modality}" for modality in MODALITIES), "by_query/heard/both", "unseen/voices/said/both")
+    return summarise("test set", dict.fromkeys(names, table), 200, 0, probe)
 
 
 class Trainings:
@@ -45,8 +46,9 @@ class Trainings:
         spec.out.mkdir(parents=True)
         (spec.out / "model.safetensors").touch()
 
-    def score(self, config: Config, directory: Path, split: str) -> tuple[None, Scores]:
+    def score(self, config: Config, directory: Path, split: str, with_unseen: bool) -> tuple[None, Scores]:
         assert split == "test"
+        assert with_unseen
         self.scored.append(f"{directory.parent.parent.name} {config.seed} {directory.name}")
         return None, scores(10 + config.seed if directory.name == "retrieval" else 5)
 
@@ -90,6 +92,7 @@ def test_every_run_has_a_line_and_every_preset_a_mean(run: Callable[..., list[An
         low, high = line["both"]["ci95"]
         assert low < line["both"]["R@1"] < high
         assert line[presets.PROBES[0]] == 25
+        assert line["by_query/heard"] == line["unseen/voices/said"] == line["both"]
     assert trainings.trained == trainings.scored
     assert len(trainings.trained) == 8
 

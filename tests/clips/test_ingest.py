@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import lance
@@ -12,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from distributed import LocalCluster
 
+from clip4vla.clips import fragments, workers
 from clip4vla.clips import ingest as stage
 from clip4vla.clips.dataset import COLUMNS
 from clip4vla.clips.format import decode_frame, decode_row
 from clip4vla.clips.ingest import ingest
-from clip4vla.corpora.manifest import read_manifest
+from clip4vla.config import MediaLimits
+from clip4vla.corpora.manifest import ManifestSummary, read_manifest
 from clip4vla.media.decode import decode
 from clip4vla.utils.supervise import kill_process_tree
 from tests.clips.conftest import AUDIO, CLIPS, RATE, Corpus, write_corpus
@@ -95,6 +99,7 @@ def test_a_run_that_is_killed_continues_and_gives_the_same(
     assert not out.exists()
     done = len(list(notes.glob("*.json")))
     assert 2 <= done < 8
+    (notes.parent / "train.lance" / "data").mkdir(parents=True)
     (notes.parent / "train.lance" / "data" / "half.lance").write_bytes(b"a fragment that was being written")
 
     monkeypatch.setattr(stage, "CHUNK", 2)
@@ -102,10 +107,67 @@ def test_a_run_that_is_killed_continues_and_gives_the_same(
     assert f"continuing: {2 * done} of 15 clips are already there" in capsys.readouterr().err
     ingest(heavy.manifest, heavy.media, tmp_path / "clean", CLIPS, AUDIO)
     assert content(out) == content(tmp_path / "clean")
-    stored = {path.name for path in (out / "train.lance" / "data").iterdir()}
-    assert len(stored) == 6
-    assert "half.lance" not in stored
+    [stored] = (out / "train.lance" / "data").iterdir()
+    assert stored.name != "half.lance"
     assert not notes.parent.exists()
+
+
+class KilledError(Exception):
+    """Stands for a kill at this moment."""
+
+
+def kill_at(call: int, usual: Callable[..., object]) -> Callable[..., object]:
+    """`usual`, but for one call, which ends the run before it is done."""
+    calls = count(1)
+
+    def killed(*given: object) -> object:
+        if next(calls) == call:
+            raise KilledError
+        return usual(*given)
+
+    return killed
+
+
+@pytest.mark.parametrize(("before", "call"), [("write_json", 2), ("_remove", 2), ("commit", 1)])
+def test_a_run_that_is_killed_while_fragments_are_written_decodes_nothing_again(
+    corpus: Corpus, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, call: int
+) -> None:
+    monkeypatch.setattr(stage, "CHUNK", 2)
+    monkeypatch.setattr(fragments, "RECORDS", 4)
+    monkeypatch.setattr(fragments, before, kill_at(call, getattr(fragments, before)))
+    with pytest.raises(KilledError):
+        ingest(corpus.manifest, corpus.media, tmp_path / "out", CLIPS, AUDIO)
+    monkeypatch.setattr(stage, "ingest_chunk", kill_at(1, stage.ingest_chunk))
+    ingest(corpus.manifest, corpus.media, tmp_path / "out", CLIPS, AUDIO)
+    assert content(tmp_path / "out") == content(clips / "one")
+    train = lance.dataset(str(tmp_path / "out" / "train.lance"))
+    assert [fragment.physical_rows for fragment in train.get_fragments()] == [4, 4, 3]
+    assert len(list((tmp_path / "out" / "train.lance" / "data").iterdir())) == 3
+
+
+def test_a_file_replaced_while_fragments_are_written_has_its_fragment_decoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "CHUNK", 2)
+    monkeypatch.setattr(fragments, "RECORDS", 4)
+    monkeypatch.setattr(fragments, "commit", kill_at(1, fragments.commit))
+    corpus = write_corpus(tmp_path, {"train": 11, "val": 2})
+    with pytest.raises(KilledError):
+        ingest(corpus.manifest, corpus.media, tmp_path / "out", CLIPS, AUDIO)
+    (corpus.media / "sound.wav").write_bytes((corpus.media / "silent.mp4").read_bytes())
+    for name in ("out", "clean"):
+        ingest(corpus.manifest, corpus.media, tmp_path / name, CLIPS, AUDIO)
+    assert content(tmp_path / "out") == content(tmp_path / "clean")
+
+
+def test_other_limits_decode_again_what_was_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = write_corpus(tmp_path, {"train": 5, "val": 1})
+    strict = CLIPS.model_copy(update={"limits": MediaLimits(max_bytes=1000), "max_reject_fraction": 1.0})
+    monkeypatch.setattr(fragments, "commit", kill_at(1, fragments.commit))
+    monkeypatch.setattr(ManifestSummary, "check", lambda *_: None)
+    with pytest.raises(KilledError):
+        ingest(corpus.manifest, corpus.media, tmp_path / "out", strict, AUDIO)
+    assert ingest(corpus.manifest, corpus.media, tmp_path / "out", CLIPS, AUDIO).accepted == 6
 
 
 def test_a_dask_cluster_gives_the_same(corpus: Corpus, clips: Path, tmp_path: Path) -> None:
@@ -119,7 +181,7 @@ def test_a_dask_cluster_gives_the_same(corpus: Corpus, clips: Path, tmp_path: Pa
 def test_a_dask_cluster_that_is_not_there_is_an_error(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "CLUSTER_ANSWERS_S", 1)
+    monkeypatch.setattr(workers, "CLUSTER_ANSWERS_S", 1)
     nowhere = CLIPS.model_copy(update={"dask": "tcp://127.0.0.1:9"})
     with pytest.raises(ValueError, match=r"no Dask cluster answers at clips\.dask 'tcp://127\.0\.0\.1:9'"):
         ingest(corpus.manifest, corpus.media, tmp_path / "out", nowhere, AUDIO)
@@ -164,7 +226,7 @@ def test_a_file_that_was_replaced_since_a_failed_run_is_decoded_again(
     strict, lenient = (CLIPS.model_copy(update={"max_reject_fraction": share}) for share in (0.0, 1.0))
     with pytest.raises(ValueError, match="1 rejected"):
         ingest(corpus.manifest, corpus.media, tmp_path / "clips", strict, AUDIO)
-    replaced = corpus.media / read_manifest(corpus.manifest)[0].media
+    replaced = corpus.media / next(read_manifest(corpus.manifest)).media
     other = next(path for path in sorted(corpus.media.iterdir()) if path not in (replaced, corpus.media / "broken.mp4"))
     replaced.write_bytes(other.read_bytes())
     for name in ("clips", "clean"):

@@ -1,6 +1,7 @@
 """The clips of a step: a function of seed and step, with a permutation per epoch and a share per data set."""
 
 import numpy as np
+import pytest
 
 from clip4vla.clips.sampler import StepSampler
 
@@ -37,3 +38,22 @@ def test_fewer_clips_than_a_batch_are_one_batch() -> None:
     sampler = StepSampler((3,), None, batch_size=8, epochs=2, seed=0)
     assert (sampler.clips_per_step, sampler.steps) == (3, 2)
     assert sorted(sampler.indices(1).tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights"), [((50,), None), ((50, 7), None), ((100, 20, 30), (1.0, 3.0, 2.0)), ((9, 0), None)]
+)
+def test_an_epoch_is_the_shuffled_draws_of_all_data_sets(
+    sizes: tuple[int, ...], weights: tuple[float, ...] | None
+) -> None:
+    sampler = StepSampler(sizes, weights, batch_size=1, epochs=2, seed=3)
+    for epoch in range(2):
+        rng = np.random.default_rng((3, epoch))
+        parts = []
+        for number, quota in enumerate(sampler.quotas()):
+            rounds = -(-quota // max(1, sizes[number]))
+            drawn = [rng.permutation(sizes[number]) for _ in range(rounds)]
+            parts += [sum(sizes[:number]) + clip for clip in [*np.concatenate(drawn)][:quota]] if drawn else []
+        expected = rng.permutation(parts).tolist()
+        steps = range(epoch * len(expected), (epoch + 1) * len(expected))
+        assert [sampler.indices(step).item() for step in steps] == expected

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kill_resume import differing_weights
 from clip4vla.training.checkpoints import newest_checkpoint
 from clip4vla.training.spec import TrainSpec, read_run
 from clip4vla.training.worker import STOPPED
 from tests.cluster.machines import HEAD, Machines, wait_for
 from tests.cluster.slurm import NODES
-from tests.cluster.trainings import command, make_spec, train_here
+from tests.cluster.trainings import assert_same, command, make_spec, train_here
 from tests.project import REPOSITORY
 
 pytestmark = pytest.mark.cluster
@@ -91,7 +90,7 @@ def test_the_nodes_of_a_hostfile_stop_with_a_checkpoint_and_give_the_weights_of_
     assert f"step {kept.step + 1:2}/{STEPS}" in words
     assert read_run(spec.out)["world_size"] == 2
     here = train_here(make_spec(tmp_path, STEPS, ranks=2), "here")
-    assert differing_weights(spec.out, here.out) == []
+    assert_same(spec, here)
 
 
 def test_a_rank_that_is_killed_is_named(machines: Machines, ssh: Path, tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.kill_resume import differing_weights
 from clip4vla.training.spec import TrainSpec, read_run
 from clip4vla.utils.supervise import is_alive
 from tests.cluster.machines import wait_for
 from tests.cluster.slurm import NODES, Slurm
-from tests.cluster.trainings import Job, assert_close, command, make_spec, train_here
+from tests.cluster.trainings import Job, assert_close, assert_same, command, make_spec, train_here
 
 pytestmark = pytest.mark.cluster
 
@@ -61,17 +60,13 @@ def rank_on(slurm: Slurm, node: str) -> psutil.Process:
     return rank
 
 
-def assert_same_weights(spec: TrainSpec, other: TrainSpec) -> None:
-    assert differing_weights(spec.out, other.out) == []
-
-
 def test_two_nodes_give_the_weights_of_two_ranks_here_and_but_for_rounding_those_of_one(
     slurm: Slurm, undisturbed: TrainSpec, alone: TrainSpec, tmp_path: Path
 ) -> None:
     job = Job(slurm, make_spec(tmp_path, STEPS), TWO_NODES)
     assert job.end()["JobState"] == "COMPLETED", job.output()
     assert read_run(job.spec.out)["world_size"] == 2
-    assert_same_weights(job.spec, undisturbed)
+    assert_same(job.spec, undisturbed)
     assert_close(job.spec, alone)
 
 
@@ -91,7 +86,7 @@ def test_scancel_leaves_a_checkpoint_and_says_so(slurm: Slurm, undisturbed: Trai
     again = Job(slurm, job.spec, TWO_NODES)
     assert again.end()["JobState"] == "COMPLETED", again.output()
     assert again.steps()[-(STEPS - kept)] == kept + 1
-    assert_same_weights(again.spec, undisturbed)
+    assert_same(again.spec, undisturbed)
 
 
 def test_a_killed_rank_queues_the_job_again_unless_a_checkpoint_lets_it_go_on_at_once(
@@ -109,7 +104,7 @@ def test_a_killed_rank_queues_the_job_again_unless_a_checkpoint_lets_it_go_on_at
     assert slurm.job(job.id)["Restarts"] == "1"
     assert "ended first, by SIGKILL" in job.output().rpartition("is queued again")[2]
     assert "going on from the checkpoint of step 8" in job.output()
-    assert_same_weights(job.spec, undisturbed)
+    assert_same(job.spec, undisturbed)
 
 
 def test_a_node_that_fails_queues_the_job_again(slurm: Slurm, undisturbed: TrainSpec, tmp_path: Path) -> None:
@@ -120,7 +115,7 @@ def test_a_node_that_fails_queues_the_job_again(slurm: Slurm, undisturbed: Train
     slurm.start_node("n1")
     assert job.end()["JobState"] == "COMPLETED", job.output()
     assert read_run(job.spec.out)["world_size"] == 2
-    assert_same_weights(job.spec, undisturbed)
+    assert_same(job.spec, undisturbed)
 
 
 def test_a_job_that_may_have_one_node_goes_on_without_the_other(slurm: Slurm, alone: TrainSpec, tmp_path: Path) -> None:
@@ -153,7 +148,7 @@ def test_a_job_that_must_make_way_leaves_a_checkpoint_and_is_queued_again(
     assert job.end()["JobState"] == "COMPLETED", job.output()
     assert job.steps()[-(STEPS - kept)] == kept + 1
     assert "Traceback" not in job.output()
-    assert_same_weights(job.spec, undisturbed)
+    assert_same(job.spec, undisturbed)
 
 
 def test_a_training_that_its_nodes_refuse_says_why(slurm: Slurm, tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import small_training
 from benchmarks.clips import write_clips
 from clip4vla.training.checkpoints import newest_checkpoint
 from clip4vla.training.spec import TrainSpec
 from tests.cluster.machines import wait_for
 from tests.cluster.slurm import Slurm
 from tests.project import REPOSITORY
+from tests.training import small_training
 
 TEMPLATE = REPOSITORY / "slurm/train.sbatch"
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -96,6 +96,13 @@ def train_here(spec: TrainSpec, name: str = "training") -> TrainSpec:
         command(spec), cwd=spec.root, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, check=True
     )
     return spec
+
+
+def assert_same(a: TrainSpec, b: TrainSpec) -> None:
+    """The weights of two trainings are the same to the last bit."""
+    first, second = (load_file(spec.out / "model.safetensors") for spec in (a, b))
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 def assert_close(a: TrainSpec, b: TrainSpec) -> None:

@@ -17,7 +17,7 @@ from clip4vla.records import SPLITS, Reject, SourceRecord
 from tests.corpora.conftest import SAMPLES
 
 FOLDERS = {"msrvtt-1ka": "msrvtt", "msrvtt-1ka-7k": "msrvtt", "vatex-hgr": "vatex"}
-PUBLISHED = sorted(set(ADAPTERS) - {"stampscenes"})
+PUBLISHED = sorted(set(ADAPTERS) - {"stampscenes", "webdataset"})
 
 
 def sample(name: str) -> Path:
@@ -486,6 +486,7 @@ def test_a_broken_table_names_file_and_line(tmp_path: Path, name: str, content: 
         ('{"a": [1,\n 2,, 3]}', r":2: not valid JSON: Expecting value"),
         ('{"a": "never closed}', r":1: not valid JSON: Unterminated"),
         ('{"a": ' + "[" * 100_000, r":1: not valid JSON: too deeply nested"),
+        ('{"a": 1,\n "b": ' + "9" * 5000 + "}", r":2: not valid JSON: Exceeds the limit"),
     ],
 )
 def test_a_broken_stream_of_json_names_file_and_line(tmp_path: Path, content: str, complaint: str) -> None:
@@ -506,7 +507,8 @@ def test_a_stream_of_json_is_what_json_says(tmp_path: Path, chunk: int, monkeypa
 
 @pytest.mark.parametrize(("name", "file"), [("msrvtt", "MSRVTT_data.json"), ("vatex", "vatex_training_v1.0.json")])
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "7", '{"videos": [], "sentences": 3}', '[{"videoID": "x"}]',
-                                     '[{"videoID": "x", "enCap": "one"}]', "[" * 100_000, "\udcff"])  # fmt: skip
+                                     '[{"videoID": "x", "enCap": "one"}]', "[" * 100_000, "\udcff",
+                                     f"[{'9' * 5000}]"])  # fmt: skip
 def test_a_broken_tree_names_the_file(tmp_path: Path, name: str, file: str, content: str) -> None:
     (tmp_path / file).write_text(content, errors="surrogateescape")
     if (name, content) == ("vatex", "[]"):

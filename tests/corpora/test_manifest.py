@@ -46,7 +46,7 @@ def test_accepted_and_rejected_are_what_was_read(tmp_path: Path) -> None:
         {"no_text": 1, "duplicate": 1, "missing": 1, "bad_text": 1, "unknown_split": 1},
     )
     assert result.accepted + result.rejected.total() == len(entries)
-    accepted = read_manifest(tmp_path / "out" / "manifest.parquet")
+    accepted = list(read_manifest(tmp_path / "out" / "manifest.parquet"))
     assert [(r.clip_id, r.media) for r in accepted] == [("a", "a.mp4"), ("c", "deep/er/c.webm"), ("a2", "a.mp4")]
     assert accepted[0].texts == (Text("one"), Text("two"))
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
@@ -60,7 +60,7 @@ def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     records = [SourceRecord(str(i), f"{i}.mp4", "val", texts, i / 7, (i + 1) / 7 if i else None) for i in range(5)]
     for out in ("one", "two"):
         write_manifest(records, media, tmp_path / out)
-    assert read_manifest(tmp_path / "one" / "manifest.parquet") == records
+    assert list(read_manifest(tmp_path / "one" / "manifest.parquet")) == records
     for name in ("manifest.parquet", "rejects.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -201,7 +201,7 @@ def test_the_command_writes_a_manifest(tmp_path: Path, capsys: pytest.CaptureFix
         "  video2: missing, no media file video2[.*]",
         "  video5: missing, no media file video5[.*]",
     ]
-    assert len(read_manifest(tmp_path / "out" / "manifest.parquet")) == 4
+    assert len(list(read_manifest(tmp_path / "out" / "manifest.parquet"))) == 4
 
 
 def test_the_command_lists_what_is_missing_when_nothing_is_there(

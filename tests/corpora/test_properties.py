@@ -48,7 +48,7 @@ def count(adapter: str, annotations: Path, media: Path) -> tuple[int, dict[str, 
     """Entries, those rejected by reason, and the accepted, after a round through the manifest."""
     entries = list(find_adapter(adapter)(annotations))
     result = write_manifest(entries, media, annotations.parent / "out")
-    accepted = read_manifest(annotations.parent / "out" / "manifest.parquet")
+    accepted = list(read_manifest(annotations.parent / "out" / "manifest.parquet"))
     assert result.accepted == len(accepted)
     assert result.accepted + result.rejected.total() == len(entries)
     return len(entries), dict(result.rejected), accepted

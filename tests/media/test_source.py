@@ -12,7 +12,7 @@ from clip4vla.config import MediaLimits
 from clip4vla.media.decode import decode, duration_s
 from clip4vla.media.inspect import Inspection, inspect
 from clip4vla.media.source import MediaError
-from tests.media.sample import onset, tone, write_media
+from tests.media.sample import grey, index_of, onset, tone, write_media
 from tests.project import REPOSITORY
 
 FILES = REPOSITORY / "tests/data/media"
@@ -184,3 +184,54 @@ def test_a_file_without_positions_says_so(tmp_path: Path) -> None:
     path = write_media(tmp_path / "raw.h264", "libx264", None)
     with pytest.raises(MediaError, match="unseekable"):
         decode(path, 0.0, None, frames=4, short_side=48, sample_rate=RATE)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "ts", "flv"])
+def test_sound_before_the_first_picture_is_heard(tmp_path: Path, suffix: str) -> None:
+    path = write_media(tmp_path / f"late.{suffix}", times=[3 + index / 10 for index in range(20)])
+    found = look_at(path)
+    assert (found.reason, found.frames) == (None, 4)
+    assert found.audio_s == pytest.approx(2.1, abs=0.1)
+    sound = decode(path, 0, None, frames=1, short_side=48, sample_rate=RATE).audio
+    assert sound is not None
+    assert onset(sound, RATE) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "first", "second"),
+    [
+        ("ogg", "flac", (44_100, "stereo"), (16_000, "mono")),
+        ("aac", "aac", (44_100, "stereo"), (16_000, "mono")),
+        ("aac", "aac", (16_000, "mono"), (48_000, "mono")),
+        ("mp3", "libmp3lame", (16_000, "mono"), (48_000, "stereo")),
+    ],
+)
+def test_sounds_of_other_rates_strung_together_are_as_long_as_they_are(
+    tmp_path: Path, suffix: str, codec: str, first: tuple[int, str], second: tuple[int, str]
+) -> None:
+    path = tmp_path / f"both.{suffix}"
+    parts = [
+        write_media(tmp_path / f"{rate}.{suffix}", None, codec, rate=rate, layout=layout, wave=tone(rate))
+        for rate, layout in (first, second)
+    ]
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert look_at(path).audio_s == pytest.approx(4.0, abs=0.2)
+    sound = decode(path, 0, None, frames=1, short_side=48, sample_rate=RATE).audio
+    assert sound is not None
+    assert onset(sound[:, 2 * RATE + RATE // 4 :], RATE) == pytest.approx(0.75, abs=0.2)  # the second tone
+
+
+def test_an_animated_avif_moves(tmp_path: Path) -> None:
+    shades = [Image.new("RGB", (64, 48), (grey(index),) * 3) for index in range(10)]
+    path = tmp_path / "moving.avif"
+    shades[0].save(path, save_all=True, append_images=shades[1:], duration=200)
+    frames = decode(path, 0, None, frames=4, short_side=48, sample_rate=RATE).frames
+    assert [index_of(frame) for frame in frames] == pytest.approx([1, 3, 6, 8], abs=1)
+
+
+def test_a_display_matrix_that_leaves_nothing_to_be_seen_is_ignored(tmp_path: Path) -> None:
+    data = (FILES / "base.mp4").read_bytes()
+    place = data.index(b"tkhd") + 4 + 40
+    path = tmp_path / "flat.mp4"
+    path.write_bytes(data[:place] + matrix(0, 0, 0, 0) + data[place + 36 :])
+    assert np.array_equal(picture(path), picture(FILES / "base.mp4"))

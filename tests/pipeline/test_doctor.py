@@ -10,6 +10,7 @@ from clip4vla.pipeline import doctor
 from clip4vla.pipeline.doctor import Check, clip_bytes, examine, report
 from clip4vla.training.memory import TrainingCost
 from tests.project import REPOSITORY, TINY_CONFIG, write_config
+from tests.shards import write_shard
 
 FOLDER = {"adapter": "folder", "annotations": "mine", "media": "mine/media"}
 CHEAP = TrainingCost(state_bytes=1, clip_bytes=1, clip_flops=1)
@@ -79,6 +80,17 @@ def test_annotations_media_and_splits_are_missed(project: Path) -> None:
     assert any("there are no files in mine/media" in line for line in missing())
     shutil.rmtree(project / "mine")
     assert [line for line in missing() if "no directory of annotations mine" in line] == missing()
+
+
+def test_shards_are_annotations_and_media(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = {"adapter": "webdataset", "role": "pretraining", "media": "shards"}
+    change(project, "corpora", others=shards)
+    (line,) = missing()
+    assert "no directory of annotations shards" in line
+    sample = {"mp4": b"media", "txt": "a bell"}
+    write_shard(project / "shards/00000.tar", {"a": sample, "b": sample, "c": {"txt": "no media"}})
+    assert report(examine())
+    assert "corpus others: 2 clips in its annotations, 1 files in shards" in capsys.readouterr().out
 
 
 def test_stampscenes_needs_its_package(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from clip4vla.config import load_config, read_yaml
+from clip4vla.corpora.manifest import MANIFEST_FILE, read_manifest
 from clip4vla.pipeline.params import GRAPH, RESOLVED, TRAINED, check_resolved, resolve, write_resolved
 from flows.graph import current_graph, read_graph
 from tests.project import REPOSITORY, make_project, read_config, run, write_config
+from tests.shards import write_shard
 
 FOLDER = """
 corpora:
@@ -161,6 +163,66 @@ def test_listed_media_are_noticed_by_path_size_and_time_and_not_by_their_bytes(p
     assert ran() == ["listing@mine"]  # the price
     os.utime(media, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert ran() == ["listing@mine", "manifest@mine"]
+
+
+def test_shards_are_listed_once_and_the_manifest_reads_them(project: Path) -> None:
+    corpus = "{adapter: webdataset, media: shards, track: listing, shards: {captions: [.txt, caption]}, role: %s}"
+    (project / "presets/mine.yaml").write_text(
+        "corpora:\n  stampscenes-pretraining: null\n  stampscenes-captions: null\n"
+        f"  mine: {corpus % 'finetuning'}\n  others: {corpus % 'pretraining'}\n"
+    )
+    sample = {"mp4": b"media", "txt": "a bell", "json": {"caption": "it rings"}}
+    shard = write_shard(project / "shards/00000.tar", {"a": sample})
+    choose(project, "mine")
+    resolve()
+    assert read_yaml(project / RESOLVED)[GRAPH]["corpora"]["mine"] == {
+        "role": "finetuning",
+        "annotations": "data/listings/mine.csv",
+        "media": "data/listings/mine.csv",
+    }
+
+    def ran() -> list[str]:
+        done = run(project, "-m", "dvc", "repro", "manifest@mine")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return re.findall(r"Running stage '([^']+)'", done.stdout)
+
+    assert ran()[-2:] == ["listing@mine", "manifest@mine"]
+    (record,) = read_manifest(project / "data/manifests/mine" / MANIFEST_FILE)
+    assert (record.media, [text.text for text in record.texts]) == ("00000.tar/a.mp4", ["a bell", "it rings"])
+    assert ran() == ["listing@mine"]
+    write_shard(shard, {"a": sample, "b": sample})
+    assert ran() == ["listing@mine", "manifest@mine"]
+
+
+def test_a_change_behind_a_link_to_a_file_or_to_all_media_is_noticed(project: Path) -> None:
+    elsewhere = project.parent / f"{project.name}-elsewhere"
+    (project / "mine").rename(elsewhere)
+    (elsewhere / "bell.wav").rename(elsewhere.with_suffix(".wav"))
+    (elsewhere / "bell.wav").symlink_to(elsewhere.with_suffix(".wav"))
+    (project / "mine").symlink_to(elsewhere)
+    choose(project, "mine")
+    assert not resolve()
+    assert run(project, "-m", "dvc", "repro", "manifest@mine").returncode == 0
+    assert run(project, "-m", "dvc", "status", "manifest@mine").stdout.endswith("up to date.\n")
+    elsewhere.with_suffix(".wav").write_bytes(b"RIFFx")
+    assert "modified:           mine" in run(project, "-m", "dvc", "status", "manifest@mine").stdout
+
+
+def test_a_linked_folder_inside_media_is_refused_where_dvc_would_not_look_into_it(project: Path) -> None:
+    elsewhere = project.parent / f"{project.name}-more"
+    elsewhere.mkdir()
+    (project / "mine/deep").mkdir()
+    (project / "mine/deep/more").symlink_to(elsewhere)
+    choose(project, "mine")
+    refused = "mine/deep/more is a link to a folder, in which DVC notices no change: set corpora.mine.track to listing"
+    with pytest.raises(ValueError, match=refused):
+        write_resolved(dvc_has_read_it=False)
+    assert not resolve()
+    done = run(project, "-m", "dvc", "repro", "manifest@mine")
+    assert done.returncode != 0
+    assert refused in done.stdout + done.stderr
+    (project / "presets/mine.yaml").write_text(FOLDER.replace("media: mine", "media: mine, track: listing"))
+    write_resolved(dvc_has_read_it=False)
 
 
 def test_what_a_stage_composes_cannot_be_listed(project: Path) -> None:

@@ -279,6 +279,38 @@ def test_a_claim_on_a_server_is_refused_to_all_but_the_last(
     assert registry.promote(NAME, two, YES, None).promote
 
 
+def test_a_claim_that_is_lost_while_the_decision_is_made_changes_nothing(
+    registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = register(registry, root, "one"), register(registry, root, "two")
+    promote(registry, one, YES)
+    monkeypatch.setattr(registry_module, "is_local", lambda _: False)
+    monkeypatch.setattr(registry_module.time, "sleep", lambda _: None)
+    client, looked_up = open_client(root), Registry.find_champion
+
+    def with_another_claim(self: Registry, name: str) -> str | None:
+        client.set_registered_model_tag(NAME, registry_module.CLAIM, "another")
+        return looked_up(self, name)
+
+    monkeypatch.setattr(Registry, "find_champion", with_another_claim)
+    with pytest.raises(ValueError, match="another promotion or rollback of clip4vla is under way"):
+        registry.promote(NAME, two, YES, one)
+    assert aliases(root) == {"champion": one}
+    assert "decision" not in client.get_model_version(NAME, two).tags
+
+
+def test_a_model_is_read_before_it_is_claimed(registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = [register(registry, root, weights) for weights in ("one", "two")]
+    monkeypatch.setattr(registry_module, "is_local", lambda _: False)
+    order: list[str] = []
+    monkeypatch.setattr(registry_module.time, "sleep", lambda _: order.append("claim"))
+    monkeypatch.setattr(Registry, "_check_model", lambda *_: order.append("read"))
+    for version, champion in zip(versions, (None, versions[0]), strict=True):
+        assert registry.promote(NAME, version, YES, champion).promote
+    registry.rollback(NAME)
+    assert order == ["read", "claim"] * 3
+
+
 def test_nothing_to_roll_back(registry: Registry) -> None:
     with pytest.raises(ValueError, match="no champion before version None"):
         registry.rollback(NAME)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from benchmarks import small_training
 from clip4vla.training.spec import TrainSpec
+from tests.training import small_training
 from tests.training.tiny import AUDIO, MODEL
 
 STEPS = 30

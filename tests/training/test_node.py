@@ -12,7 +12,6 @@ from torch.distributed import TCPStore
 from torch.distributed.elastic import multiprocessing
 
 from benchmarks.clips import write_clips
-from benchmarks.small_training import Training, make_spec
 from clip4vla.training import multinode
 from clip4vla.training.checkpoints import newest_checkpoint
 from clip4vla.training.launch import launch
@@ -20,6 +19,7 @@ from clip4vla.training.network import LOOPBACK
 from clip4vla.training.node import AGENT_SIGNALS
 from clip4vla.training.spec import read_run
 from tests.servers import free_port, listeners
+from tests.training.small_training import Training, make_spec
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from benchmarks.clips import write_clips
-from benchmarks.small_training import CLIPS
 from clip4vla.clips.dataset import ClipDataset
 from clip4vla.config import CaptioningConfig, OptimizerConfig, RetrievalConfig
 from clip4vla.model.clip4vla import Clip4Vla
@@ -14,6 +13,7 @@ from clip4vla.model.pretrained import load_model, read_inference_config, save_mo
 from clip4vla.model.tokenizer import Tokenizer
 from clip4vla.training.spec import TrainSpec, read_run
 from clip4vla.training.trainer import build_model, build_sampler, clip_transform, write_result
+from tests.training.small_training import CLIPS
 from tests.training.specs import make_spec
 from tests.training.tiny import build, make_batch
 

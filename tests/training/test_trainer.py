@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from benchmarks.clips import write_clips
-from benchmarks.small_training import Training
 from clip4vla.config import TrainerConfig
 from clip4vla.model.pretrained import load_model
 from clip4vla.training.checkpoints import (
@@ -33,6 +32,7 @@ from clip4vla.training.throughput import StepProgress
 from clip4vla.training.trainer import _Checkpoints, check_finite
 from clip4vla.utils.supervise import wait_until_none_in
 from tests.project import REPOSITORY, TINY_ARCHITECTURE
+from tests.training.small_training import Training
 from tests.training.specs import STEPS, make_spec
 
 pytestmark = pytest.mark.slow

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from clip4vla.utils.hashing import hash_bytes, hash_file, hash_files, hash_json, hash_text
+from clip4vla.utils.hashing import HashSet, hash_bytes, hash_file, hash_files, hash_json, hash_text
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 """Of "abc", from FIPS 180-2."""
@@ -39,3 +39,14 @@ def test_files_are_hashed_with_their_names_in_their_order(tmp_path: Path) -> Non
     assert hash_files([b, a]) != hash_files([a, b])
     a.rename(tmp_path / "c")
     assert hash_files([tmp_path / "c", b]) != sha256sum(lines)
+
+
+def test_a_set_of_hashes_has_what_was_added_and_nothing_else() -> None:
+    found = HashSet()
+    texts = [f"clip {number}" for number in range(20_000)]
+    assert all(text not in found and found.add(text) for text in texts)
+    assert len(found) == len(texts)
+    assert not any(found.add(text) for text in texts)
+    assert all(text in found for text in texts)
+    assert not any(f"other {text}" in found for text in texts)
+    assert len(found) == len(texts)

@@ -1,7 +1,4 @@
-"""A small pretraining on synthetic clips, in processes that can be killed.
-
-For `benchmarks.kill_resume` and for the tests of training.
-"""
+"""A small pretraining on synthetic clips, in processes that can be killed."""
 
 import os
 import re
@@ -22,8 +19,8 @@ from clip4vla.config import (
 )
 from clip4vla.training.spec import Corpus, TrainSpec
 from clip4vla.utils.supervise import children
+from tests.project import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 CLIPS = 16
 CLIPS_PER_STEP = 8
 PATIENCE_S = 60.0
