@@ -14,7 +14,7 @@ PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)
 PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 UNIT_TESTS := $(addprefix tests/,utils audio media corpora clips losses model evaluation reports test_config.py)
 
-.PHONY: help setup repro serve-flows test test-newest test-all test-team dvc-remote notifications check format ui
+.PHONY: help setup repro serve-flows test test-newest test-all test-team test-cluster dvc-remote notifications check format ui
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -44,12 +44,17 @@ test-newest:  ## run the unit tests on the newest supported Python of pyenv, whe
 	else $(MAKE) PYTHON=$$newest VENV=.venv-newest setup && OMP_NUM_THREADS=1 .venv-newest/bin/$(PYTEST) $(UNIT_TESTS); fi
 
 test-all: setup  ## run the tests, with those that start many processes
-	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "not team"
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "not team and not cluster"
 
 test-team: setup  ## run the tests of a team's servers; installs PostgreSQL by apt-get where it is missing
 	@ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || apt-get install -y postgresql
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test-team]' -c constraints.txt
 	$(BIN)/python -m pytest -m team
+
+test-cluster: setup  ## run the tests of several nodes, as root; installs Slurm, sshd and pdsh by apt-get where missing
+	@for program in slurmctld slurmd munged sshd pdsh ip; do command -v $$program > /dev/null || exec env \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurm-wlm munge openssh-server pdsh iproute2; done
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 
 dvc-remote: setup  ## point DVC at the remote that team.env names
 	@test -n "$$DVC_REMOTE_URL" || { echo 'DVC_REMOTE_URL is not set: `set -a; . ./team.env; set +a` first'; exit 1; }

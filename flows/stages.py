@@ -27,6 +27,7 @@ from clip4vla.records import TASKS
 from clip4vla.training.spec import PROGRESS_FILE
 from clip4vla.utils.supervise import PATIENCE_S, supervised
 from flows.notifications import emit_decision
+from flows.slurm import on_slurm, runs_on_slurm
 
 UNCHANGED, DONE, FAILED = "Unchanged", "Done", "Failed"
 FLOW_RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
@@ -102,6 +103,8 @@ def _announce_decision(stage: str, report: str) -> None:
 def reproduce(stage: str, force: bool) -> bool:
     """Run `dvc repro --single-item STAGE`, pass on what it prints, and return whether the stage was run or restored.
 
+    Where `flows.slurm` is configured, a stage that trains runs as a job of Slurm.
+
     Raises:
         RuntimeError: it failed; a concurrent `dvc` that blocks it is named.
     """
@@ -109,7 +112,7 @@ def reproduce(stage: str, force: bool) -> bool:
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if force else []), stage]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     process = subprocess.Popen(
-        supervised(command, *([worker] if worker else [])),
+        supervised(on_slurm(command) if runs_on_slurm(stage) else command, *([worker] if worker else [])),
         env=os.environ | {"PATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

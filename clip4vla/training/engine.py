@@ -300,6 +300,7 @@ class Engine:
         dist.barrier()
         if dist.get_rank() == 0:
             finish_checkpoint(self._checkpoints, CheckpointMetadata(step, dist.get_world_size(), self.zero_stage), keep)
+        dist.barrier()  # a rank that left now would have a launcher of several nodes end the others
 
     def resume(self) -> int:
         """Load the newest whole checkpoint; the number of steps that it has behind it, 0 where there is none.

@@ -10,18 +10,23 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 import torch
 
 from clip4vla.config import TrainerConfig
 from clip4vla.training.checkpoints import newest_checkpoint
-from clip4vla.training.multinode import several_nodes
-from clip4vla.training.node import AGENT_SIGNALS, Node, run_ranks
+from clip4vla.training.multinode import NodesCommand, several_nodes
+from clip4vla.training.node import AGENT_SIGNALS, Node, failure_of_nodes, forget_failure, run_ranks
+from clip4vla.training.slurm import ending_job
 from clip4vla.training.spec import TrainSpec
+from clip4vla.training.worker import STOPPED
+
+POLL_S = 0.2
+STOP_AGAIN_S = 5.0
 
 
 def ranks_here(trainer: TrainerConfig) -> int:
@@ -36,24 +41,26 @@ def launch(spec: TrainSpec) -> None:
         ValueError: the spec doesn't fit the data or this machine, or a loss isn't finite (known of ranks here).
         RuntimeError: the training failed, or another process is at it; the message names the rank that failed first
             and its last words. A checkpoint may be there, from which the same spec goes on.
-        SystemExit: this process was asked to stop; a checkpoint is there if training had begun.
+        SystemExit: this process, or the ranks, were asked to stop, or Slurm ends the job; a checkpoint is there if
+            training had begun.
     """
     spec.checkpoints.mkdir(parents=True, exist_ok=True)
     spec_file = spec.checkpoints / "spec.json"
     with _alone(spec.checkpoints / "lock"), _own_signals():
         spec.write(spec_file)
         ranks = ranks_here(spec.trainer)
-        command = several_nodes(spec_file, ranks, os.environ)
-        if command is None:
+        nodes = several_nodes(spec_file, ranks, os.environ)
+        if nodes is None:
             run_ranks(spec_file, ranks, Node())
         else:
-            _run_there(command)
+            _run_there(nodes, spec_file)
 
 
 def launch_with_retries(spec: TrainSpec) -> None:
     """Train `spec`; after a failure, resume from its last checkpoint if the failed attempt has left a new one.
 
-    A failure that repeats at the same place, or before there is a checkpoint, is raised.
+    A failure that repeats at the same place, or before there is a checkpoint, is raised. A training that is asked to
+    stop says from where it will go on.
 
     Raises:
         ValueError, RuntimeError, SystemExit: see `launch`.
@@ -68,6 +75,9 @@ def launch_with_retries(spec: TrainSpec) -> None:
             if kept <= before:
                 raise
             print(f"{error}\ngoing on from the checkpoint of step {kept}", flush=True)
+        except SystemExit:
+            print(_stopped_at(_steps_kept(spec)), flush=True)
+            raise
 
 
 def _steps_kept(spec: TrainSpec) -> int:
@@ -76,26 +86,47 @@ def _steps_kept(spec: TrainSpec) -> int:
     return notes.step if notes else 0
 
 
-def _run_there(command: list[str]) -> None:
-    """Run the launcher of several nodes, which passes on the signals that this process gets."""
-    early: list[int] = []
-    process: subprocess.Popen[bytes] | None = None
+def _stopped_at(kept: int) -> str:
+    job = ending_job(os.environ)
+    why = f"Slurm is ending job {job}" if job else "it was asked to"
+    where = f"from the checkpoint of step {kept}" if kept else "from the beginning, there is no checkpoint yet"
+    return f"the training has stopped, because {why}; started again, it goes on {where}"
 
-    def pass_on(number: int, _: FrameType | None) -> None:
-        if process is None:
-            early.append(number)
-        else:
-            process.send_signal(number)
 
+def _run_there(nodes: NodesCommand, spec_file: Path) -> None:
+    """Run the launcher of several nodes; the ranks there are asked to stop when this process is.
+
+    It has a process group of its own: whoever signals all processes of this one's doesn't kill the ranks by it.
+    """
+    received: list[int] = []
     if threading.current_thread() is threading.main_thread():
         for number in AGENT_SIGNALS:
-            signal.signal(number, pass_on)
-    process = subprocess.Popen(command)
-    for missed in early:
-        process.send_signal(missed)
-    code = process.wait()
-    if code:
-        raise RuntimeError(f"the training failed: {command[0]} ended with status {code}; its output says which rank")
+            signal.signal(number, lambda number, _: received.append(number))
+    forget_failure(spec_file)
+    process = subprocess.Popen(nodes.command, stdin=subprocess.DEVNULL, process_group=0)
+    while process.poll() is None:
+        if received:
+            _ask_to_stop(process, nodes.stop)
+        time.sleep(POLL_S)
+    if process.returncode == 0:
+        return
+    if received or ending_job(os.environ):
+        raise SystemExit(STOPPED)
+    # before the status: srun ends the other nodes with SIGTERM when one fails
+    if failure := failure_of_nodes(spec_file):
+        raise failure
+    if process.returncode == STOPPED:
+        raise SystemExit(STOPPED)
+    ended = f"{nodes.command[0]} ended with status {process.returncode}"
+    raise RuntimeError(f"the training failed: {ended}; its output says which rank failed")
+
+
+def _ask_to_stop(process: "subprocess.Popen[bytes]", command: list[str]) -> None:
+    """Run the command that stops the ranks until there are none: it does nothing before they have started."""
+    while process.poll() is None:
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_AGAIN_S)
 
 
 @contextmanager

@@ -1,14 +1,17 @@
 """The ranks of one node: torchrun's agent starts them and ends them all when one fails.
 
 In: a spec file, and the node's place among those of the training. Out: the model directory of the spec. On one node
-`launch` calls this; on several, Slurm starts `python -m clip4vla.training.node SPEC ...` on each of them.
+`launch` calls this; on several, Slurm or pdsh starts `python -m clip4vla.training.node SPEC ...` on each of them. The
+first that fails leaves the reason beside the spec: Slurm and pdsh pass on no more than an exit status.
 """
 
+import json
 import os
 import signal
 import sys
 import tempfile
 from argparse import ArgumentParser
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,12 +32,14 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from clip4vla.training.network import LOOPBACK, open_store
-from clip4vla.training.worker import REFUSED
+from clip4vla.training.worker import REFUSED, STOPPED
 
 RANK_MODULE = "clip4vla.training.worker"
 RENDEZVOUS = "one-address"
 """Name under which torchrun's agent finds `OneAddressRendezvous`."""
 NODE_VARIABLE = "SLURM_NODEID"
+FAILURE_FILE = "failure.json"
+"""Beside the spec of a training on several nodes: the reason why it failed."""
 AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """What the agent passes on to the ranks, which have its 30 s to write a checkpoint."""
 
@@ -102,6 +107,8 @@ def run_ranks(spec_file: Path, ranks: int, node: Node) -> None:
             agent("-m", RANK_MODULE, str(spec_file))
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
+            if failure.exitcode == STOPPED:  # the signal reached a rank of another node first
+                raise SystemExit(STOPPED) from None
             how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
             words = _last_words(Path(logs), failure.local_rank)
             if failure.exitcode == REFUSED:
@@ -138,20 +145,48 @@ def _last_words(logs: Path, local_rank: int) -> str:
     return ""
 
 
+def forget_failure(spec_file: Path) -> None:
+    """Remove what an earlier attempt left."""
+    (spec_file.parent / FAILURE_FILE).unlink(missing_ok=True)
+
+
+def failure_of_nodes(spec_file: Path) -> ValueError | RuntimeError | None:
+    """Why the nodes failed, as the first of them left it; None where none did."""
+    file = spec_file.parent / FAILURE_FILE
+    if not file.is_file():
+        return None
+    failure = json.loads(file.read_text(encoding="utf-8"))
+    return (ValueError if failure["refused"] else RuntimeError)(failure["message"])
+
+
+def _leave_failure(spec_file: Path, error: Exception, message: str) -> None:
+    with suppress(FileExistsError), (spec_file.parent / FAILURE_FILE).open("x", encoding="utf-8") as file:
+        json.dump({"refused": isinstance(error, ValueError), "message": message}, file)
+
+
 def main() -> None:
-    """Run the ranks of the node that Slurm started this process on."""
+    """Run the ranks of the node that this process was started on."""
     parser = ArgumentParser(prog="python -m clip4vla.training.node", description=__doc__)
     parser.add_argument("spec", type=Path)
-    parser.add_argument("--ranks", type=int, required=True, help="processes on this node")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", required=True, help="processes of each node, or of all the same"
+    )
+    index = os.environ.get(NODE_VARIABLE)
+    parser.add_argument("--index", type=int, default=index, required=index is None, help="of this node; Slurm sets it")
+    parser.add_argument("--environment", type=Path, help="JSON file of variables to set")
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--address", required=True, help="IPv4 address of the first node")
     parser.add_argument("--port", type=int, required=True, help="of the store on the first node")
     given = parser.parse_args()
-    node = Node(int(os.environ[NODE_VARIABLE]), given.nodes, given.address, given.port)
+    node = Node(given.index, given.nodes, given.address, given.port)
     try:
-        run_ranks(given.spec, given.ranks, node)
+        if given.environment is not None:
+            os.environ.update(json.loads(given.environment.read_text(encoding="utf-8")))
+        run_ranks(given.spec, given.ranks[node.index % len(given.ranks)], node)
     except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"node {node.index}: {error}")
+        message = f"node {node.index}: {error}"
+        _leave_failure(given.spec, error, message)
+        sys.exit(message)
 
 
 if __name__ == "__main__":

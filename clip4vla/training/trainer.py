@@ -30,10 +30,9 @@ from clip4vla.training.objectives import build_objective
 from clip4vla.training.optimizer import learning_rate
 from clip4vla.training.spec import PROGRESS_FILE, RUN_FILE, TrainSpec
 from clip4vla.training.throughput import StepProgress, ThroughputMeter, line
+from clip4vla.training.worker import STOPPED
 from clip4vla.utils.files import atomic_directory, write_json
 
-STOPPED = 128 + signal.SIGTERM
-"""Exit status of a training that was asked to stop and left a checkpoint."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WORKERS_BESIDE_GPU = 8
 CLIPS_READ_FOR_TOKENS = 100_000

@@ -1,6 +1,7 @@
 """`python -m clip4vla.training.worker SPEC.json`: one rank of a training, as the launcher starts it."""
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -12,6 +13,9 @@ from clip4vla.utils.threads import spin_briefly
 
 REFUSED = os.EX_DATAERR
 """Exit status of a rank that can't train by its spec, or whose losses are not finite: trying again doesn't help."""
+
+STOPPED = 128 + signal.SIGTERM
+"""Exit status of a training that was asked to stop and left a checkpoint."""
 
 
 def _share_cores() -> None:

@@ -61,7 +61,9 @@ def test_a_failure_without_a_new_checkpoint_is_raised(
     assert attempts.made == made
 
 
-def test_a_training_that_is_asked_to_stop_stops(spec: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_is_asked_to_stop_stops_and_says_where(
+    spec: TrainSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stop(spec: TrainSpec) -> None:
         begin_checkpoint(spec.checkpoints / spec.fingerprint(), 3)
         finish_checkpoint(spec.checkpoints / spec.fingerprint(), CheckpointMetadata(3, 2, 0), keep=1)
@@ -70,3 +72,7 @@ def test_a_training_that_is_asked_to_stop_stops(spec: TrainSpec, monkeypatch: py
     monkeypatch.setattr(launcher, "launch", stop)
     with pytest.raises(SystemExit):
         launch_with_retries(spec)
+    stopped = (
+        "the training has stopped, because it was asked to; started again, it goes on from the checkpoint of step 3"
+    )
+    assert capsys.readouterr().out.splitlines() == [stopped]

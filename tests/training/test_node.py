@@ -78,7 +78,12 @@ def test_two_nodes_of_slurm_train_together(project: Path, monkeypatch: pytest.Mo
     srun.parent.mkdir()
     srun.write_text(SRUN)
     srun.chmod(0o755)
-    variables = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "localhost", "GLOO_SOCKET_IFNAME": "lo"}
+    variables = {
+        "SLURM_JOB_ID": "5",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "localhost",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     for name, value in {**variables, "PATH": f"{srun.parent}:/usr/bin:/bin"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(multinode, "PORT", free_port())
