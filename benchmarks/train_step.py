@@ -1,17 +1,17 @@
 """`python -m benchmarks.train_step`: clips a second, FLOP/s, MFU and memory of an optimizer step, without any data.
 
 The engine of a real training on one device, on batches of noise that already lie in memory. On a GPU everything is
-measured by one command, a row each: eager, compiled, with activation checkpointing, and with cached gradients, where
+measured by one command, a row each: eager, compiled, with all blocks recomputed, and with cached gradients, where
 `--batch` clips at once make up batches of `--large-batches`, 4,096 true negatives among them, in the same memory but
-for the batch itself. On a CPU it is the eager step of a few clips, unless `--variants` names more. FLOPs are the useful
-ones (see `clip4vla.training.flops`). The row of a variant that doesn't fit into memory has `out_of_memory`. Needs
-neither Lance nor PyAV, MLflow or Prefect.
+for the batch itself. On a CPU it is the eager step of a few clips, unless `--variants` names more: `budget` is a step
+that is made to fit into `--memory-gb`. FLOPs are the useful ones (see `clip4vla.training.flops`). The row of a variant
+that doesn't fit into memory has `out_of_memory`. Needs neither Lance nor PyAV, MLflow or Prefect.
 """
 
 import gc
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,18 @@ import torch
 from benchmarks.measure import add_device, median_seconds, report, silence
 from clip4vla.audio.frontend import max_samples
 from clip4vla.clips.batch import Batch
-from clip4vla.config import AudioConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from clip4vla.config import AudioConfig, ModelConfig, OptimizerConfig, RetrievalConfig, TrainerConfig
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.training.flops import StepFlops, peak_flops
+from clip4vla.training.memory import MemoryPlan, Wanted, plan_step, step_memory
 from clip4vla.training.objectives import ContrastiveObjective
 from clip4vla.training.throughput import peak_memory_gb
 
 OPTIMIZER = OptimizerConfig(lr=1e-4, text_lr_ratio=0.1, video_lr_ratio=0.1)
 OBJECTIVE = ContrastiveObjective({"text_both": 1.0, "text_video": 1.0, "text_audio": 1.0}, "both")
 """That of fine-tuning with the mean fusion: every tower once."""
-SWITCHES: Mapping[str, Mapping[str, bool]] = {
-    "eager": {},
-    "compiled": {"compile": True},
-    "checkpointed": {"activation_checkpointing": True},
-    "cached": {},
-}
-"""What each variant turns on; `cached` are the large batches, on a GPU compiled, too."""
+VARIANTS = ("eager", "compiled", "recomputed", "budget", "cached")
+"""`cached` are the large batches, on a GPU compiled, too."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +80,25 @@ def make_batch(model: Clip4Vla, clips: int, settings: Namespace) -> Batch:
 
 def trainer_config(row: Row, settings: Namespace) -> TrainerConfig:
     """How the engine runs."""
-    compiled_too = row.variant == "cached" and settings.device.type == "cuda"
     return TrainerConfig(
         precision=settings.precision,
         zero_stage=settings.zero_stage,
         peak_tflops=settings.peak_tflops,
-        **{"compile": compiled_too, **SWITCHES[row.variant]},
+        compile=row.variant == "compiled" or (row.variant == "cached" and settings.device.type == "cuda"),
     )
+
+
+def memory_plan(row: Row, settings: Namespace, model: Clip4Vla) -> MemoryPlan:
+    """What is recomputed and where the moments lie."""
+    if row.variant != "budget":
+        return MemoryPlan(row.micro_batch, model.blocks if row.variant == "recomputed" else 0)
+    training = RetrievalConfig(
+        epochs=1, batch_size=row.batch, frames=settings.frames, max_tokens=settings.max_tokens, optimizer=OPTIMIZER
+    )
+    trainer, on_gpu = trainer_config(row, settings), settings.device.type == "cuda"
+    memory = step_memory(model, training, OBJECTIVE, trainer, on_gpu, world_size=1)
+    wanted = Wanted(row.batch, row.micro_batch, OBJECTIVE.needs_all_clips, trainer.moments_can_lie_on_disk(on_gpu))
+    return plan_step(memory, wanted, round(settings.memory_gb * 1e9))
 
 
 def measure(row: Row, settings: Namespace, device: torch.device, checkpoints: Path) -> dict[str, Any]:
@@ -100,8 +108,8 @@ def measure(row: Row, settings: Namespace, device: torch.device, checkpoints: Pa
     model = build_model(settings)
     batch = make_batch(model, row.batch, settings).to(device)
     micro_batches = -(-row.batch // row.micro_batch)
-    trainer = trainer_config(row, settings)
-    engine = Engine(model, OBJECTIVE, OPTIMIZER, trainer, micro_batches, device, checkpoints)
+    trainer, plan = trainer_config(row, settings), memory_plan(row, settings, model)
+    engine = Engine(model, OBJECTIVE, OPTIMIZER, trainer, micro_batches, plan, device, checkpoints, None)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = median_seconds(
@@ -123,6 +131,9 @@ def measure(row: Row, settings: Namespace, device: torch.device, checkpoints: Pa
         "zero_stage": engine.zero_stage,
         "cached_gradients": micro_batches > 1,
         "compiled": engine.compiled,
+        "recomputed_blocks": plan.recomputed_blocks,
+        "blocks": model.blocks,
+        "moments_on_disk": plan.moments_on_disk,
     }
 
 
@@ -148,7 +159,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Take some steps of each variant, and print one JSON line."""
     parser = ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
     add_device(parser)
-    parser.add_argument("--variants", nargs="+", choices=SWITCHES, help="default: all on a GPU, eager on a CPU")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, help="default: all but budget on a GPU, eager on a CPU"
+    )
+    parser.add_argument("--memory-gb", type=float, default=4.0, help="of a rank, for the variant budget")
     parser.add_argument("--architecture", default="ViT-B-32", help="open_clip's name, or a file in architectures/")
     parser.add_argument("--batch", type=int, help="clips at once, and a step but for the cached; default: 128 or 4")
     parser.add_argument("--large-batches", type=int, nargs="+", default=[1024, 4096], help="of the cached variant")
@@ -162,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed")
     settings = parser.parse_args(arguments)
     on_gpu = settings.device.type == "cuda"
-    settings.variants = settings.variants or (list(SWITCHES) if on_gpu else ["eager"])
+    settings.variants = settings.variants or ([name for name in VARIANTS if name != "budget"] if on_gpu else ["eager"])
     settings.batch = settings.batch or (128 if on_gpu else 4)
     with silence(), tempfile.TemporaryDirectory() as directory:
         found = measure_all(settings, Path(directory))

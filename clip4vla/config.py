@@ -19,7 +19,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -56,6 +58,13 @@ Score = Annotated[Real, Field(ge=-1_000_000, le=1_000_000)]
 Decibels = Annotated[Real, Field(ge=-200, le=200)]
 Momentum = Annotated[Real, Field(ge=0, lt=1)]
 Range = tuple[Decibels, Decibels]
+
+# a mistake is named by the branch that was meant, not by all
+_BRANCH = Discriminator(lambda value: "auto" if value == "auto" else "number")
+PositiveOrAuto = Annotated[Annotated[Positive, Tag("number")] | Annotated[Literal["auto"], Tag("auto")], _BRANCH]
+GigabytesOrAuto = Annotated[
+    Annotated[Real, Field(gt=0, le=1_000_000), Tag("number")] | Annotated[Literal["auto"], Tag("auto")], _BRANCH
+]
 
 AudioToken = Literal["none", "verbal", "nonverbal", "both", "sample"] | Fraction
 """The type token of the audio tower: none, one kind, both appended, the kind of each sample's text (`sample`), or a
@@ -374,8 +383,9 @@ class TrainingConfig(FrozenConfig):
     epochs: Positive
     batch_size: Annotated[Whole, Field(ge=2, le=10_000_000)]
     """Clips per step over all ranks: the number that each clip is contrasted with."""
-    micro_batch_size: Positive = 32
-    """Clips per rank that pass through the towers at once; gradients are those of the full batch."""
+    micro_batch_size: PositiveOrAuto = 32
+    """Clips per rank that pass through the towers at once; gradients are those of the full batch. `auto` chooses by
+    `trainer.memory_gb` what takes least time, see docs/training.md."""
     frames: Positive = 12
     """Frames per clip, of those stored; others are drawn each epoch."""
     inference_frames: Positive | None = None
@@ -494,7 +504,10 @@ class TrainerConfig(FrozenConfig):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 on a GPU and fp32 on a CPU."""
     zero_stage: Annotated[Whole, Field(ge=0, le=3)] = 0
-    activation_checkpointing: bool = False
+    memory_gb: GigabytesOrAuto = "auto"
+    """Memory that a rank may take, in GB: of its GPU, or of the machine where there is none. `auto` is what is free,
+    shared equally among the ranks of a machine. Where it is too little for all activations, some are recomputed in the
+    backward pass, no more than necessary; the weights stay the same to the last bit."""
     compile: bool = False
     """Compile the towers with torch.compile; where that fails they run eagerly, with a warning."""
     peak_tflops: Annotated[Real, Field(gt=0, le=1_000_000)] | None = None
@@ -509,6 +522,18 @@ class TrainerConfig(FrozenConfig):
     keep_checkpoints: Positive = 2
     log_every: Positive = 10
     """Steps between lines of progress and logged metrics."""
+
+    def is_half(self, on_gpu: bool) -> bool:
+        """Whether the towers compute in bf16 on a device."""
+        return self.precision == "bf16" or (self.precision == "auto" and on_gpu)
+
+    def zero_stage_on(self, on_gpu: bool) -> int:
+        """The stage on a device: bf16 without ZeRO would keep no float32 weights to step on."""
+        return max(1, self.zero_stage) if self.is_half(on_gpu) else self.zero_stage
+
+    def moments_can_lie_on_disk(self, on_gpu: bool) -> bool:
+        """Whether a rank's optimizer is AdamW in float32 on a CPU, without ZeRO."""
+        return not on_gpu and self.zero_stage_on(on_gpu) == 0
 
 
 class BeamSearchConfig(FrozenConfig):
@@ -713,6 +738,11 @@ class Config(FrozenConfig):
             raise ValueError(
                 f"evaluation.rerank is {self.evaluation.rerank}, but retrieval.cross_encoder is 0: no cross encoder "
                 "is trained"
+            )
+        if self.retrieval.cross_encoder and self.retrieval.micro_batch_size == "auto":
+            raise ValueError(
+                f"retrieval.micro_batch_size is auto, but retrieval.cross_encoder is {self.retrieval.cross_encoder:g}: "
+                "its negatives are those of a micro-batch, whose size must be a number"
             )
         return self
 

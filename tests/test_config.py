@@ -362,6 +362,29 @@ def test_a_cross_encoder_that_is_not_trained_is_refused(changed: Write, key: str
         load_config(changed(put(key, 1)))
 
 
+def test_with_a_cross_encoder_the_micro_batch_is_a_number(changed: Write) -> None:
+    def change(tree: Tree) -> None:
+        tree["model"]["fusion"] = "sequence"
+        tree["retrieval"] |= dict.fromkeys(EXPERT_TERMS, 0) | {"cross_encoder": 1, "micro_batch_size": "auto"}
+
+    with pytest.raises(
+        ValueError, match=r"retrieval\.micro_batch_size is auto, but retrieval\.cross_encoder is 1: its"
+    ):
+        load_config(changed(change))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("trainer.memory_gb", "auto"), ("trainer.memory_gb", 3.5), ("pretraining.micro_batch_size", "auto")],
+)
+def test_memory_may_be_automatic(changed: Write, key: str, value: object) -> None:
+    section, name = key.split(".")
+    assert getattr(getattr(load_config(changed(put(key, value))), section), name) == value
+    for wrong in (0, -1, "much", True, None):
+        with pytest.raises(ValueError, match=rf"params\.yaml is not valid:\n  {re.escape(key)}\.number: "):
+            load_config(changed(put(key, wrong)))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -35,10 +35,6 @@ class AudioTower(nn.Module):
         self.ln_post = copy.deepcopy(visual.ln_post)
         self.proj = nn.Parameter(visual.proj.detach().clone())
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        self.transformer.grad_checkpointing = enable
-
     def forward(self, tiles: Tensor, audio_token: AudioToken, audio_types: Tensor | None = None) -> Tensor:
         """Features (N, D) of `tiles` (N, 3, R, R), the class token's, not normalised.
 

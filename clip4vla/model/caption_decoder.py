@@ -71,7 +71,8 @@ class CaptionDecoder(nn.Module):
         self.ln_final = copy.deepcopy(clip.ln_final)
         self.ln_memory = nn.LayerNorm(memory_width)
         self.memory_type = nn.Parameter(torch.randn(3, memory_width) * 0.02)
-        self.grad_checkpointing = False
+        self.recomputed = 0
+        """How many blocks, the first ones, keep only their input for the backward pass and run again there."""
 
     @property
     def longest(self) -> int:
@@ -149,7 +150,7 @@ class CaptionDecoder(nn.Module):
         present = []
         for index, (block, kv) in enumerate(zip(self.blocks, memory_kv, strict=True)):
             arguments = (hidden, kv, None if past is None else past[index])
-            if self.grad_checkpointing and self.training:
+            if index < self.recomputed:
                 hidden, now = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 hidden, now = block(*arguments)

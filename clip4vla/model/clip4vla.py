@@ -23,7 +23,7 @@ from clip4vla.model.caption_decoder import CaptionDecoder, Memory
 from clip4vla.model.cross_encoder import CrossEncoder, as_sequences
 from clip4vla.model.experts import Experts, weighted
 from clip4vla.model.fusion import SequenceFusion, mean_of_present, pool
-from clip4vla.model.layers import PartialEmbedding
+from clip4vla.model.layers import Blocks, PartialEmbedding
 from clip4vla.model.media_features import MediaFeatures
 from clip4vla.model.pixels import PixelNormalizer
 from clip4vla.model.tokenizer import Tokenizer
@@ -192,14 +192,28 @@ class Clip4Vla(nn.Module):
         # CLIP's weights arrive at the bound: a plain clamp would have no gradient there and never come down again
         return scale - (scale - MAX_SCALE).clamp(min=0).detach()
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the activations of the towers in the backward pass instead of keeping them."""
-        self.clip.set_grad_checkpointing(enable)
-        self.audio.set_grad_checkpointing(enable)
-        if self.fusion is not None:
-            self.fusion.transformer.grad_checkpointing = enable
-        if self.decoder is not None:
-            self.decoder.grad_checkpointing = enable
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks of everything that training runs, which `recompute` counts."""
+        return sum(number for _, number in self._stacks())
+
+    def recompute(self, blocks: int) -> None:
+        """Let the first `blocks` blocks run again in the backward pass instead of keeping their activations.
+
+        They are counted tower by tower in the order in which they run, so that what is kept of the later ones is free
+        when the earlier ones run again. Gradients are the same to the last bit.
+        """
+        for stack, number in self._stacks():
+            stack.recomputed = min(blocks, number)
+            blocks -= stack.recomputed
+
+    def _stacks(self) -> list[tuple[Blocks | CaptionDecoder, int]]:
+        """What runs blocks, and how many, in the order of a forward pass; captioning does not use the text tower."""
+        towers: list[Blocks] = [self.clip.transformer] if self.decoder is None else []
+        towers += [self.clip.visual.transformer, self.audio.transformer]
+        towers += [self.fusion.transformer] if self.fusion is not None else []
+        stacks: list[tuple[Blocks | CaptionDecoder, int]] = [(tower, len(tower.resblocks)) for tower in towers]
+        return stacks if self.decoder is None else [*stacks, (self.decoder, len(self.decoder.blocks))]
 
     def keep_tokens(self, tokens: Tensor) -> None:
         """Train the embeddings of `tokens` (U,) int64 only; no other may occur until `whole_weights`."""

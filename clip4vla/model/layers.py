@@ -8,8 +8,10 @@ Shapes: N sequences, L positions, W width, R pixels of a side, P pixels of a pat
 
 import open_clip
 import torch
+from open_clip.transformer import Transformer
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 
 class SelfAttention(nn.MultiheadAttention):
@@ -53,6 +55,31 @@ class SelfAttention(nn.MultiheadAttention):
         query, key, value = projected.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
         return self.out_proj(found.transpose(1, 2).flatten(2)), None
+
+
+class Blocks(Transformer):
+    """The blocks of a tower. The first `recomputed` of them keep only their input for the backward pass.
+
+    There they run again, by the same operations on the same numbers, so that gradients are the same to the last bit.
+    """
+
+    recomputed: int
+
+    @classmethod
+    def of(cls, transformer: Transformer) -> "Blocks":
+        """The very blocks of `transformer`, none recomputed."""
+        new = cls(transformer.width, 0, 1)
+        new.resblocks, new.layers, new.recomputed = transformer.resblocks, transformer.layers, 0
+        return new
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """The sequences `x` (N, L, W) after all blocks; `attn_mask` is added to their attention before the softmax."""
+        for index, block in enumerate(self.resblocks):
+            if index < self.recomputed:
+                x = checkpoint(block, x, attn_mask=attn_mask, use_reentrant=False)
+            else:
+                x = block(x, attn_mask=attn_mask)
+        return x
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -108,7 +135,8 @@ class PartialEmbedding(nn.Module):
 
 
 def replace_layers(clip: open_clip.CLIP) -> None:
-    """Replace the attentions and the patch embedding of a CLIP model by those of this module."""
+    """Replace the attentions, the patch embedding and what runs the blocks of a CLIP model by those of this module."""
     for block in (*clip.transformer.resblocks, *clip.visual.transformer.resblocks):
         block.attn = SelfAttention.of(block.attn)
     clip.visual.conv1 = PatchEmbedding.of(clip.visual.conv1)
+    clip.transformer, clip.visual.transformer = Blocks.of(clip.transformer), Blocks.of(clip.visual.transformer)

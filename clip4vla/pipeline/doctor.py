@@ -15,7 +15,15 @@ from pathlib import Path
 
 import torch
 
-from clip4vla.config import ClipsConfig, Config, Role, StampScenesConfig, load_config
+from clip4vla.config import (
+    ClipsConfig,
+    Config,
+    Role,
+    StampScenesConfig,
+    TrainerConfig,
+    TrainingConfig,
+    load_config,
+)
 from clip4vla.corpora.base import read_corpus
 from clip4vla.corpora.media_index import walk_files
 from clip4vla.corpora.stampscenes import compose, fetch
@@ -24,10 +32,10 @@ from clip4vla.pipeline.params import is_composed, is_unseen
 from clip4vla.pipeline.project import clips_directory
 from clip4vla.records import SPLITS, SourceRecord, Split
 from clip4vla.training.launch import ranks_here
-from clip4vla.training.memory import TrainingCost, cost_of
+from clip4vla.training.memory import TrainingCost, Wanted, cost_of, describe, free_of_rank, plan_step
 from clip4vla.training.spec import TrainingName
 from clip4vla.utils.http import answers
-from clip4vla.utils.machine import available_memory, free_disk
+from clip4vla.utils.machine import free_disk
 from clip4vla.utils.numbers import format_size
 
 READ = 100_000
@@ -229,26 +237,27 @@ def _training(config: Config, name: TrainingName) -> Iterator[Check]:
         advice = f"Choose a multiple of {ranks}, or set trainer.ranks."
         yield Check(f"{name}.batch_size {training.batch_size}", f"{ranks} ranks can't share it equally", advice)
     try:
-        cost = cost_of(training, config.model_of(name), config.audio, token, config.trainer)
+        on_gpu = torch.cuda.is_available()
+        cost = cost_of(training, config.model_of(name), config.audio, token, config.trainer, on_gpu, ranks)
     except ValueError as error:
         yield Check(f"model of {name}", str(error), "Name another model.architecture.")
         return
-    yield _memory(name, cost, min(training.micro_batch_size, -(-training.batch_size // ranks)), ranks)
-    if not torch.cuda.is_available():
+    yield _memory(name, cost, training, config.trainer, on_gpu, ranks)
+    if not on_gpu:
         yield _speed(name, cost, training.batch_size)
 
 
-def _memory(name: TrainingName, cost: TrainingCost, clips: int, ranks: int) -> Check:
-    if torch.cuda.is_available():
-        free, where = torch.cuda.mem_get_info()[0], "of a GPU"
-    else:
-        free, where = available_memory() // ranks, f"for each of {ranks} ranks"
-    what = f"memory of {name}: about {format_size(cost.memory(clips))} for a micro-batch of {clips}"
-    if cost.memory(clips) <= free:
-        return Check(f"{what}, {format_size(free)} {where}")
-    fits = cost.clips_that_fit(free)
-    advice = f"Set {name}.micro_batch_size: {fits}" if fits else "Use a machine with more, fewer trainer.cpu_ranks"
-    return Check(what, f"{format_size(free)} {where}", f"{advice}, or trainer.activation_checkpointing: true.")
+def _memory(
+    name: TrainingName, cost: TrainingCost, training: TrainingConfig, trainer: TrainerConfig, on_gpu: bool, ranks: int
+) -> Check:
+    share = -(-training.batch_size // ranks)
+    wanted = Wanted(share, training.micro_batch_size, cost.comparing, trainer.moments_can_lie_on_disk(on_gpu))
+    budget = free_of_rank(on_gpu, ranks) if trainer.memory_gb == "auto" else round(trainer.memory_gb * 1e9)
+    try:
+        plan = plan_step(cost.memory, wanted, budget, f"{name}.micro_batch_size")
+    except ValueError as error:
+        return Check(f"memory of {name}", str(error), "Training would stop before its first step.")
+    return Check(f"{name}: {describe(plan, cost.memory, share, budget)}")
 
 
 def _speed(name: TrainingName, cost: TrainingCost, batch: int) -> Check:

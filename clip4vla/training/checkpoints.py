@@ -33,6 +33,8 @@ class CheckpointMetadata:
     """Optimizer steps that were done."""
     world_size: int
     zero_stage: int
+    micro_batch_size: int
+    """Clips of a rank that passed at once, which `micro_batch_size: auto` takes again."""
 
     def fits(self, world_size: int, zero_stage: int) -> bool:
         """Whether ranks of this number and stage can load it as it is.

@@ -26,6 +26,7 @@ from deepspeed.constants import default_pg_timeout
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.utils.serialization import config as load_settings
 
 from clip4vla.clips.batch import Batch
 from clip4vla.config import OptimizerConfig, TrainerConfig
@@ -39,6 +40,8 @@ from clip4vla.training.checkpoints import (
     newest_checkpoint,
 )
 from clip4vla.training.flops import Precision
+from clip4vla.training.memory import MemoryPlan
+from clip4vla.training.moments import AdamWOnDisk
 from clip4vla.training.network import LOOPBACK, open_store, use_interface_towards
 from clip4vla.training.objectives import Objective, total_loss
 from clip4vla.training.optimizer import parameter_groups
@@ -121,7 +124,9 @@ class Engine:
     Args:
         model: on the CPU; moved to `device`.
         micro_batches: passes per step, the same on every rank.
+        plan: how a step is made to fit into memory.
         checkpoints: directory of this training's checkpoints, on a disk that all ranks see.
+        found: the checkpoint to resume from, see `checkpoint_to_resume`.
 
     Raises:
         ValueError: there is a checkpoint that this engine can't resume from.
@@ -134,33 +139,42 @@ class Engine:
         optimizer: OptimizerConfig,
         trainer: TrainerConfig,
         micro_batches: int,
+        plan: MemoryPlan,
         device: torch.device,
         checkpoints: Path,
+        found: CheckpointMetadata | None,
     ) -> None:
         self.objective = objective
         self.device = device
         self.micro_batches = micro_batches
-        half = trainer.precision == "bf16" or (trainer.precision == "auto" and device.type == "cuda")
-        self.precision: Precision = "bf16" if half else "fp32"
-        # bf16 without ZeRO keeps no float32 weights to step on
-        self.zero_stage = max(1, trainer.zero_stage) if half else trainer.zero_stage
+        self.plan = plan
+        self.precision: Precision = "bf16" if trainer.is_half(device.type == "cuda") else "fp32"
+        self.zero_stage = trainer.zero_stage_on(device.type == "cuda")
         # flags of ranks don't wait for a GPU
         self._host_ranks = dist.new_group(backend="gloo") if device.type == "cuda" else None
         self._enter_pass: Callable[[], None] = lambda: None
         self._checkpoints = checkpoints
-        self._found = _found_by_rank_0(checkpoints)
-        self._converts = self._found is not None and not self._found.fits(dist.get_world_size(), self.zero_stage)
-        if trainer.activation_checkpointing:
-            model.set_grad_checkpointing()
+        self._found = found
+        self._converts = found is not None and not found.fits(dist.get_world_size(), self.zero_stage)
+        model.recompute(plan.recomputed_blocks)
         self._compiled = _compile_towers(model, self.zero_stage) if trainer.compile else []
         groups = parameter_groups(model, optimizer)
         self._group_settings = [{key: group[key] for key in ("lr_ratio", "weight_decay")} for group in groups]
-        self._adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+        self._adamw = self._build_adamw(groups, optimizer)
         self._engine, *_ = deepspeed.initialize(
             model=_ModelWithObjective(model.to(device), objective),
             optimizer=self._adamw,
             config=self._config(optimizer),
         )
+        if self.zero_stage == 0 and dist.get_world_size() == 1:
+            # it would copy all gradients into one tensor, to exchange them with nobody
+            self._engine.enable_backward_allreduce = False
+
+    def _build_adamw(self, groups: list[dict[str, Any]], optimizer: OptimizerConfig) -> torch.optim.AdamW:
+        settings: dict[str, Any] = {"betas": optimizer.betas, "eps": optimizer.eps, "fused": True}
+        if self.plan.moments_on_disk:
+            return AdamWOnDisk(groups, self._checkpoints, **settings)
+        return torch.optim.AdamW(groups, **settings)
 
     def _config(self, optimizer: OptimizerConfig) -> dict[str, Any]:
         return {
@@ -296,10 +310,13 @@ class Engine:
             begin_checkpoint(self._checkpoints, step)
         dist.barrier()
         self._engine.save_checkpoint(str(self._checkpoints), tag=checkpoint_name(step), save_latest=False)
+        if isinstance(self._adamw, AdamWOnDisk):
+            self._adamw.put_away()
         sync_directory(self._checkpoints / checkpoint_name(step))  # what other nodes wrote only they can sync
         dist.barrier()
         if dist.get_rank() == 0:
-            finish_checkpoint(self._checkpoints, CheckpointMetadata(step, dist.get_world_size(), self.zero_stage), keep)
+            metadata = CheckpointMetadata(step, dist.get_world_size(), self.zero_stage, self.plan.micro_batch_size)
+            finish_checkpoint(self._checkpoints, metadata, keep)
         dist.barrier()  # a rank that left now would have a launcher of several nodes end the others
 
     def resume(self) -> int:
@@ -320,7 +337,9 @@ class Engine:
                 make_universal(self._checkpoints / name, universal)
             dist.barrier()
             name = universal.name
-        path, _ = self._engine.load_checkpoint(str(self._checkpoints), tag=name)
+        # without a copy of the file in memory
+        with load_settings.patch({"load.mmap": self.plan.moments_on_disk}):  # type: ignore[attr-defined]
+            path, _ = self._engine.load_checkpoint(str(self._checkpoints), tag=name)
         if path is None:
             raise ValueError(f"{self._checkpoints / name} can't be loaded; remove it to start the training over")
         self._set_optimizer_right()
@@ -355,8 +374,8 @@ class Engine:
         return {name: value.float() if value.is_floating_point() else value for name, value in whole.items()}
 
 
-def _found_by_rank_0(checkpoints: Path) -> CheckpointMetadata | None:
-    """The checkpoint to resume from: one rank reads the files, so that all resume from the same."""
+def checkpoint_to_resume(checkpoints: Path) -> CheckpointMetadata | None:
+    """The newest whole checkpoint in a directory: one rank reads the files, so that all resume from the same."""
     found = [newest_checkpoint(checkpoints) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found)
     return found[0]

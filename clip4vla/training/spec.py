@@ -23,7 +23,7 @@ from clip4vla.config import (
 from clip4vla.utils.files import read_json, write_json
 from clip4vla.utils.hashing import hash_file, hash_json
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 """Raised whenever checkpoints of an earlier version no longer fit: those are not resumed from."""
 RUN_FILE = "run.json"
 PROGRESS_FILE = "progress.json"

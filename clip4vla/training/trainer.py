@@ -1,6 +1,7 @@
 """One training, step by step: a `TrainSpec` in, a model directory out."""
 
 import math
+import os
 import shutil
 import signal
 import time
@@ -10,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import distributed as dist
 
 from clip4vla.clips.batch import Batch
 from clip4vla.clips.dataset import ClipDataset, find_once
@@ -24,14 +26,17 @@ from clip4vla.model.pretrained import load_model, save_model
 from clip4vla.model.tokenizer import Tokenizer
 from clip4vla.model.towers import check_state
 from clip4vla.tracking.run import Run, start_run
-from clip4vla.training.engine import Engine, StepAbandonedError, after_rank_0, join_ranks
+from clip4vla.training.checkpoints import CheckpointMetadata
+from clip4vla.training.engine import Engine, StepAbandonedError, after_rank_0, checkpoint_to_resume, join_ranks
 from clip4vla.training.flops import StepFlops, peak_flops
-from clip4vla.training.objectives import build_objective
+from clip4vla.training.memory import MemoryPlan, Wanted, describe, free_of_rank, plan_step, step_memory
+from clip4vla.training.objectives import Objective, build_objective
 from clip4vla.training.optimizer import learning_rate
 from clip4vla.training.spec import PROGRESS_FILE, RUN_FILE, TrainSpec
 from clip4vla.training.throughput import StepProgress, ThroughputMeter, line
 from clip4vla.training.worker import STOPPED
 from clip4vla.utils.files import atomic_directory, write_json
+from clip4vla.utils.machine import own_memory
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WORKERS_BESIDE_GPU = 8
@@ -64,12 +69,20 @@ def train(spec: TrainSpec) -> None:
             model.keep_tokens(_tokens_of(dataset, model.tokenizer(spec.training.max_tokens)))
         if _shared_captions(spec):
             dataset.shared_captions()
-    micro_batches = -(-(sampler.clips_per_step // world_size) // spec.training.micro_batch_size)
     objective = build_objective(spec.training, spec.audio_token)
-    engine = Engine(model, objective, spec.training.optimizer, spec.trainer, micro_batches, device, checkpoints)
+    found = checkpoint_to_resume(checkpoints)
+    share = sampler.clips_per_step // world_size
+    plan, memory_line = choose_plan(spec, model, objective, share, found, device)
+    micro_batches = -(-share // plan.micro_batch_size)
+    engine = Engine(
+        model, objective, spec.training.optimizer, spec.trainer, micro_batches, plan, device, checkpoints, found
+    )
+    if rank == 0:
+        print(memory_line, flush=True)
     step = engine.resume()
     batches = TrainingBatches(dataset, clip_transform(spec, model), sampler, rank, world_size)
     with start_run(spec.root, spec.task, spec.task, run_id=spec.run_id, system_metrics=True, enabled=rank == 0) as run:
+        run.set_tags({"micro_batch_size": str(plan.micro_batch_size), "memory": memory_line})
         figures = _run_steps(spec, engine, batches, step, run)
         weights = engine.collect_weights()
         if weights is not None:
@@ -124,6 +137,44 @@ def _continued(spec: TrainSpec, before: Clip4Vla, found: Path | None) -> Clip4Vl
     if model.cross_encoder is not None and before.cross_encoder is not None:
         model.cross_encoder.load_state_dict(before.cross_encoder.state_dict())
     return model
+
+
+def choose_plan(
+    spec: TrainSpec,
+    model: Clip4Vla,
+    objective: Objective,
+    share: int,
+    found: CheckpointMetadata | None,
+    device: torch.device,
+) -> tuple[MemoryPlan, str]:
+    """How steps of `share` clips a rank are made to fit, the same on every rank, and a line that says so.
+
+    A micro-batch that was found is taken again with its checkpoint, so that the resumed training is the same to the
+    last bit.
+
+    Raises:
+        ValueError: nothing fits, see `plan_step`.
+    """
+    on_gpu, size = device.type == "cuda", spec.training.micro_batch_size
+    memory = step_memory(model, spec.training, objective, spec.trainer, on_gpu, dist.get_world_size())
+    if size == "auto" and found is not None:
+        size = found.micro_batch_size
+    wanted = Wanted(share, size, objective.needs_all_clips, spec.trainer.moments_can_lie_on_disk(on_gpu))
+    budget = _budget(spec.trainer, device)
+    plan = plan_step(memory, wanted, budget, f"{spec.task}.micro_batch_size")
+    return plan, describe(plan, memory, share, budget)
+
+
+def _budget(trainer: TrainerConfig, device: torch.device) -> int:
+    """Bytes that each rank may take: the least that any has."""
+    if trainer.memory_gb != "auto":
+        return round(trainer.memory_gb * 1e9)
+    on_gpu = device.type == "cuda"
+    dist.barrier()  # every rank has its model by now, so that none takes what another counts as free
+    free = free_of_rank(on_gpu, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) + (0 if on_gpu else own_memory())
+    least = torch.tensor([free], device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
 
 
 def _tokens_of(dataset: ClipDataset, tokenizer: Tokenizer) -> torch.Tensor:

@@ -11,6 +11,11 @@ def available_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def own_memory() -> int:
+    """Bytes of memory that this process has."""
+    return int(psutil.Process().memory_info().rss)
+
+
 def free_disk(path: Path) -> int:
     """Bytes that can still be written where `path` is, or would be made."""
     place = path.absolute()

@@ -173,7 +173,7 @@ def test_without_lance_the_error_names_what_to_install(tmp_path: Path, monkeypat
 def test_train_step(precision: str) -> None:
     """In a process of its own, since it joins a process group; packages that a GPU machine may lack are hidden."""
     sizes = "--architecture stamp-small --batch 2 --large-batches 4 --frames 1 --tiles 1 --max-tokens 8 --device cpu"
-    length = f"--variants eager checkpointed cached --warmup 1 --steps 1 --precision {precision} --peak-tflops 0.5"
+    length = f"--variants eager recomputed budget cached --warmup 1 --steps 1 --precision {precision} --peak-tflops 0.5"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", TRAIN_STEP, *sizes.split(), *length.split()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=False)
@@ -181,8 +181,9 @@ def test_train_step(precision: str) -> None:
     [line] = done.stdout.splitlines()
     rows = json.loads(line)["results"]["rows"]
     assert [(row["variant"], row["batch"], row["micro_batch"], row["cached_gradients"]) for row in rows] == [
-        *(("eager", 2, 2, False), ("checkpointed", 2, 2, False), ("cached", 4, 2, True)),
+        *(("eager", 2, 2, False), ("recomputed", 2, 2, False), ("budget", 2, 2, False), ("cached", 4, 2, True)),
     ]
+    assert [row["recomputed_blocks"] == row["blocks"] for row in rows] == [False, True, False, False]
     for row in rows:
         assert row["precision"] == precision
         assert row["clips_per_s"] == pytest.approx(row["batch"] / row["s_per_step"])

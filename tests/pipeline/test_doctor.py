@@ -1,6 +1,7 @@
 """`clip4vla doctor`: each need is missed where it is not met, and only there."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,13 @@ import yaml
 
 from clip4vla.pipeline import doctor
 from clip4vla.pipeline.doctor import Check, clip_bytes, examine, report
-from clip4vla.training.memory import TrainingCost
+from clip4vla.training.memory import MARGIN, StateBytes, StepMemory, TrainingCost
 from tests.project import REPOSITORY, TINY_CONFIG, write_config
 from tests.shards import write_shard
 
 FOLDER = {"adapter": "folder", "annotations": "mine", "media": "mine/media"}
-CHEAP = TrainingCost(state_bytes=1, clip_bytes=1, clip_flops=1)
+STATE = StateBytes(weights=1, gradients=1, moments=1, largest_moments=1, exchanged=0, clip=1)
+CHEAP = TrainingCost(StepMemory(STATE, 1, lambda *_: 1), clip_flops=1, comparing=True)
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [f"bell.wav,a bell rings,{start},{start + 10},{split}" for start, split in ((0, "train"), (10, "val"))]
     (tmp_path / "mine/texts.csv").write_text("\n".join(["path,text,start,end,split", *rows, "bell.wav,a,20,30,test"]))
     monkeypatch.setattr(doctor, "cost_of", lambda *_: CHEAP)
-    monkeypatch.setattr(doctor, "available_memory", lambda: 64_000_000_000)
+    monkeypatch.setattr("clip4vla.training.memory.available_memory", lambda: 64_000_000_000)
     monkeypatch.setattr(doctor, "free_disk", lambda _: 10_000_000_000)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -45,6 +47,10 @@ def change(project: Path, section: str, **values: object) -> None:
 
 def missing() -> list[str]:
     return [check.line() for check in examine() if check.missing]
+
+
+def lines_of() -> list[str]:
+    return [check.line() for check in examine()]
 
 
 @pytest.mark.usefixtures("project")
@@ -178,18 +184,29 @@ def test_weights_are_missed_that_are_neither_here_nor_in_reach(project: Path, mo
 def test_a_micro_batch_that_does_not_fit_is_missed_with_one_that_does(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    memory = StepMemory(STATE, 10, lambda clips, recomputed: round(clips * (2 - 0.1 * recomputed) * 1e9 / MARGIN))
+    monkeypatch.setattr(doctor, "cost_of", lambda *_: TrainingCost(memory, 1, comparing=True))
     change(project, "trainer", cpu_ranks=2)
-    monkeypatch.setattr(doctor, "cost_of", lambda *_: TrainingCost(0, 1_000_000_000, 1))
-    monkeypatch.setattr(doctor, "available_memory", lambda: 40_000_000_000)
+    monkeypatch.setattr("clip4vla.training.memory.available_memory", lambda: 40_000_000_000)
     lines = missing()
-    assert [line.split(":")[0] for line in lines] == [
-        f"MISSING  memory of {name}" for name in ("pretraining", "retrieval")
-    ]
-    assert "20 GB for each of 2 ranks. Set retrieval.micro_batch_size: 15, or trainer." in lines[1]
+    assert [line.split(":")[0] for line in lines] == ["MISSING  memory of retrieval"]
+    assert (
+        "a micro-batch of 24 takes at least 25 GB of a rank, which has 18 GB: retrieval.micro_batch_size: 12"
+        in lines[0]
+    )
+    change(project, "retrieval", micro_batch_size="auto")
+    assert missing() == []
+    assert any(
+        "retrieval: memory: about 18 GB of the 18 GB of a rank, micro-batches of 12" in line for line in lines_of()
+    )
+    change(project, "trainer", memory_gb=30)
+    assert any(
+        "retrieval: memory: about 30 GB of the 30 GB of a rank, micro-batches of 24" in line for line in lines_of()
+    )
 
 
 def test_a_step_that_takes_too_long_without_a_gpu_is_missed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "cost_of", lambda *_: TrainingCost(1, 1, 10**15))
+    monkeypatch.setattr(doctor, "cost_of", lambda *_: replace(CHEAP, clip_flops=10**15))
     assert all(": there is no GPU. Train on a machine with GPUs" in line for line in missing())
     assert len(missing()) == 3
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

@@ -16,7 +16,8 @@ import torch
 
 from clip4vla.clips.batch import Batch
 from clip4vla.config import EXPERT_TERMS, TrainerConfig
-from clip4vla.training.engine import Engine, StepAbandonedError, join_ranks
+from clip4vla.training.engine import Engine, StepAbandonedError, checkpoint_to_resume, join_ranks
+from clip4vla.training.memory import MemoryPlan
 from clip4vla.training.objectives import CaptioningObjective, ContrastiveObjective, Objective
 from tests.training.tiny import EVERYTHING, OPTIMIZER, build, build_captioner, make_batch, with_identical_captions
 
@@ -36,7 +37,8 @@ class Case:
     fusion: str = "mean"
     dropout: float = 0.0
     clip_norm: float = 1000.0
-    activation_checkpointing: bool = False
+    recomputed: int = 0
+    moments_on_disk: bool = False
     compile: bool = False
     steps: int = 3
     leave_out: tuple[str, ...] = ()
@@ -64,7 +66,6 @@ class Case:
         return TrainerConfig(
             precision=self.precision,
             zero_stage=self.zero_stage,
-            activation_checkpointing=self.activation_checkpointing,
             compile=self.compile,
         )
 
@@ -86,7 +87,7 @@ EXACT = {
     "cross_encoder": Case(1, 3, fusion="sequence", cross_encoder=True),
     "fixed": Case(1, 3, temperature="fixed"),
     "uneven": Case(1, 5, dropout=0.2, clip_norm=0.05),
-    "recomputed": Case(1, 2, dropout=0.2, activation_checkpointing=True),
+    "recomputed": Case(1, 2, dropout=0.2, recomputed=99),
     "ranks": Case(2, 1, dropout=0.2),
     "ranks_fixed": Case(2, 2, zero_stage=1, temperature="fixed"),
     "ranks_zero2": Case(2, 4, zero_stage=2, dropout=0.2, clip_norm=0.05),
@@ -95,23 +96,30 @@ EXACT = {
     "three_zero1": Case(3, 3, zero_stage=1, dropout=0.2),
     "identical": Case(1, 1, identical=True),
     "experts": Case(1, 1, fusion="experts", dropout=0.2),
-    "experts_uneven": Case(1, 5, fusion="experts", identical=True, dropout=0.2, activation_checkpointing=True),
+    "experts_uneven": Case(1, 5, fusion="experts", identical=True, dropout=0.2, recomputed=99),
     "ranks_experts": Case(2, 1, fusion="experts", identical=True),
     "ranks_experts_zero1": Case(2, 2, zero_stage=1, fusion="experts", identical=True, clip_norm=0.05),
     "ranks_experts_zero2": Case(2, 3, zero_stage=2, fusion="experts", identical=True, dropout=0.2),
-    "ranks_experts_zero3": Case(2, 2, zero_stage=3, fusion="experts", identical=True, activation_checkpointing=True),
+    "ranks_experts_zero3": Case(2, 2, zero_stage=3, fusion="experts", identical=True, recomputed=99),
     "three_experts": Case(3, 2, fusion="experts", identical=True, dropout=0.2),
 }
 """Must equal the naive training."""
 CAPTIONS = {
     "captions": Case(1, 1, captions=True),
     "captions_uneven": Case(1, 5, captions=True, clip_norm=0.05),
-    "captions_recomputed": Case(1, 2, captions=True, activation_checkpointing=True),
+    "captions_recomputed": Case(1, 2, captions=True, recomputed=99),
     "captions_sequence": Case(2, 2, captions=True, fusion="sequence"),
     "captions_zero1": Case(2, 3, captions=True, zero_stage=1),
     "captions_zero3": Case(2, 2, captions=True, zero_stage=3),
 }
 """Must equal one pass over the whole batch."""
+SAME = {
+    "whole": Case(1, 2, dropout=0.2, identical=True, fusion="experts"),
+    "whole_recomputed_in_part": Case(1, 2, dropout=0.2, identical=True, fusion="experts", recomputed=3),
+    "whole_recomputed": Case(1, 2, dropout=0.2, identical=True, fusion="experts", recomputed=99),
+    "whole_on_disk": Case(1, 2, dropout=0.2, identical=True, fusion="experts", recomputed=99, moments_on_disk=True),
+}
+"""Differ in what is kept in memory, and must be equal to the last bit."""
 HALF = {
     "half": Case(2, 2, zero_stage=1, precision="bf16", leave_out=("text_text", "video_video")),
     "half_experts_zero3": Case(
@@ -120,6 +128,7 @@ HALF = {
 }
 """Must come near it. Terms of embeddings with themselves are differences of numbers that bf16 rounds to the same."""
 RESUMED = {
+    "on_disk": Case(2, 2, leave_out=("audio_audio",), moments_on_disk=True),
     "zero0": Case(2, 2, leave_out=("audio_audio",)),
     "zero1": Case(2, 2, zero_stage=1, leave_out=("audio_audio",), fusion="experts", identical=True),
     "zero3": Case(2, 2, zero_stage=3, leave_out=("audio_audio",), fusion="experts", identical=True),
@@ -134,7 +143,7 @@ LEFT = {
     "left_captions": (Case(2, 3, captions=True, zero_stage=1), 2),
 }
 """The third step is left after so many passes, when rank 1 alone is asked to stop; then saved and resumed."""
-OTHER_STAGE = {"zero0": 0, "zero1": 2, "zero3": 3}
+OTHER_STAGE = {"on_disk": 0, "zero0": 0, "zero1": 2, "zero3": 3}
 """ZeRO stage that each is resumed with on one rank."""
 
 
@@ -153,7 +162,12 @@ def start(case: Case, device: torch.device, checkpoints: Path) -> Engine:
     else:
         model = build(case.temperature, case.fusion, case.dropout, case.cross_encoder)
     optimizer = OPTIMIZER.model_copy(update={"clip_norm": case.clip_norm})
-    return Partitioned(model, case.objective, optimizer, case.trainer(), case.micro_batches, device, checkpoints)
+    plan = MemoryPlan(micro_batch_size=-(-CLIPS // case.micro_batches), recomputed_blocks=case.recomputed)
+    plan = replace(plan, moments_on_disk=case.moments_on_disk)
+    found = checkpoint_to_resume(checkpoints)
+    return Partitioned(
+        model, case.objective, optimizer, case.trainer(), case.micro_batches, plan, device, checkpoints, found
+    )
 
 
 def go_on(engine: Engine, case: Case, rank: int, steps: range) -> list[dict[str, float]]:
@@ -172,7 +186,7 @@ def of_ranks(world_size: int, rank: int, port: int, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     _, _, device = join_ranks()
-    for name, case in (EXACT | CAPTIONS | HALF).items():
+    for name, case in (EXACT | CAPTIONS | HALF | SAME).items():
         if case.world_size == world_size:
             engine = start(case, device, out / "checkpoints" / name)
             keep(out, name, rank, go_on(engine, case, rank, range(case.steps)), engine)

@@ -34,13 +34,13 @@ def test_an_empty_directory_has_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_save_that_was_killed_is_ignored_and_overwritten(tmp_path: Path) -> None:
-    finished = CheckpointMetadata(step=90, world_size=2, zero_stage=1)
+    finished = CheckpointMetadata(step=90, world_size=2, zero_stage=1, micro_batch_size=4)
     write(tmp_path, finished)
     begin_checkpoint(tmp_path, 100)
     half_written = tmp_path / checkpoint_name(100) / "zero_pp_rank_3"
     half_written.write_text("...")
     assert newest_checkpoint(tmp_path) == finished
-    again = CheckpointMetadata(step=100, world_size=1, zero_stage=1)
+    again = CheckpointMetadata(step=100, world_size=1, zero_stage=1, micro_batch_size=4)
     write(tmp_path, again)
     assert newest_checkpoint(tmp_path) == again
     assert not half_written.exists()
@@ -49,7 +49,7 @@ def test_a_save_that_was_killed_is_ignored_and_overwritten(tmp_path: Path) -> No
 def test_only_the_last_whole_ones_are_kept(tmp_path: Path) -> None:
     begin_checkpoint(tmp_path, 2000)
     for step in (5, 90, 100, 1000):
-        write(tmp_path, CheckpointMetadata(step, 1, 0), keep=2)
+        write(tmp_path, CheckpointMetadata(step, 1, 0, 4), keep=2)
     (tmp_path / "mlflow_run").write_text("id")
     assert {path.name for path in tmp_path.iterdir()} == {checkpoint_name(100), checkpoint_name(1000), "mlflow_run"}
 
@@ -68,9 +68,9 @@ def change(path: Path) -> None:
 def test_a_damaged_newest_one_is_passed_over_for_the_one_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, damage: Callable[[Path], None]
 ) -> None:
-    before = CheckpointMetadata(90, 1, 0)
+    before = CheckpointMetadata(90, 1, 0, 4)
     write(tmp_path, before)
-    write(tmp_path, CheckpointMetadata(100, 1, 0))
+    write(tmp_path, CheckpointMetadata(100, 1, 0, 4))
     damaged = tmp_path / checkpoint_name(100)
     damage(damaged / file)
     assert newest_checkpoint(tmp_path) == before
@@ -80,17 +80,17 @@ def test_a_damaged_newest_one_is_passed_over_for_the_one_before(
 
 @pytest.mark.parametrize("content", ["", "[]", '{"epoch": 1}', '{"step": 3, "files": {}}', '{"files": []}'])
 def test_damaged_metadata_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str) -> None:
-    write(tmp_path, CheckpointMetadata(3, 1, 0))
+    write(tmp_path, CheckpointMetadata(3, 1, 0, 4))
     (tmp_path / checkpoint_name(3) / METADATA_FILE).write_text(content)
     assert newest_checkpoint(tmp_path) is None
     assert f"{checkpoint_name(3)} is damaged and passed over: {METADATA_FILE}" in caplog.text
 
 
 def test_after_a_damaged_one_earlier_checkpoints_count(tmp_path: Path) -> None:
-    write(tmp_path, CheckpointMetadata(90, 1, 0))
-    write(tmp_path, CheckpointMetadata(100, 1, 0))
+    write(tmp_path, CheckpointMetadata(90, 1, 0, 4))
+    write(tmp_path, CheckpointMetadata(100, 1, 0, 4))
     (tmp_path / checkpoint_name(100) / "tensors").unlink()
-    stopped = CheckpointMetadata(95, 1, 0)
+    stopped = CheckpointMetadata(95, 1, 0, 4)
     write(tmp_path, stopped, keep=1)
     assert newest_checkpoint(tmp_path) == stopped
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint_name(95)]
@@ -108,19 +108,19 @@ def test_tensors_are_on_the_disk_before_the_checkpoint_counts(tmp_path: Path, mo
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
-    write(tmp_path, CheckpointMetadata(7, 1, 0))
+    write(tmp_path, CheckpointMetadata(7, 1, 0, 4))
     assert any("metadata" in name for name in synced)
 
 
 @pytest.mark.parametrize(
     ("written_on", "world_size", "zero_stage", "fits"),
     [
-        (CheckpointMetadata(1, 2, 0), 2, 0, True),
-        (CheckpointMetadata(1, 2, 0), 5, 0, True),
-        (CheckpointMetadata(1, 2, 1), 2, 1, True),
-        (CheckpointMetadata(1, 2, 1), 1, 1, False),
-        (CheckpointMetadata(1, 2, 1), 2, 2, False),
-        (CheckpointMetadata(1, 4, 3), 8, 3, False),
+        (CheckpointMetadata(1, 2, 0, 4), 2, 0, True),
+        (CheckpointMetadata(1, 2, 0, 4), 5, 0, True),
+        (CheckpointMetadata(1, 2, 1, 4), 2, 1, True),
+        (CheckpointMetadata(1, 2, 1, 4), 1, 1, False),
+        (CheckpointMetadata(1, 2, 1, 4), 2, 2, False),
+        (CheckpointMetadata(1, 4, 3, 4), 8, 3, False),
     ],
 )
 def test_parts_of_ranks_fit_as_many_ranks_only(
@@ -132,7 +132,7 @@ def test_parts_of_ranks_fit_as_many_ranks_only(
 @pytest.mark.parametrize(("before", "now"), [(0, 1), (2, 0)])
 def test_turning_zero_on_or_off_is_refused(before: int, now: int) -> None:
     with pytest.raises(ValueError, match=f"written with trainer.zero_stage {before}.*with {now}: set it back"):
-        CheckpointMetadata(7, 2, before).fits(2, now)
+        CheckpointMetadata(7, 2, before, 4).fits(2, now)
 
 
 def test_a_conversion_that_fails_is_an_error_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

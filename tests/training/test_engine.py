@@ -15,7 +15,7 @@ from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.training.engine import Engine
 from clip4vla.training.objectives import Objective, Outputs
 from clip4vla.training.optimizer import parameter_groups
-from tests.training.engine_cases import CAPTIONS, CLIPS, EXACT, HALF, LEFT, RESUMED, SEED, Case
+from tests.training.engine_cases import CAPTIONS, CLIPS, EXACT, HALF, LEFT, RESUMED, SAME, SEED, Case
 from tests.training.tiny import OPTIMIZER, NaiveTraining, build, build_captioner, make_batch
 
 Weights = dict[str, Tensor]
@@ -186,6 +186,13 @@ def test_every_rank_reports_the_losses_of_all_ranks(out: Path, name: str) -> Non
 def test_only_rank_0_collects_the_weights(out: Path) -> None:
     assert read(out, "ranks", 1)["weights"] is None
     assert read(out, "ranks_zero2", 1)["weights"] is None
+
+
+@pytest.mark.parametrize("name", [name for name in SAME if name != "whole"])
+def test_what_is_recomputed_or_on_disk_changes_not_a_bit(out: Path, name: str) -> None:
+    expected, found = read(out, "whole"), read(out, name)
+    assert found["losses"] == expected["losses"]
+    assert distance(found["weights"], expected["weights"]) == 0
 
 
 @pytest.mark.parametrize("name", HALF)

@@ -30,7 +30,7 @@ class Attempts:
         self.made += 1
         if step:
             begin_checkpoint(spec.checkpoints / spec.fingerprint(), step)
-            finish_checkpoint(spec.checkpoints / spec.fingerprint(), CheckpointMetadata(step, 2, 0), keep=1)
+            finish_checkpoint(spec.checkpoints / spec.fingerprint(), CheckpointMetadata(step, 2, 0, 4), keep=1)
         if self.made < len(self.steps):
             raise RuntimeError(f"rank {self.made} ended first, by SIGKILL")
 
@@ -66,7 +66,7 @@ def test_a_training_that_is_asked_to_stop_stops_and_says_where(
 ) -> None:
     def stop(spec: TrainSpec) -> None:
         begin_checkpoint(spec.checkpoints / spec.fingerprint(), 3)
-        finish_checkpoint(spec.checkpoints / spec.fingerprint(), CheckpointMetadata(3, 2, 0), keep=1)
+        finish_checkpoint(spec.checkpoints / spec.fingerprint(), CheckpointMetadata(3, 2, 0, 4), keep=1)
         raise SystemExit(143)
 
     monkeypatch.setattr(launcher, "launch", stop)

@@ -11,8 +11,11 @@ from clip4vla.config import CaptioningConfig, OptimizerConfig, RetrievalConfig
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.pretrained import load_model, read_inference_config, save_model
 from clip4vla.model.tokenizer import Tokenizer
+from clip4vla.training.checkpoints import CheckpointMetadata
+from clip4vla.training.memory import MemoryPlan
+from clip4vla.training.objectives import build_objective
 from clip4vla.training.spec import TrainSpec, read_run
-from clip4vla.training.trainer import build_model, build_sampler, clip_transform, write_result
+from clip4vla.training.trainer import build_model, build_sampler, choose_plan, clip_transform, write_result
 from tests.training.small_training import CLIPS
 from tests.training.specs import make_spec
 from tests.training.tiny import build, make_batch
@@ -72,6 +75,29 @@ def test_neither_the_machine_nor_directories_nor_inference_change_the_fingerprin
     inference = spec.inference.model_copy(update={"max_tokens": 40})
     elsewhere = {"trainer": trainer, "out": Path("there"), "checkpoints": Path("c"), "run_id": "1"}
     assert spec.model_copy(update=elsewhere | {"inference": inference}).fingerprint() == spec.fingerprint()
+
+
+def test_auto_is_chosen_by_the_budget_and_taken_again_with_a_checkpoint(
+    spec: TrainSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clip4vla.training.trainer.dist.get_world_size", lambda: 1)
+    spec = with_training(spec, micro_batch_size="auto")
+    spec = spec.model_copy(update={"trainer": spec.trainer.model_copy(update={"memory_gb": 8.0})})
+    objective, model = build_objective(spec.training, spec.audio_token), build()
+
+    def plan(spec: TrainSpec, found: CheckpointMetadata | None) -> tuple[MemoryPlan, str]:
+        return choose_plan(spec, model, objective, 12, found, torch.device("cpu"))
+
+    chosen, line = plan(spec, None)
+    assert chosen == MemoryPlan(12)
+    assert "of the 8.0 GB of a rank, micro-batches of 12, 0 of 4 blocks recomputed, Adam's moments in memory" in line
+    assert plan(spec, CheckpointMetadata(3, 1, 0, micro_batch_size=3))[0] == MemoryPlan(3)
+    assert plan(with_training(spec, micro_batch_size=2), None)[0] == MemoryPlan(2)
+    too_little = spec.model_copy(update={"trainer": spec.trainer.model_copy(update={"memory_gb": 0.5})})
+    with pytest.raises(
+        ValueError, match=r"a micro-batch of 1 takes at least 1\.\d GB of a rank, which has 500 MB: a smaller"
+    ):
+        plan(too_little, None)
 
 
 def test_the_result_has_the_weights_how_media_are_read_and_the_provenance_of_the_start(

@@ -79,7 +79,9 @@ def test_stopped_killed_and_resumed_it_ends_with_the_same_weights(project: Path,
     checkpoints = spec.checkpoints / spec.fingerprint()
     of_another_training = spec.checkpoints / "0123456789abcdef"
     begin_checkpoint(of_another_training, 30)
-    finish_checkpoint(of_another_training, CheckpointMetadata(step=30, world_size=2, zero_stage=0), keep=2)
+    finish_checkpoint(
+        of_another_training, CheckpointMetadata(step=30, world_size=2, zero_stage=0, micro_batch_size=4), keep=2
+    )
 
     asked_to_stop = Training(make_spec(project, "disturbed", loader_workers=1))
     assert asked_to_stop.until(3), asked_to_stop.end()
