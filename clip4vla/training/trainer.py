@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -62,9 +63,11 @@ def train(spec: TrainSpec) -> None:
     torch.manual_seed(spec.seed)
     checkpoints = spec.checkpoints / spec.fingerprint()
     dataset = ClipDataset([corpus.clips for corpus in spec.corpora], _min_words(spec), checkpoints / FOUND)
-    with after_rank_0(rank):
+    # rank 0 reads all captions for the others; a captioning model has the vocabulary of theirs
+    with after_rank_0(rank) if spec.task == "captioning" else nullcontext():
         model = build_model(spec, dataset.found)
-        sampler = build_sampler(spec, dataset, world_size)
+    sampler = build_sampler(spec, dataset, world_size)
+    with after_rank_0(rank):
         if spec.task != "captioning" and len(dataset) <= CLIPS_READ_FOR_TOKENS:
             model.keep_tokens(_tokens_of(dataset, model.tokenizer(spec.training.max_tokens)))
         if _shared_captions(spec):
