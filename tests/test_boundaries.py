@@ -10,7 +10,18 @@ from tests.project import REPOSITORY
 
 ORDER = (
     *("utils", "records", "config", "media", "corpora", "clips", "audio", "model", "losses"),
-    *("tracking", "training", "inference", "evaluation", "registry", "reports", "app", "release", "pipeline"),
+    *(
+        "tracking",
+        "training",
+        "inference",
+        "evaluation",
+        "registry",
+        "reports",
+        "app",
+        "release",
+        "pipeline",
+        "rehearsal",
+    ),
     "__main__",
 )
 """The parts of the package in the way of the data; on top of them stand flows and benchmarks."""

@@ -31,6 +31,8 @@ CAPTION_TOKENS = 10_000
 """Assumed size of the vocabulary of captions: it is known when the captions have been read."""
 STATE_BYTES = 16
 """Of a weight in training: itself, its gradient and AdamW's two moments, in float32."""
+CHECKPOINT_BYTES = 12
+"""Of a weight in a checkpoint: itself and the moments."""
 PROCESS_BYTES = 1_000_000_000
 """Of a rank before it has a model: the libraries."""
 MARGIN = 1.2
@@ -48,6 +50,11 @@ class TrainingCost:
     """Activations of a clip in a micro-batch."""
     clip_flops: int
     """Useful FLOPs of a clip's forward and backward pass."""
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint: weights and moments, without gradients."""
+        return self.state_bytes * CHECKPOINT_BYTES // STATE_BYTES
 
     def memory(self, clips: int) -> int:
         """Bytes of a rank with `clips` clips in its micro-batch."""
