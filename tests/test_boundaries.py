@@ -10,19 +10,8 @@ from tests.project import REPOSITORY
 
 ORDER = (
     *("utils", "records", "config", "media", "corpora", "clips", "audio", "model", "losses"),
-    *(
-        "tracking",
-        "training",
-        "inference",
-        "evaluation",
-        "registry",
-        "reports",
-        "app",
-        "release",
-        "pipeline",
-        "rehearsal",
-    ),
-    "__main__",
+    *("tracking", "training", "inference", "evaluation", "registry", "reports", "app", "release", "pipeline"),
+    *("rehearsal", "__main__"),
 )
 """The parts of the package in the way of the data; on top of them stand flows and benchmarks."""
 
