@@ -61,7 +61,7 @@ def reproduce(root: Path, arguments: Sequence[str], done: Callable[[StageFigures
     watch = _Watch(root, done)
     command = supervised([sys.executable, "-m", "dvc", "repro", *arguments])
     with (
-        (root / LOG).open("a", encoding="utf-8") as log,
+        (root / LOG).open("a", buffering=1, encoding="utf-8") as log,
         _process(command, root) as process,
         watch.memory_of(process.pid),
     ):
