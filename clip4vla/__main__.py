@@ -181,6 +181,23 @@ def doctor() -> None:
 
 
 @app.command(rich_help_panel=MODELS)
+def rehearse(
+    presets: Annotated[
+        list[str] | None, typer.Argument(metavar="[PRESET]...", help="Default: those that params.yaml names.")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="New directory for the scratch project, which stays there.")] = None,
+    clips: Annotated[
+        int | None,
+        typer.Option(min=2, help="Training clips of each corpus; default: as few as make a step."),
+    ] = None,
+) -> None:
+    """Run all stages at full size on a few made clips, elsewhere, and say what the real corpora will take."""
+    from clip4vla.rehearsal.rehearse import rehearse
+
+    rehearse(presets or [], keep, clips)
+
+
+@app.command(rich_help_panel=MODELS)
 def summary() -> None:
     """Print the scores and decisions of the last run, and where MLflow compares them."""
     from rich.console import Console

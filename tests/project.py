@@ -1,7 +1,6 @@
 """A miniature project in a directory of its own: this repository's code and graph, tiny data and towers."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,9 @@ from typing import Any
 import yaml
 
 from clip4vla.pipeline.params import resolve
-from tests.stamp_package import write_clipart_package, write_stamp_package
+from clip4vla.rehearsal import scratch
+from clip4vla.rehearsal.scratch import copy_project, initialise
+from clip4vla.rehearsal.stamp_package import write_clipart_package, write_stamp_package
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -51,20 +52,32 @@ TINY_CONFIG: dict[str, Any] = {
 
 def make_project(directory: Path) -> Path:
     """Put code, graph, parameters and packages into `directory`, and initialise git and DVC there."""
-    for name in ("clip4vla", "flows", "presets"):
-        shutil.copytree(REPOSITORY / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvcignore", "prefect.yaml"):
-        shutil.copy(REPOSITORY / name, directory)
+    copy_project(REPOSITORY, directory)
+    shutil.copytree(REPOSITORY / "flows", directory / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "prefect.yaml", directory)
     (directory / "clip4vla/model/architectures/tiny.json").write_text(json.dumps(TINY_ARCHITECTURE))
     config = _updated(yaml.safe_load((REPOSITORY / "params.yaml").read_text()), TINY_CONFIG)
     write_config(directory, config)
     resolve(directory)
     write_stamp_package(directory / "stamps.deb")
     write_clipart_package(directory / "clipart.deb")
-    subprocess.run(["git", "init", "-q"], cwd=directory, check=True)
-    run(directory, "-m", "dvc", "init", "-q").check_returncode()
-    run(directory, "-m", "dvc", "config", "core.analytics", "false").check_returncode()
+    initialise(directory)
     return directory
+
+
+def presets_of_published_corpora() -> list[str]:
+    """Names of the presets of this repository that lead to a corpus of others."""
+
+    def has_some(path: Path) -> bool:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        inner = tree.get("preset", [])
+        names = [inner] if isinstance(inner, str) else inner
+        media = [corpus["media"] for corpus in tree.get("corpora", {}).values() if corpus and "media" in corpus]
+        return any(place.startswith("data/raw/") for place in media) or any(
+            has_some(path.with_name(f"{name}.yaml")) for name in names
+        )
+
+    return sorted(path.stem for path in (REPOSITORY / "presets").glob("*.yaml") if has_some(path))
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -78,9 +91,7 @@ def write_config(directory: Path, config: dict[str, Any]) -> None:
 
 def environment() -> dict[str, str]:
     """The environment of a command: this Python first, one thread, nothing of the outer project."""
-    kept = {k: v for k, v in os.environ.items() if k not in {"MLFLOW_TRACKING_URI", "DVC_ROOT"}}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return kept | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return scratch.environment() | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from tests.project import REPOSITORY
 ORDER = (
     *("utils", "records", "config", "media", "corpora", "clips", "audio", "model", "losses"),
     *("tracking", "training", "inference", "evaluation", "registry", "reports", "app", "release", "pipeline"),
-    "__main__",
+    *("rehearsal", "__main__"),
 )
 """The parts of the package in the way of the data; on top of them stand flows and benchmarks."""
 

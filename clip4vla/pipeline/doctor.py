@@ -32,7 +32,7 @@ from clip4vla.pipeline.params import is_composed, is_unseen
 from clip4vla.pipeline.project import clips_directory
 from clip4vla.records import SPLITS, SourceRecord, Split
 from clip4vla.training.launch import ranks_here
-from clip4vla.training.memory import TrainingCost, Wanted, cost_of, describe, free_of_rank, plan_step
+from clip4vla.training.memory import TrainingCost, cost_of, plan_of
 from clip4vla.training.spec import TrainingName
 from clip4vla.utils.http import answers
 from clip4vla.utils.machine import free_disk
@@ -157,10 +157,10 @@ def _disk(config: Config, records: dict[str, list[SourceRecord]]) -> Check:
             continue
         if is_composed(corpus):
             seconds = config.stampscenes.seconds
-            needed += _composed_clips(config.stampscenes, corpus.role) * clip_bytes(config.clips, seconds)
+            needed += sum(composed_clips(config.stampscenes, corpus.role).values()) * clip_bytes(config.clips, seconds)
         needed += sum(clip_bytes(config.clips, _seconds(record)) for record in records.get(name, ()))
     unread = [name for name, corpus in config.corpora.items() if name not in records and not is_composed(corpus)]
-    copies = 1 if _dvc_links() else 2
+    copies = 1 if dvc_links() else 2
     needed, free = needed * copies, free_disk(Path("data"))
     what = (
         f"disk space: about {format_size(needed)} for clips{' and a copy in the cache of DVC' if copies == 2 else ''}"
@@ -182,16 +182,17 @@ def _seconds(record: SourceRecord) -> float | None:
     return None if record.end_s is None else record.end_s - record.start_s
 
 
-def _composed_clips(config: StampScenesConfig, role: Role) -> float:
+def composed_clips(config: StampScenesConfig, role: Role) -> dict[Split, float]:
+    """Clips of StampScenes of each split, of one role."""
     if role == "pretraining":
-        return config.pretraining_clips
+        return {"train": config.pretraining_clips}
     if role == "unseen":  # at most: not every picture has another
-        return config.caption_pairs["test"] * config.pictures_per_pair["test"] * (1 + config.unrelated_sound)
-    pictures = sum(config.caption_pairs[split] * config.pictures_per_pair[split] for split in SPLITS)
-    return pictures * (1 + config.unrelated_sound + config.no_sound)
+        return {"test": config.caption_pairs["test"] * config.pictures_per_pair["test"] * (1 + config.unrelated_sound)}
+    others = 1 + config.unrelated_sound + config.no_sound
+    return {split: config.caption_pairs[split] * config.pictures_per_pair[split] * others for split in SPLITS}
 
 
-def _dvc_links() -> bool:
+def dvc_links() -> bool:
     """Whether this project's DVC links data from its cache instead of copying them."""
     settings = ConfigParser(interpolation=None)
     settings.read([Path(".dvc/config"), Path(".dvc/config.local")], encoding="utf-8")
@@ -250,14 +251,11 @@ def _training(config: Config, name: TrainingName) -> Iterator[Check]:
 def _memory(
     name: TrainingName, cost: TrainingCost, training: TrainingConfig, trainer: TrainerConfig, on_gpu: bool, ranks: int
 ) -> Check:
-    share = -(-training.batch_size // ranks)
-    wanted = Wanted(share, training.micro_batch_size, cost.comparing, trainer.moments_can_lie_on_disk(on_gpu))
-    budget = free_of_rank(on_gpu, ranks) if trainer.memory_gb == "auto" else round(trainer.memory_gb * 1e9)
     try:
-        plan = plan_step(cost.memory, wanted, budget, f"{name}.micro_batch_size")
+        _, how = plan_of(cost, training, trainer, on_gpu, ranks, f"{name}.micro_batch_size")
     except ValueError as error:
         return Check(f"memory of {name}", str(error), "Training would stop before its first step.")
-    return Check(f"{name}: {describe(plan, cost.memory, share, budget)}")
+    return Check(f"{name}: {how}")
 
 
 def _speed(name: TrainingName, cost: TrainingCost, batch: int) -> Check:

@@ -235,6 +235,11 @@ class TrainingCost:
     comparing: bool
     """See `Wanted`."""
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes that a rank writes into a checkpoint: weights and moments, without gradients."""
+        return self.memory.state.weights + self.memory.state.moments
+
 
 def cost_of(
     training: PretrainingConfig | RetrievalConfig | CaptioningConfig,
@@ -258,6 +263,21 @@ def cost_of(
         sized.freeze_text()
     state = StateBytes.of(sized, clip, trainer, on_gpu, world_size)
     return TrainingCost(_measured(sized, training, objective, trainer, on_gpu, state), flops, objective.needs_all_clips)
+
+
+def plan_of(
+    cost: TrainingCost, training: TrainingConfig, trainer: TrainerConfig, on_gpu: bool, ranks: int, setting: str
+) -> tuple[MemoryPlan, str]:
+    """How `ranks` ranks on this machine will make a training fit, and a line that says so.
+
+    Raises:
+        ValueError: nothing fits, see `plan_step`.
+    """
+    share = -(-training.batch_size // ranks)
+    wanted = Wanted(share, training.micro_batch_size, cost.comparing, trainer.moments_can_lie_on_disk(on_gpu))
+    budget = free_of_rank(on_gpu, ranks) if trainer.memory_gb == "auto" else round(trainer.memory_gb * 1e9)
+    plan = plan_step(cost.memory, wanted, budget, setting)
+    return plan, describe(plan, cost.memory, share, budget)
 
 
 def step_memory(

@@ -64,6 +64,14 @@ def format_rate(rate: float) -> str:
     return f"{float(f'{rate:.1e}'):,.0f}" if rate >= 9.95 else f"{rate:#.2g}"
 
 
+def format_duration(seconds: float) -> str:
+    """A time as text, in the unit that suits it: `0.4 s`, `45 s`, `12 min`, `3.4 h`, `12 days`, `3.1 years`."""
+    for unit, scale in (("years", 365.25 * 86_400), ("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * scale:
+            return f"{seconds / scale:,.{1 if seconds < 10 * scale else 0}f} {unit}"
+    return f"{seconds:.{1 if seconds < 10 else 0}f} s"
+
+
 def format_span(start_s: float, end_s: float) -> str:
     """A span of a file, in seconds: `2.0–4.5 s`."""
     return f"{start_s:.1f}–{end_s:.1f} s"

@@ -106,6 +106,17 @@ def children(pid: int) -> list[psutil.Process]:
         return []
 
 
+def tree_memory(pid: int) -> int:
+    """Bytes of memory that a process and its descendants have resident; what several of them share counts for each."""
+    total = 0
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for member in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                total += member.memory_info().rss
+    return total
+
+
 def processes_in(directory: Path) -> dict[int, list[str]]:
     """Command line by process id of the other living processes whose working directory is `directory`."""
     place, found = str(directory.resolve()), {}

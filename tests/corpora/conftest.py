@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from clip4vla.config import StampScenesConfig
+from clip4vla.rehearsal.stamp_package import write_clipart_package, write_stamp_package
 from tests.project import REPOSITORY, TINY_CONFIG
-from tests.stamp_package import write_clipart_package, write_stamp_package
 
 SAMPLES = Path(__file__).parents[1] / "data" / "corpora"
 

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from clip4vla.corpora.stampscenes.archive import read_members, read_version
-from tests.stamp_package import FOLDER, NAMES, write_stamp_package
+from clip4vla.rehearsal.stamp_package import FOLDER, NAMES, write_stamp_package
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:

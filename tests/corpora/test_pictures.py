@@ -7,7 +7,7 @@ import pytest
 from PIL import ImageColor
 
 from clip4vla.corpora.stampscenes.pictures import DRAWINGS, listed_drawings, read_pictures
-from tests.stamp_package import DRAWN
+from clip4vla.rehearsal.stamp_package import DRAWN
 
 
 def test_pictures_of_the_labels_asked_for_are_rendered(clipart: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clip4vla.corpora.stampscenes.stamps import decode_stamp, likeness, read_stamps
-from tests.stamp_package import FOLDER, NAMES, write_stamp_package
+from clip4vla.rehearsal.stamp_package import FOLDER, NAMES, write_stamp_package
 
 
 def test_stamps_have_labels_in_both_languages_and_a_sound_where_there_is_one(package: Path) -> None:
@@ -15,7 +15,7 @@ def test_stamps_have_labels_in_both_languages_and_a_sound_where_there_is_one(pac
     assert [stamp.label for stamp in stamps] == [f"a {name}" for name in sorted(NAMES)]
     assert [stamp.spoken for stamp in stamps] == [f"un {name}o" for name in sorted(NAMES)]
     assert {stamp.label for stamp in stamps if stamp.sound} == {f"a {name}" for name in NAMES[:6]}
-    assert read_stamps(package, "fr")[0].spoken == "le ape"
+    assert read_stamps(package, "fr")[0].spoken == "un apeo"
 
 
 def test_a_stamp_of_the_same_label_gives_another_recording(package: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from clip4vla.corpora.stampscenes.compose import compose
 from clip4vla.corpora.stampscenes.unseen import compose_unseen
 from clip4vla.media.decode import Span, decode
 from clip4vla.records import SourceRecord
-from tests.stamp_package import DRAWN, write_stamp_package
+from clip4vla.rehearsal.stamp_package import DRAWN, write_stamp_package
 
 PARTS = ("voices", "sounds", "pictures")
 

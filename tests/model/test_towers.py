@@ -7,11 +7,11 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from clip4vla.model import towers
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.towers import ARCHITECTURES, build_clip, find_architecture, load_clip_weights
+from clip4vla.rehearsal.weights import write_openai_archive
 
 Build = Callable[..., Clip4Vla]
 
@@ -80,26 +80,8 @@ def test_weights_come_from_a_file_with_a_scalar_scale(build: Build, tmp_path: Pa
 
 @pytest.mark.filterwarnings("ignore:.*TorchScript")
 def test_weights_come_from_openais_archive(build: Build, tmp_path: Path) -> None:
-    class Archive(torch.nn.Module):
-        def __init__(self, clip: open_clip.CLIP) -> None:
-            super().__init__()
-            for key, value in clip.state_dict().items():
-                self._nest(key.split("."), value)
-            self.register_buffer("input_resolution", torch.tensor(32))
-
-        def _nest(self, names: list[str], value: Tensor) -> None:
-            module: torch.nn.Module = self
-            for name in names[:-1]:
-                if not hasattr(module, name):
-                    module.add_module(name, torch.nn.Module())
-                module = getattr(module, name)
-            module.register_parameter(names[-1], torch.nn.Parameter(value))
-
-        def forward(self) -> int:
-            return 0
-
     source, target = random_clip(build), build().clip
-    torch.jit.script(Archive(source)).save(str(tmp_path / "ViT.pt"))
+    write_openai_archive(source.state_dict(), {"input_resolution": 32}, tmp_path / "ViT.pt")
     load_clip_weights(target, build().architecture, str(tmp_path / "ViT.pt"))
     torch.testing.assert_close(dict(target.state_dict()), dict(source.state_dict()))
 

@@ -3,7 +3,7 @@
 import io
 import tarfile
 import wave
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,25 @@ NAMES = ("cat", "dog", "cow", "hen", "owl", "bee", "fox", "pig", "ape", "elk")
 
 
 def write_stamp_package(
-    path: Path, extra: tuple[tarfile.TarInfo, ...] = (), further: Mapping[str, bytes] | None = None
+    path: Path,
+    extra: tuple[tarfile.TarInfo, ...] = (),
+    further: Mapping[str, bytes] | None = None,
+    languages: Sequence[str] = ("es", "fr"),
 ) -> Path:
-    """Write a package of ten stamps, the first six with a sound; `further` files and `extra` members come last."""
+    """Write a package of ten stamps, the first six of them with a sound.
+
+    Args:
+        path: the .deb to write.
+        extra: members of the archive that come last.
+        further: content of further files by their path.
+        languages: of the voices.
+    """
     files = {}
     for index, name in enumerate(NAMES):
+        labels = [f"A {name}.", *(f"{language}.utf8=Un {name}o." for language in languages)]
         files[f"{FOLDER}/{name}.png"] = _picture(index)
-        files[f"{FOLDER}/{name}.txt"] = f"A {name}.\nes.utf8=Un {name}o.\nfr.utf8=Le {name}.\n".encode()
-        for language in ("es", "fr"):
+        files[f"{FOLDER}/{name}.txt"] = "\n".join([*labels, ""]).encode()
+        for language in languages:
             files[f"{FOLDER}/{name}_desc_{language}.wav"] = _tone(300 + 90 * index, 0.4)
         if index < 6:
             files[f"{FOLDER}/{name}.wav"] = _tone(150 + 60 * index, 0.2)
