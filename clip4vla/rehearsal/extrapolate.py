@@ -24,18 +24,18 @@ class Estimate:
     stage: str
     fixed_s: float
     clip_s: float | None
-    """Seconds of a clip; None where that wasn't measured."""
+    """Seconds of a clip; None where there are none to count, or where the difference of two runs says nothing."""
     clips: float | None
-    """How often a clip is gone through; None where the size of the corpus isn't known."""
+    """How often a clip is gone through; None where there are none to count, or the size of the corpus isn't known."""
     disk: float | None
     """Bytes of its outputs, likewise."""
 
     @property
     def seconds(self) -> float | None:
-        """In all; None where the size of the corpus isn't known."""
-        if self.clip_s is None:
+        """In all; None where the cost of a clip or their number isn't known."""
+        if self.clip_s is None and self.clips is None:
             return self.fixed_s
-        return None if self.clips is None else self.fixed_s + self.clip_s * self.clips
+        return None if self.clip_s is None or self.clips is None else self.fixed_s + self.clip_s * self.clips
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,14 @@ class Rehearsed:
         return total
 
     def slope_s(self, stage: str, clips: float) -> float | None:
-        """Seconds that one clip more takes, by the two runs of `stage`, of which the second has `clips` more."""
+        """Seconds that one clip more takes, by the two runs of `stage`, of which the second has `clips` more.
+
+        None where there was no second run, or where it was not the longer one: other work disturbed one of them.
+        """
         if stage not in self.again or clips <= 0:
             return None
-        return max(0.0, (self.again[stage].seconds - self.stages[stage].seconds) / clips)
+        slope = (self.again[stage].seconds - self.stages[stage].seconds) / clips
+        return slope if slope > 0 else None
 
 
 def extrapolate(rehearsed: Rehearsed) -> list[Estimate]:
@@ -90,16 +94,18 @@ def extrapolate(rehearsed: Rehearsed) -> list[Estimate]:
 
 
 def _clips(rehearsed: Rehearsed, name: str) -> Estimate:
+    """The clips of a corpus; those of StampScenes, a matter of minutes, are not scaled."""
     stage = f"clips@{name}"
     figures, made = rehearsed.stages[stage], sum(rehearsed.made[name].values())
+    if stage not in rehearsed.again:
+        return Estimate(stage, figures.seconds, None, None, figures.disk)
     more = sum(rehearsed.made_again[name].values()) - made
     clip_s, real = rehearsed.slope_s(stage, more), rehearsed.real[name]
     clips = None if real is None else sum(real.values())
-    if clip_s is None:
-        return Estimate(stage, figures.seconds, None, clips, figures.disk)
     clip_bytes = (rehearsed.again[stage].disk - figures.disk) / more
     disk = None if clips is None else figures.disk + clip_bytes * (clips - made)
-    return Estimate(stage, max(0.0, figures.seconds - clip_s * made), clip_s / rehearsed.workers, clips, disk)
+    fixed = max(0.0, figures.seconds - (clip_s or 0.0) * made)
+    return Estimate(stage, fixed, None if clip_s is None else clip_s / rehearsed.workers, clips, disk)
 
 
 def _test_clip_s(rehearsed: Rehearsed, model: str) -> float | None:
@@ -108,12 +114,20 @@ def _test_clip_s(rehearsed: Rehearsed, model: str) -> float | None:
     after, before = (rehearsed.of_role(each, "finetuning", "test") for each in counts)
     assert after is not None
     assert before is not None
-    return rehearsed.slope_s(f"evaluate@{'retrieval' if model == 'pretraining' else model}", after - before)
+    return rehearsed.slope_s(_rerun_evaluation(model), after - before)
+
+
+def _rerun_evaluation(model: str) -> str:
+    """The stage that says what evaluating a model costs."""
+    return f"evaluate@{'retrieval' if model == 'pretraining' else model}"
 
 
 def _evaluation(rehearsed: Rehearsed, model: str) -> Estimate:
+    """The scores of a model; where all test clips are of StampScenes they are not scaled."""
     stage = f"evaluate@{model}"
     figures, clip_s = rehearsed.stages[stage], _test_clip_s(rehearsed, model)
+    if _rerun_evaluation(model) not in rehearsed.again:
+        return Estimate(stage, figures.seconds, None, None, figures.disk)
     fixed = figures.seconds - (clip_s or 0) * (rehearsed.of_role(rehearsed.made, "finetuning", "test") or 0)
     return Estimate(
         stage, max(0.0, fixed), clip_s, rehearsed.of_role(rehearsed.real, "finetuning", "test"), figures.disk

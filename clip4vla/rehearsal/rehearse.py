@@ -68,7 +68,7 @@ def rehearse(presets: Sequence[str], keep: Path | None = None, clips: int | None
         estimates = extrapolate(rehearsed)
         sizes = {name: directory_bytes(root / name) for name in ("", ".dvc", "mlruns")}
         notes = [*scratch.notes, *memory_notes(scratch.wanted, rehearsed.ranks), *disk_notes(sizes, estimates)]
-        notes += assumptions(rehearsed)
+        notes += assumptions(rehearsed, estimates)
         write_json(root / RESULT, _figures(scratch, rehearsed, estimates, notes))
         console = Console()
         if not console.is_terminal:
@@ -180,6 +180,7 @@ def _figures(
         "presets": list(scratch.wanted.preset),
         "hardware": hardware(),
         "made_clips": rehearsed.made,
+        "made_clips_again": rehearsed.made_again,
         "real_clips": rehearsed.real,
         "measured": [asdict(figures) for figures in rehearsed.stages.values()],
         "measured_again": [asdict(figures) for figures in rehearsed.again.values()],

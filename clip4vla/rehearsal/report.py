@@ -105,8 +105,8 @@ def disk_notes(sizes: Mapping[str, int], estimates: Sequence[Estimate]) -> list[
     return [took, f"With DVC's copies the outputs of the real corpora take {format_size(2 * disk)}, besides MLflow's."]
 
 
-def assumptions(rehearsed: Rehearsed) -> list[str]:
-    """What the estimates assume."""
+def assumptions(rehearsed: Rehearsed, estimates: Sequence[Estimate]) -> list[str]:
+    """What the estimates assume, and what isn't known."""
     where = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "a CPU"
     published = published_corpora()
     sources = [
@@ -114,7 +114,13 @@ def assumptions(rehearsed: Rehearsed) -> list[str]:
         for name, corpus in rehearsed.wanted.corpora.items()
         if corpus.adapter in published and not is_composed(corpus)
     ]
+    unmeasured = [e.stage for e in estimates if e.clip_s is None and e.clips is not None]
+    disturbed = [
+        f"Of {', '.join(unmeasured)} the second run was not the longer one: other work disturbed them, and what a clip "
+        "costs isn't known. finetune and ablate then lack the scoring of clips. Rehearse again on a quiet machine."
+    ]
     return [
+        *(disturbed if unmeasured else []),
         f"Numbers of clips: {'; '.join(sources)}." if sources else "Numbers of clips: those of params.yaml.",
         f"The estimates are of this machine, {hardware()}, trained on {where} with {rehearsed.ranks} ranks. A clip of "
         "a training costs what it did in its one step, the slow first one; a third more where a batch takes several "
@@ -123,6 +129,6 @@ def assumptions(rehearsed: Rehearsed) -> list[str]:
         f"stage clips divided by {rehearsed.workers} processes. A pretrained model is evaluated as that of retrieval.",
         "`other` is the start of a stage's programs and, of finetune and ablate, the scoring of val and test clips. "
         "Both are differences of times: beside other work on this machine they are no figures.",
-        "Taken as fixed: manifests, hashing of the media, checkpoints, bootstraps and promotions, which all grow a "
-        "little with a corpus.",
+        "Taken as fixed: the clips of StampScenes, manifests, hashing of the media, checkpoints, bootstraps and "
+        "promotions, which all grow a little with a corpus.",
     ]

@@ -7,7 +7,7 @@ import pytest
 from clip4vla.config import Config, load_config
 from clip4vla.rehearsal.extrapolate import Estimate, Rehearsed, extrapolate
 from clip4vla.rehearsal.measure import StageFigures
-from clip4vla.rehearsal.report import estimate_table, measured_table, total_disk, total_seconds
+from clip4vla.rehearsal.report import assumptions, estimate_table, measured_table, total_disk, total_seconds
 from tests.project import REPOSITORY
 
 STAGES = {
@@ -82,10 +82,26 @@ def test_stages_without_a_cost_by_clip_stay_as_they_are(estimates: dict[str, Est
     assert list(estimates) == list(STAGES)
 
 
-def test_a_second_run_that_was_faster_by_chance_costs_nothing_a_clip(rehearsed: Rehearsed) -> None:
-    again = figures({"clips@msrvtt": 9.0, "evaluate@retrieval": 21.0, "evaluate@captioning": 30.0})
-    found = {e.stage: e for e in extrapolate(replace(rehearsed, again=again))}
-    assert (found["clips@msrvtt"].clip_s, found["clips@msrvtt"].seconds) == (0.0, 10.0)
+def test_a_second_run_that_was_faster_by_chance_says_nothing(rehearsed: Rehearsed) -> None:
+    again = figures({"clips@msrvtt": 9.0, "evaluate@retrieval": 21.0, "evaluate@captioning": 35.0})
+    disturbed = replace(rehearsed, again=again)
+    found = {e.stage: e for e in extrapolate(disturbed)}
+    for stage in ("clips@msrvtt", "evaluate@pretraining", "evaluate@retrieval"):
+        assert found[stage].clip_s is found[stage].seconds is None
+    assert found["evaluate@captioning"].seconds is not None
+    assert found["finetune@retrieval"].fixed_s == 30
+    assert total_seconds(list(found.values())) is None
+    note, *_ = assumptions(disturbed, list(found.values()))
+    assert note.startswith(
+        "Of clips@msrvtt, evaluate@pretraining, evaluate@retrieval the second run was not the longer"
+    )
+    assert not assumptions(rehearsed, extrapolate(rehearsed))[0].startswith("Of ")
+
+
+def test_test_clips_of_stampscenes_alone_are_not_scaled(rehearsed: Rehearsed) -> None:
+    found = {e.stage: e for e in extrapolate(replace(rehearsed, again={}, made_again=rehearsed.made))}
+    assert [found[f"evaluate@{model}"].seconds for model in ("pretraining", "retrieval", "captioning")] == [20, 22, 33]
+    assert found["clips@msrvtt"].seconds == 10
 
 
 def test_a_corpus_of_unknown_size_has_costs_by_clip_and_no_total(rehearsed: Rehearsed) -> None:
