@@ -113,7 +113,8 @@ def report(
         "threads": torch.get_num_threads(),
         "versions": {name: found for name in ("torch", *packages) if (found := _version(name))},
         "settings": {
-            key: str(value) if isinstance(value, torch.device) else value for key, value in vars(settings).items()
+            key: str(value) if isinstance(value, torch.device | Path) else value
+            for key, value in vars(settings).items()
         },
         "results": results,
     }

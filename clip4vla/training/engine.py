@@ -46,6 +46,7 @@ from clip4vla.training.network import LOOPBACK, open_store, use_interface_toward
 from clip4vla.training.objectives import Objective, total_loss
 from clip4vla.training.optimizer import parameter_groups
 from clip4vla.utils.files import sync_directory
+from clip4vla.utils.machine import return_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,8 @@ class Engine:
         self._found = found
         self._converts = found is not None and not found.fits(dist.get_world_size(), self.zero_stage)
         model.recompute(plan.recomputed_blocks)
+        if plan.is_tight and device.type == "cpu":
+            return_freed_memory()
         self._compiled = _compile_towers(model, self.zero_stage) if trainer.compile else []
         groups = parameter_groups(model, optimizer)
         self._group_settings = [{key: group[key] for key in ("lr_ratio", "weight_decay")} for group in groups]

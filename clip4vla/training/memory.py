@@ -135,6 +135,11 @@ class MemoryPlan:
     recomputed_blocks: int = 0
     moments_on_disk: bool = False
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether time is given for memory."""
+        return self.recomputed_blocks > 0 or self.moments_on_disk
+
 
 @dataclass(frozen=True)
 class Wanted:

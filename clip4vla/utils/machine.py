@@ -1,9 +1,16 @@
 """What this machine has left."""
 
+import ctypes
 import shutil
+import sys
 from pathlib import Path
 
 import psutil
+
+_MMAP_THRESHOLD = -3
+"""mallopt's name for the size from which a block is the system's, and given back to it when freed."""
+LARGE_BLOCK = 1 << 20
+"""Bytes."""
 
 
 def available_memory() -> int:
@@ -14,6 +21,16 @@ def available_memory() -> int:
 def own_memory() -> int:
     """Bytes of memory that this process has."""
     return int(psutil.Process().memory_info().rss)
+
+
+def return_freed_memory() -> None:
+    """From now on blocks of LARGE_BLOCK bytes or more go back to the system when they are freed.
+
+    glibc otherwise learns to keep blocks of up to 32 MB for later, gigabytes in a training step. Nothing is done where
+    the C library is another.
+    """
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def free_disk(path: Path) -> int:

@@ -1,0 +1,31 @@
+"""What a machine has left, and that it gets back what is freed."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+FREED = """
+import sys
+import numpy as np
+from clip4vla.utils.machine import own_memory, return_freed_memory
+if sys.argv[1] == "returns":
+    return_freed_memory()
+np.ones(20_000_000, np.uint8)  # from its size on glibc learns to keep what is freed
+before = own_memory()
+blocks = [np.ones(10_000_000, np.uint8) for _ in range(40)]
+pins = [np.ones(200_000, np.uint8) for _ in range(4)]  # behind the blocks, so that the heap can't shrink
+del blocks
+print(own_memory() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_freed_memory_goes_back_to_the_system_only_when_asked_to() -> None:
+    kept = {}
+    for mode in ("keeps", "returns"):
+        command = [sys.executable, "-c", FREED, mode]
+        kept[mode] = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert kept["returns"] < 20_000_000
+    assert kept["keeps"] > 200_000_000
