@@ -56,6 +56,8 @@ VICTIMS = ("stage", "rank", "all")
 PATIENCE_S = 120.0
 """Time in which everything that was left by a kill must have ended."""
 POLL_S = 0.01
+SHORTER = 0.8
+"""Share of its time that a stage is expected to take after one has ended before it was to be killed."""
 UNLIKE = frozenset(("run_id", "dvc_lock", "clips_per_second", "data_wait", "memory_gb", "tflops"))
 """Names in JSON files of what differs between two undisturbed runs: speeds, and random ids (DVC's lock hashes them)."""
 fork = multiprocessing.get_context("fork")
@@ -175,7 +177,7 @@ def kill_round(
         The kills, and what was wrong after one.
     """
     begin(project, round_number)
-    wanted, kills, wrong = Counter(wanted), list[Kill](), list[str]()
+    wanted, pace, kills, wrong = Counter(wanted), dict(pace), list[Kill](), list[str]()
     champions = alone(lambda: look(project))
     while True:
         repro, may_fail = Repro(project), False
@@ -198,21 +200,25 @@ def kill_round(
 
 
 def kill_once(
-    repro: Repro, round_number: int, wanted: Counter[str], pace: Mapping[str, float], rng: random.Random
+    repro: Repro, round_number: int, wanted: Counter[str], pace: dict[str, float], rng: random.Random
 ) -> Kill | None:
-    """Kill the next stage that is wanted, or None where DVC ended first."""
+    """Kill the next stage that is wanted, or the one after it where it ended first; None where DVC has ended.
+
+    Where a stage ended first, `pace` is shortened: the machine is less busy than when it was measured.
+    """
     while repro.is_running() and wanted[repro.stage() or ""] <= 0:
         time.sleep(POLL_S)
     share = rng.random() ** 0.5  # the first part of a stage is Python's start
     victim, number = rng.choice(VICTIMS), rng.choice((signal.SIGKILL, signal.SIGTERM))
-    started = time.monotonic()
-    deadline = started + share * pace.get(repro.stage() or "", 1.0)
+    started, waited_for = time.monotonic(), repro.stage()
+    deadline = started + share * pace.get(waited_for or "", 0.0)
     while repro.is_running() and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    if not repro.is_running():
-        return None
     stage = repro.stage()
-    assert stage is not None
+    if stage != waited_for:
+        pace.update({name: seconds * SHORTER for name, seconds in pace.items()})
+    if not repro.is_running() or stage is None:
+        return None
     victim = repro.kill(victim, number)
     return Kill(round_number, stage, victim, number.name, round(time.monotonic() - started, 2), round(share, 2))
 
@@ -266,7 +272,8 @@ def read_results(project: Path) -> Results:
     """Everything that a round leaves and that does not depend on when it ran."""
     found: Results = {}
     for top in ("data", "runs", "metrics"):
-        for path in sorted(path for path in (project / top).rglob("*") if path.is_file()):
+        # but hidden files: DVC writes .gitignore, and forgets some of its lines when it is killed
+        for path in sorted(path for path in (project / top).rglob("[!.]*") if path.is_file()):
             name = path.relative_to(project).as_posix()
             if path.suffix == ".json":
                 found[name] = hash_text(json.dumps(_without_unlike(read_json(path)), sort_keys=True))
