@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 from clip4vla.tracking.provenance import hardware
+from clip4vla.utils.machine import return_freed_memory
 
-_MMAP_THRESHOLD = -3
-"""mallopt's name for the size from which a block is the system's, and given back to it when freed."""
+GLIBC_KEEPS = 1 << 25
+"""Bytes of a block that glibc, after a while, no longer keeps when it is freed."""
 
 
 def add_device(parser: ArgumentParser) -> None:
@@ -68,12 +69,12 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
         return None
     libc = ctypes.CDLL(None)
     libc.malloc_trim(0)  # what was freed but kept would not show when it is taken again,
-    libc.mallopt(_MMAP_THRESHOLD, 1 << 16)  # nor does the system see what is freed but kept from now on
+    return_freed_memory(1 << 16)  # nor does the system see what is freed but kept from now on
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = resident("VmRSS")
     call()
     peak = resident("VmHWM") - before
-    libc.mallopt(_MMAP_THRESHOLD, 1 << 25)  # where glibc itself arrives after a while
+    return_freed_memory(GLIBC_KEEPS)
     return max(0, peak)
 
 

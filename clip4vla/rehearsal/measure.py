@@ -7,7 +7,6 @@ time. They are ended with this process, also when that is killed.
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from clip4vla.config import read_yaml
 from clip4vla.rehearsal.scratch import environment
+from clip4vla.utils.progress import repeated
 from clip4vla.utils.supervise import kill_process_tree, supervised, tree_memory
 
 LOG = "rehearsal.log"
@@ -128,19 +128,12 @@ class _Watch:
     @contextmanager
     def memory_of(self, pid: int) -> Iterator[None]:
         """Look at the memory of a process and its descendants every now and then."""
-        ended = threading.Event()
 
         def look() -> None:
-            while not ended.wait(LOOK_EVERY_S):
-                self._peak = max(self._peak, tree_memory(pid))
+            self._peak = max(self._peak, tree_memory(pid))
 
-        thread = threading.Thread(target=look, daemon=True)
-        thread.start()
-        try:
+        with repeated(look, LOOK_EVERY_S):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
 
 def output_bytes(root: Path, stage: str) -> int:

@@ -61,7 +61,7 @@ def hash_files(paths: Iterable[Path], digits: int = DIGITS) -> str:
 class HashSet:
     """A set of texts that keeps 63 bits of each: 12 to 24 bytes a text, however long it is, and 36 while it grows.
 
-    n different texts are all told apart but with a probability of n^2 / 2^64: 0.00007 for 36 million.
+    n different texts have different hashes but with a probability of n^2 / 2^64: 0.00007 for 36 million.
     """
 
     def __init__(self) -> None:

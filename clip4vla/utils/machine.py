@@ -8,9 +8,7 @@ from pathlib import Path
 import psutil
 
 _MMAP_THRESHOLD = -3
-"""mallopt's name for the size from which a block is the system's, and given back to it when freed."""
-LARGE_BLOCK = 1 << 20
-"""Bytes."""
+"""mallopt's name of that setting."""
 
 
 def available_memory() -> int:
@@ -23,14 +21,14 @@ def own_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def return_freed_memory() -> None:
-    """From now on blocks of LARGE_BLOCK bytes or more go back to the system when they are freed.
+def return_freed_memory(from_bytes: int = 1 << 20) -> None:
+    """From now on blocks of `from_bytes` or more go back to the system when they are freed.
 
     glibc otherwise learns to keep blocks of up to 32 MB for later, gigabytes in a training step. Nothing is done where
     the C library is another.
     """
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_MMAP_THRESHOLD, LARGE_BLOCK)
+        libc.mallopt(_MMAP_THRESHOLD, from_bytes)
 
 
 def free_disk(path: Path) -> int:
