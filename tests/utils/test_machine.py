@@ -7,12 +7,15 @@ import sys
 import pytest
 
 FREED = """
+import ctypes
 import sys
 import numpy as np
 from clip4vla.utils.machine import own_memory, return_freed_memory
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
+ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 32 << 20)  # what glibc can learn by itself, where nothing forbids it
+ctypes.CDLL(None).mallopt(TRIM_THRESHOLD, 1 << 30)
 if sys.argv[1] == "returns":
     return_freed_memory()
-np.ones(20_000_000, np.uint8)  # from its size on glibc learns to keep what is freed
 before = own_memory()
 blocks = [np.ones(10_000_000, np.uint8) for _ in range(40)]
 pins = [np.ones(200_000, np.uint8) for _ in range(4)]  # behind the blocks, so that the heap can't shrink
