@@ -27,7 +27,7 @@ class ReaderLimits(MediaLimits):
     """When all readers have been at their files for so long, further files are refused until one is done."""
     memory_bytes: Large = 4 * 2**30
     """Address space of a reader."""
-    readers: Positive = 2
+    readers: Annotated[int, Field(ge=1, le=256)] = 2
     """Processes that read files."""
 
 
