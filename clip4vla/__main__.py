@@ -262,7 +262,8 @@ def index(
     folder: Annotated[Path, typer.Argument(help="Folder of media files.")],
     index: IndexOption = INDEX,
     seconds: Annotated[
-        float | None, typer.Option(help="Longest clip; a longer file becomes several. Default: as in training.")
+        float | None,
+        typer.Option(min=0.5, max=86_400, help="Longest clip; a longer file becomes several. Default: as in training."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Name of the registered model; default: gates.retrieval.model_name.")
@@ -283,7 +284,7 @@ def index(
             version=version,
             content=content_hash(directory),
             inference=inference,
-            clip_seconds=seconds or inference.clips.max_seconds,
+            clip_seconds=inference.clips.max_seconds if seconds is None else seconds,
         )
         done = build(folder, index, directory, indexed)
     print(f"{done.clips:,} clips in {index}, by {name} version {version}")

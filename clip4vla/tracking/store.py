@@ -13,6 +13,7 @@ starts: it puts the URI into its errors, which end up in logs and tags.
 import fcntl
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -68,6 +69,11 @@ def tracking_uri(root: Path) -> str:
 def is_local(uri: str) -> bool:
     """Whether this process opens the database `uri` itself, rather than asking a server."""
     return uri.startswith("sqlite:")
+
+
+def shown_uri(uri: str) -> str:
+    """The address of a store for messages: that of a database of a server, too, without user name and password."""
+    return uri if is_local(uri) else re.sub("(?<=://).*@", "", uri)
 
 
 def open_client(root: Path) -> "MlflowClient":

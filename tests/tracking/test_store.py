@@ -23,6 +23,7 @@ from clip4vla.tracking.store import (
     prepare_store,
     run_page,
     runs_table_page,
+    shown_uri,
     tracking_uri,
     version_page,
 )
@@ -217,3 +218,8 @@ def test_a_password_that_would_stay_in_the_address_is_an_error_without_it(
         with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_URI has a password with '/'") as caught:
             use(tmp_path)
         assert "cret" not in str(caught.value)
+
+
+def test_a_database_is_shown_without_its_password() -> None:
+    assert shown_uri("postgresql://ann:se/c@ret@db.example/mlflow") == "postgresql://db.example/mlflow"
+    assert shown_uri("sqlite:////home/ann@work/mlflow.db") == "sqlite:////home/ann@work/mlflow.db"
