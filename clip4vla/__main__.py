@@ -523,8 +523,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"clip4vla: {_brief(str(error))}")
     except Exception as error:
-        # MLflow takes a second to import: an error of its own class has imported it
-        if type(error).__module__.partition(".")[0] != "mlflow":
+        # MLflow takes a second to import: an error of its own class, or of its database's, has imported it
+        if type(error).__module__.partition(".")[0] not in ("mlflow", "sqlalchemy"):
             raise
         sys.exit(f"clip4vla: MLflow: {_brief(str(error), 1)}")
 
