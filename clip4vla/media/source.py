@@ -131,12 +131,15 @@ class Source:
 
     def _find_duration(self) -> float:
         container = self._container
-        stated = container.duration or 0
-        if stated > 0 and not COUNTED.intersection(container.format.name.split(",")):
-            # Matroska states the timestamp of the last moment
-            return stated / av.time_base - (self._origin_s if _is_matroska(container) else 0.0)
-        state = (find_shard(self.path) or self.path).stat()
-        count = _count_packets(self.path, (state.st_size, state.st_mtime_ns), self.limits)
+        stated_s = (container.duration or 0) / av.time_base
+        stat = (find_shard(self.path) or self.path).stat()
+        state = stat.st_size, stat.st_mtime_ns
+        if stated_s > 0 and not COUNTED.intersection(container.format.name.split(",")):
+            if not _is_matroska(container) or stated_s > self.limits.max_duration_s:
+                return stated_s
+            # the timestamp of the last moment; a recorder that was interrupted has stated one before it
+            return max(stated_s, _find_end(self.path, state, self.limits, stated_s)) - self._origin_s
+        count = _count_packets(self.path, state, self.limits)
         self._is_chained, self._has_clock = count.is_chained, count.has_clock
         return count.end_s - self._origin_s
 
@@ -323,6 +326,25 @@ def _count_packets(path: Path, state: tuple[int, int], limits: MediaLimits) -> _
     if is_mixed or (is_ogg and is_chained):
         return _Count(_count_frames(path, limits, stop_at), is_chained=True, has_clock=False)
     return _Count(end_s, is_chained, has_clock=True)
+
+
+@lru_cache(maxsize=COUNTS_KEPT)
+def _find_end(path: Path, state: tuple[int, int], limits: MediaLimits, stated_s: float) -> float:  # noqa: ARG001
+    """Timestamp of the end of the last packet, 0 where there is none from shortly before `stated_s` on.
+
+    Args:
+        path, state, limits: see `_count_packets`.
+        stated_s: where the file says that it ends.
+    """
+    end_s, stop_at = 0.0, time.monotonic() + limits.max_decode_s
+    with _open(path, limits) as container:
+        with suppress(PermissionError):  # then from the beginning
+            container.seek(int(max(0.0, stated_s - SEEK_BACK_S[0]) * av.time_base))
+        for packet in container.demux():
+            _check_time(path, limits, stop_at)
+            if packet.pts is not None and packet.time_base is not None:
+                end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    return end_s
 
 
 def _count_frames(path: Path, limits: MediaLimits, stop_at: float) -> float:

@@ -211,6 +211,20 @@ def test_a_stated_length_that_is_none_is_counted(tmp_path: Path, stated: float) 
     assert look_at(path).duration_s == pytest.approx(2.1, abs=0.1)
 
 
+@pytest.mark.parametrize("options", [{}, {"live": "1"}])
+def test_a_matroska_file_that_goes_on_after_its_stated_end_is_used_to_its_end(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
+    path = write_media(tmp_path / "stated.mkv", options=options)
+    data = path.read_bytes()
+    if b"\x44\x89\x88" in data:  # a live one states nothing
+        place = data.index(b"\x44\x89\x88") + 3
+        path.write_bytes(data[:place] + struct.pack(">d", 500.0) + data[place + 8 :])
+    found = look_at(path)
+    assert found.duration_s == pytest.approx(2.1, abs=0.1)
+    assert found.audio_s == pytest.approx(2.1, abs=0.1)
+
+
 def with_cover(sound: bytes, picture: bytes) -> bytes:
     """An MP3 with a picture in an ID3 tag before it."""
     content = b"\0image/png\0\x03\0" + picture
