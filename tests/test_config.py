@@ -513,7 +513,7 @@ def test_a_role_that_no_corpus_has_is_named(changed: Write, role: str) -> None:
     [
         ("\nseed: 7\n", "\nseed: 7\nseed: 8\n", "seed"),
         ("\nretrieval:\n", "\nretrieval:\n  epochs: 9\n", "epochs"),
-        ("lr: 2.0e-3", "lr: 2.0e-3, lr: 1.0e-3", "lr"),
+        ("text_lr_ratio: 1.333", "text_lr_ratio: 1.333, text_lr_ratio: 1.0", "text_lr_ratio"),
         ("\nclips: {", '\n"clips": {}\nclips: {', "clips"),
     ],
 )
