@@ -168,8 +168,11 @@ def _raise(cells: Floats, least: float) -> None:
 def _hide(cells: Floats, rows: NDArray[np.bool_], bands: NDArray[np.bool_], out: Floats) -> None:
     """Copy (R, R) to `out`, with 0 in the rows (R,) and bands (R,) that are hidden."""
     for row in range(len(cells)):
-        for band in range(len(cells)):
-            out[row, band] = np.float32(0.0) if rows[row] or bands[band] else cells[row, band]
+        if rows[row]:
+            out[row] = 0.0
+        else:
+            for band in range(len(cells)):
+                out[row, band] = np.float32(0.0) if bands[band] else cells[row, band]
 
 
 @njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
