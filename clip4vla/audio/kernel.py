@@ -1,8 +1,8 @@
 """The log-mel front end of a CPU, compiled by numba: sixteen rows of a spectrogram at a time, one in each lane.
 
-In: waveforms in float32 and a `Plan`. Out: what `LogMel` computes with torch, to single precision. A row's transform,
-power, bands and logarithm never leave the core's first cache; statistics and the normalised tile are taken from the
-spectrogram of one clip, which the second holds for the most part. `LogMel` uses it where numba is installed.
+In: waveforms in float32 and a `Plan`. Out: what `LogMel` computes with torch, to single precision. Sixteen rows go
+from samples to decibels in the core's first two caches, and are written once; tiles are normalised in place when their
+clip's loudest cell is known. `LogMel` uses it where numba is installed.
 
 Shapes: B clips, C channels of the waveform and C' of its tiles, S samples, N' tiles that hold a clip's rows, T tiles
 that are kept, R rows and bands of a tile, K points of a transform.
