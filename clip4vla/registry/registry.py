@@ -57,7 +57,7 @@ REFERENCE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)(?:@([A-Za-z][A-Za-z0-9_-]*
 PACKAGE = Path(clip4vla.__file__).parent
 
 REQUIREMENTS = (
-    *("mlflow", "torch", "torchvision", "torchaudio", "open_clip_torch", "safetensors"),
+    *("mlflow", "torch", "torchvision", "torchaudio", "open_clip_torch", "ftfy", "regex", "safetensors"),
     *("prometheus_client", "av", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml"),
 )
 """What serving needs; each is pinned to the release that is installed when a version is registered."""
