@@ -99,7 +99,7 @@ def prepare_store(root: Path) -> str:
     if uri != _own_uri(root):
         return uri
     directory, installed = store_directory(root), version("mlflow")
-    database, marker = directory / "mlflow.db", directory / ".schema"
+    database, marker = _database(root), directory / ".schema"
     with store_lock(root):
         state = f"{installed}\n{directory.as_uri()}"
         kept = marker.read_text() if marker.is_file() and database.is_file() else ""
@@ -110,6 +110,15 @@ def prepare_store(root: Path) -> str:
             _follow_moved_folder(database)
             marker.write_text(state)
     return uri
+
+
+def own_database(root: Path) -> Path | None:
+    """The project's own database, made and brought up to date; None where MLFLOW_TRACKING_URI names another store.
+
+    Raises:
+        RuntimeError, ValueError: see `prepare_store`.
+    """
+    return _database(root) if prepare_store(root) == _own_uri(root) else None
 
 
 @contextmanager
@@ -222,7 +231,11 @@ def _active_experiment(client: "MlflowClient", name: str) -> "Experiment":
 
 
 def _own_uri(root: Path) -> str:
-    return f"sqlite:///{store_directory(root) / 'mlflow.db'}"
+    return f"sqlite:///{_database(root)}"
+
+
+def _database(root: Path) -> Path:
+    return store_directory(root) / "mlflow.db"
 
 
 def _without_credentials(uri: str) -> str:

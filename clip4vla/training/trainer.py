@@ -26,6 +26,7 @@ from clip4vla.model.fusion import SequenceFusion
 from clip4vla.model.pretrained import load_model, save_model
 from clip4vla.model.tokenizer import Tokenizer
 from clip4vla.model.towers import check_state
+from clip4vla.records import RUN_FILE
 from clip4vla.tracking.run import Run, start_run
 from clip4vla.training.checkpoints import CheckpointMetadata
 from clip4vla.training.engine import Engine, StepAbandonedError, after_rank_0, checkpoint_to_resume, join_ranks
@@ -33,7 +34,7 @@ from clip4vla.training.flops import StepFlops, peak_flops
 from clip4vla.training.memory import MemoryPlan, Wanted, describe, free_of_rank, plan_step, step_memory
 from clip4vla.training.objectives import Objective, build_objective
 from clip4vla.training.optimizer import learning_rate
-from clip4vla.training.spec import PROGRESS_FILE, RUN_FILE, TrainSpec
+from clip4vla.training.spec import PROGRESS_FILE, TrainSpec
 from clip4vla.training.throughput import StepProgress, ThroughputMeter, line
 from clip4vla.training.worker import STOPPED
 from clip4vla.utils.files import atomic_directory, write_json
