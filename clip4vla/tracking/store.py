@@ -12,6 +12,7 @@ starts: it puts the URI into its errors, which end up in logs and tags.
 
 import fcntl
 import json
+import logging
 import os
 import sqlite3
 import subprocess
@@ -105,7 +106,6 @@ def prepare_store(root: Path) -> str:
         kept = marker.read_text() if marker.is_file() and database.is_file() else ""
         if kept.partition("\n")[0] != installed:
             _make_database(database)
-            _make_default_experiment(uri)
         if kept != state:
             _follow_moved_folder(database)
             marker.write_text(state)
@@ -266,22 +266,28 @@ def _move_credentials() -> None:
         os.environ[USER_VARIABLE], os.environ[PASSWORD_VARIABLE] = unquote(parts.username), unquote(parts.password)
 
 
-def _make_default_experiment(uri: str) -> None:
-    """MLflow makes one when a store is first opened, and processes that do so together fail over it."""
-    from mlflow import MlflowClient
-
-    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-
-
 def _make_database(database: Path) -> None:
     """Upgrade `database`, or make it aside and move it into place, so that a killed attempt leaves nothing half."""
     if database.is_file():
         _upgrade(database)
+        _open_first(database)
         return
     unfinished = database.with_name("mlflow.db.unfinished")
     unfinished.unlink(missing_ok=True)
-    _upgrade(unfinished)
+    _open_first(unfinished)
     unfinished.replace(database)
+
+
+def _open_first(database: Path) -> None:
+    """Have MLflow make what a store must have, a default experiment too; processes that do so together fail."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it reports every step
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments(max_results=1)
+    except MlflowException as error:
+        raise RuntimeError(f"MLflow can't make {database}: {error}") from error
 
 
 def _upgrade(database: Path) -> None:
