@@ -39,6 +39,8 @@ DOORS = {
     "jinja2": ("clip4vla/reports/pages.py",),
     "fastapi": ("clip4vla/app/server.py",),
     "uvicorn": ("clip4vla/app/server.py",),
+    "numba": ("clip4vla/audio/kernel.py", "clip4vla/audio/lanes.py"),
+    "llvmlite": ("clip4vla/audio/lanes.py",),
     "matplotlib": ("clip4vla/reports/figures.py", "clip4vla/tracking/"),
     "typer": ("clip4vla/__main__.py", "flows/serve.py"),
     "lance": (

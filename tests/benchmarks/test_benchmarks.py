@@ -64,7 +64,8 @@ def test_audio_front_end(run: Callable[..., dict[str, Any]], monkeypatch: pytest
     results = run(audio_frontend.main, *AUDIO)
     assert results.keys() == {"mono", "stereo"}
     for figures in results.values():
-        assert figures.keys() == {"ms_per_clip", "audio_s_per_s", "log_mel_audio_s_per_s"}
+        assert figures.keys() == {"ms_per_clip", "ms_per_audio_s", "audio_s_per_s", "log_mel_audio_s_per_s"}
+        assert figures["ms_per_audio_s"] == pytest.approx(1000 / figures["audio_s_per_s"])
         cores = torch.get_num_threads()
         assert figures["audio_s_per_s"] * figures["ms_per_clip"] * cores == pytest.approx(1792, rel=1e-3)
 
