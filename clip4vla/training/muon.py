@@ -7,7 +7,7 @@ products alone; here for all matrices of a shape at once and in float32, and eac
 torch's Muon does one after the other, in bfloat16, on every rank.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -57,33 +57,33 @@ class Muon(torch.optim.AdamW):
             self.param_groups = groups
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, float]]] = {}
         for group in groups:
-            for weight in group["params"] if group["matrices"] else ():
-                if weight.grad is None:
-                    continue
-                direction = self._direction(weight)
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                parts = (tensor.chunk(group["matrices"]) for tensor in (weight, direction))
-                for part, towards in zip(*parts, strict=True):
-                    by_shape.setdefault(part.shape, []).append((part, towards, group["lr"]))
-        _, ranks = world()
-        for shape, steps in by_shape.items():
-            at_once = ranks * max(1, NUMBERS_AT_ONCE // shape.numel())
-            for start in range(0, len(steps), at_once):
-                some = steps[start : start + at_once]
-                updates = _shared(torch.stack([towards for _, towards, _ in some]))
-                for (part, _, lr), update in zip(some, updates, strict=True):
-                    part.add_(update, alpha=-lr * RMS * max(shape) ** 0.5)
+            trained = [weight for weight in group["params"] if group["matrices"] and weight.grad is not None]
+            directions = self._directions(trained)
+            torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
+            for pair in zip(trained, directions, strict=True):
+                for weight, direction in zip(*(tensor.chunk(group["matrices"]) for tensor in pair), strict=True):
+                    by_shape.setdefault(weight.shape, []).append((weight, direction, group["lr"]))
+        for shape, matrices in by_shape.items():
+            at_once = world()[1] * max(1, NUMBERS_AT_ONCE // shape.numel())
+            for start in range(0, len(matrices), at_once):
+                weights, directions, rates = zip(*matrices[start : start + at_once], strict=True)
+                updates = _shared(torch.stack(directions))
+                updates *= updates.new_tensor(rates)[:, None, None] * RMS * max(shape) ** 0.5
+                torch._foreach_sub_(weights, updates.unbind())
 
-    def _direction(self, weight: nn.Parameter) -> Tensor:
-        """Nesterov's momentum, of the shape of the weight."""
-        assert weight.grad is not None
-        state = self.state[weight]
-        if not state:
-            state["step"] = torch.zeros(())  # AdamW loads no state without it
-            state["momentum"] = torch.zeros_like(weight)
-        state["step"] += 1
-        state["momentum"].lerp_(weight.grad, 1 - MOMENTUM)
-        return weight.grad.lerp(state["momentum"], MOMENTUM)
+    def _directions(self, weights: list[nn.Parameter]) -> Sequence[Tensor]:
+        """Nesterov's momentum of each weight."""
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        for weight in weights:
+            if not self.state[weight]:
+                # AdamW loads no state without a step
+                self.state[weight] = {"step": torch.zeros(()), "momentum": torch.zeros_like(weight)}
+            self.state[weight]["step"] += 1
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        if not weights:
+            return []
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        return torch._foreach_lerp(gradients, momenta, MOMENTUM)
 
 
 def _shared(matrices: Tensor) -> Tensor:
@@ -107,5 +107,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        x = factor @ x
     return x.mT if is_tall else x
