@@ -182,4 +182,4 @@ def test_an_error_of_the_database_behind_mlflow_is_one_sentence(monkeypatch: pyt
 
     monkeypatch.setattr(registry, "open_client", away)
     with pytest.raises(SystemExit, match=r"^clip4vla: MLflow: .*connection refused.*$"):
-        main(["champion", "clip4vla"])
+        main(["rollback", "clip4vla"])
