@@ -53,7 +53,7 @@ SETTINGS: dict[str, Any] = {
 """Of both rounds, beside those of every miniature project: steps to be killed among, ranks to be killed."""
 RANK = "clip4vla.training.worker"
 VICTIMS = ("stage", "rank", "all")
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 """Time in which everything that was left by a kill must have ended."""
 POLL_S = 0.02
 SHORTER = 0.8

@@ -32,9 +32,11 @@ from flows.serve import LOGIN, POOL, read_login, serve
 from tests.project import REPOSITORY, environment, make_project, read_config, run, write_config
 from tests.servers import free_port, listeners
 
-PATIENCE_S = 240.0
+PATIENCE_S = 1200.0
+"""After which something counts as hanging; on a busy machine a nightly run takes minutes."""
 STRANGER = "http://stranger.example"
 """Where the page comes from that is open in somebody's browser."""
+PROGRESS = "checkpoints/pretraining/progress.json"
 EPOCHS = 40
 """Of a training that is long enough to be stopped: 3 steps each."""
 
@@ -131,8 +133,17 @@ def lengthen(project: Path, epochs: int = EPOCHS) -> None:
 
 
 def steps_done(project: Path) -> int:
-    path = project / "checkpoints/pretraining/progress.json"
+    path = project / PROGRESS
     return int(json.loads(path.read_text())["step"]) if path.is_file() else 0
+
+
+def start_training(served: Served) -> str:
+    """Id of a flow run whose training, a long one, is under way."""
+    lengthen(served.project)
+    (served.project / PROGRESS).unlink(missing_ok=True)  # of a training that was cancelled
+    flow_run = served.start("pretrain/nightly")
+    served.wait_for(lambda: steps_done(served.project) >= 1)
+    return flow_run
 
 
 def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
@@ -218,7 +229,7 @@ def test_runs_that_ended_90_days_ago_are_removed_and_later_ones_stay(server: dic
 @pytest.mark.slow
 def test_a_nightly_run_ends_with_a_judged_candidate_and_a_true_lock(served: Served) -> None:
     lengthen(served.project, epochs=2)
-    said = served.prefect("deployment", "run", "pretrain/nightly", "--watch", "--watch-timeout", "300")
+    said = served.prefect("deployment", "run", "pretrain/nightly", "--watch", "--watch-timeout", f"{PATIENCE_S:.0f}")
     assert "Completed" in said, said + (served.project / ".prefect/worker.log").read_text()
     assert "up to date" in run(served.project, "-m", "dvc", "status").stdout
     assert json.loads((served.project / "metrics/promotion-retrieval.json").read_text())["version"] == "2"
@@ -267,9 +278,7 @@ def test_commands_need_the_login_and_no_log_has_it(served: Served) -> None:
 
 @pytest.mark.slow
 def test_server_worker_and_training_listen_on_loopback_only(served: Served) -> None:
-    lengthen(served.project)
-    flow_run = served.start("pretrain/nightly")
-    served.wait_for(lambda: steps_done(served.project) >= 1)
+    flow_run = start_training(served)
     found = listeners(served.process.pid)
     assert ("127.0.0.1", served.port) in found
     assert {address for address, _ in found} == {"127.0.0.1"}
@@ -279,9 +288,7 @@ def test_server_worker_and_training_listen_on_loopback_only(served: Served) -> N
 
 @pytest.mark.slow
 def test_two_at_once_exclude_each_other_and_a_cancelled_run_leaves_a_checkpoint_and_no_process(served: Served) -> None:
-    lengthen(served.project)
-    flow_run = served.start("pretrain/nightly")
-    served.wait_for(lambda: steps_done(served.project) >= 2)
+    flow_run = start_training(served)
     other = run(served.project, "-m", "dvc", "repro", "pretrain")
     assert other.returncode != 0
     assert "is being blocked by" in other.stderr
