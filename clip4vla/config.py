@@ -8,6 +8,7 @@ key. A field with a default may be left out of the file; published constants are
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from clip4vla.records import SPLITS, Modality, Split, TaskName
+from clip4vla.records import SPLITS, TASKS, Modality, Split, TaskName
 
 
 def _not_a_truth_value(value: object) -> object:
@@ -77,9 +78,30 @@ Role = Literal["pretraining", "finetuning", "unseen"]
 another rendering, such as another voice; they are scored beside the original ones."""
 
 
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+NAME_LENGTH = 100
+"""Most characters of a name: file systems and MLflow take few more than twice as many, with what is added to it."""
+PLAIN_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{NAME_LENGTH - 1}}}")
 """Keys that become names of directories and of stages, and parts of parameters in `dvc.yaml`."""
 Named = TypeVar("Named")
+
+
+def _check_place(place: str) -> str:
+    """`place`, if it can be the path of a file or directory.
+
+    Raises:
+        ValueError: it is empty, or has characters that a file system or a line of a log can't take.
+    """
+    if not place.strip():
+        raise ValueError("a path is missing")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in place):
+        raise ValueError(f"{place!r} has a control character")
+    return place
+
+
+Place = Annotated[str, AfterValidator(_check_place)]
+"""Path of a file or directory, relative to the project."""
+Fact = Annotated[str, Field(max_length=1000)]
+"""What is known of a corpus, as the registry keeps it."""
 
 
 def check_plain_names(kind: str, named: dict[str, Named]) -> dict[str, Named]:
@@ -91,8 +113,8 @@ def check_plain_names(kind: str, named: dict[str, Named]) -> dict[str, Named]:
     for name in named:
         if not PLAIN_NAME.fullmatch(name):
             raise ValueError(
-                f"the {kind} name {name!r} must consist of letters, digits, '_' and '-', and begin with a letter or "
-                "digit"
+                f"the {kind} name {name!r} must consist of letters, digits, '_' and '-', {NAME_LENGTH} at most, and "
+                "begin with a letter or digit"
             )
     return named
 
@@ -134,9 +156,9 @@ class FrozenConfig(BaseModel):
 class StampScenesConfig(FrozenConfig):
     """The embedded corpus, composed from Debian's `tuxpaint-stamps-default`; unseen pictures: `openclipart-svg`."""
 
-    package: str | None = None
+    package: Place | None = None
     """Path of a downloaded .deb of the first; null downloads it with `apt-get download`."""
-    clipart_package: str | None = None
+    clipart_package: Place | None = None
     """The same of the second."""
     language: Literal["bg", "ca", "es", "fr", "ro", "ru"]
     """Language of the voices and of the words that they say."""
@@ -225,19 +247,19 @@ class CorpusConfig(FrozenConfig):
     adapter: str
     """Name of the adapter in `clip4vla/corpora/`."""
     role: Role
-    annotations: str
+    annotations: Place
     """Directory of the published annotation files, relative to the project; that of the media, for `webdataset`."""
-    media: str
+    media: Place
     """Directory of the media, relative to the project."""
     track: Literal["content", "listing"] = "content"
     """How DVC notices changed media: by their bytes, which it reads all, or by a listing of path, size and time."""
     weight: Annotated[Real, Field(gt=0, le=1_000_000)] = 1.0
     """Share in the training mixture, relative to the other corpora of the role."""
-    version: str | None = None
+    version: Fact | None = None
     """As its publisher calls it, for the model card; null: that of the package, for StampScenes, else unknown."""
-    license: str | None = None
+    license: Fact | None = None
     """For the model card, such as `CC-BY-4.0`; null: unknown."""
-    source: str | None = None
+    source: Fact | None = None
     """Address or name of where it was published, for the model card; null: unknown."""
     shards: ShardsConfig | None = None
     """What its shards hold, for `webdataset`; null: a text `KEY.txt` about each."""
@@ -317,7 +339,7 @@ class ModelConfig(FrozenConfig):
 
     architecture: str
     """An open_clip model name, or the name of a config in `clip4vla/model/architectures/`."""
-    weights: str | None = None
+    weights: Place | None = None
     """An open_clip pretrained tag (`openai`), the path of a checkpoint, or null to train from scratch."""
     fusion: Literal["mean", "sequence", "experts"] = "mean"
     """How video and audio are compared with a text: by their mean, by a transformer over their sequence, or each by
@@ -332,8 +354,11 @@ class ModelConfig(FrozenConfig):
 
 
 class OptimizerConfig(FrozenConfig):
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW or Muon, with linear warm-up and cosine decay."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon` learns matrices from scratch in about half the steps of `adamw`, at the same rates. It needs whole
+    matrices in float32: no ZeRO, and `trainer.precision: auto` is fp32 then."""
     lr: Annotated[Real, Field(gt=0, le=10)]
     """Peak rate of the audio tower and the fusion."""
     text_lr_ratio: Weight = 1.0
@@ -502,7 +527,9 @@ class TrainerConfig(FrozenConfig):
     """Processes on a node without a GPU, which share its cores. For a small model several with one thread each are as
     fast as one with several threads, and lose less beside other work, since they wait for each other once a step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 on a GPU and fp32 on a CPU."""
+    """`auto` is bf16 on a GPU and fp32 on a CPU; fp32 on both with the optimizer `muon`. On a CPU with instructions for
+    bf16 (AMX or AVX-512 BF16), `bf16` is more than twice as fast for a model of CLIP's size, and slower for a small
+    one."""
     zero_stage: Annotated[Whole, Field(ge=0, le=3)] = 0
     memory_gb: GigabytesOrAuto = "auto"
     """Memory that a rank may take, in GB: of its GPU, or of the machine where there is none. `auto` is what is free,
@@ -528,12 +555,22 @@ class TrainerConfig(FrozenConfig):
         return self.precision == "bf16" or (self.precision == "auto" and on_gpu)
 
     def zero_stage_on(self, on_gpu: bool) -> int:
-        """The stage on a device: bf16 without ZeRO would keep no float32 weights to step on."""
-        return max(1, self.zero_stage) if self.is_half(on_gpu) else self.zero_stage
+        """The stage on a device: on a GPU bf16 weights save memory, and ZeRO keeps the float32 ones to step on."""
+        return max(1, self.zero_stage) if on_gpu and self.is_half(on_gpu) else self.zero_stage
 
-    def moments_can_lie_on_disk(self, on_gpu: bool) -> bool:
+    def has_half_weights(self, on_gpu: bool) -> bool:
+        """Whether the weights themselves are bf16. Without ZeRO they are float32, and only products are bf16."""
+        return self.is_half(on_gpu) and self.zero_stage_on(on_gpu) > 0
+
+    def moments_can_lie_on_disk(self, on_gpu: bool, optimizer: OptimizerConfig) -> bool:
         """Whether a rank's optimizer is AdamW in float32 on a CPU, without ZeRO."""
-        return not on_gpu and self.zero_stage_on(on_gpu) == 0
+        return not on_gpu and self.zero_stage_on(on_gpu) == 0 and optimizer.name == "adamw"
+
+    def with_optimizer(self, optimizer: OptimizerConfig) -> "TrainerConfig":
+        """The same with the precision that `optimizer` needs, where it is to be chosen."""
+        if optimizer.name == "muon" and self.precision == "auto":
+            return self.model_copy(update={"precision": "fp32"})
+        return self
 
 
 class BeamSearchConfig(FrozenConfig):
@@ -552,9 +589,9 @@ class EvaluationConfig(FrozenConfig):
     bootstrap: Annotated[Whole, Field(ge=100, le=1_000_000)] = 1000
     """Resamples behind the 95 % intervals."""
     seed: Seed = 0
-    labels: str | None = None
+    labels: Place | None = None
     """Labels of the caption clips, for the type-token probe and for slot accuracy; null where a corpus has none."""
-    queries: str | None = None
+    queries: Place | None = None
     """Test sentences of every kind, each with all clips that it is true of (`queries.json`); null where a corpus has
     none."""
     identical_captions_match: bool = False
@@ -572,10 +609,14 @@ class GuardConfig(FrozenConfig):
     tolerance: Weight
 
 
+MODEL_NAME = "[A-Za-z0-9][A-Za-z0-9_.-]*"
+"""Pattern of the names of registered models."""
+
+
 class GateConfig(FrozenConfig):
     """When a candidate becomes champion."""
 
-    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    model_name: Annotated[str, Field(pattern=rf"^{MODEL_NAME}$", max_length=NAME_LENGTH)]
     """Name of the registered model."""
     primary: str
     """The score that must not be worse, paired on the same queries or clips, such as `text_to_clip/both/R@1`."""
@@ -589,7 +630,7 @@ class GateConfig(FrozenConfig):
     never_worse_than_best_modality: Weight | None = None
     """Points by which R@1 of both modalities together may stay below that of the better single one, for any kind of
     query; null does not compare them."""
-    export_on_promotion: str | None = None
+    export_on_promotion: Place | None = None
     """Directory in which each promoted version is exported, as `NAME-VERSION`; null exports none."""
 
 
@@ -602,6 +643,15 @@ class GatesConfig(FrozenConfig):
     def of(self, task: TaskName) -> GateConfig:
         """The gate of `task`."""
         return self.retrieval if task == "retrieval" else self.captioning
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "GatesConfig":
+        if self.retrieval.model_name == self.captioning.model_name:
+            raise ValueError(
+                f"retrieval and captioning have the same model_name {self.retrieval.model_name!r}: a model of one "
+                "would replace, or be compared with, one of the other"
+            )
+        return self
 
 
 class GenerationConfig(BeamSearchConfig):
@@ -725,6 +775,17 @@ class Config(FrozenConfig):
                 "retrieval.shared_captions_per_clip needs retrieval.identical_captions_match: true, because a shared "
                 "caption is right for several clips"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _muon_has_whole_matrices(self) -> "Config":
+        has_whole = self.trainer.zero_stage == 0 and self.trainer.precision != "bf16"
+        for task in ("pretraining", *TASKS):
+            if getattr(self, task).optimizer.name == "muon" and not has_whole:
+                raise ValueError(
+                    f"{task}.optimizer.name is 'muon', which needs whole matrices in float32: set trainer.zero_stage "
+                    "to 0 and trainer.precision to auto or fp32, or train with 'adamw'"
+                )
         return self
 
     @model_validator(mode="after")

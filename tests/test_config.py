@@ -26,6 +26,7 @@ from clip4vla.config import (
     OptimizerConfig,
     PretrainingConfig,
     RetrievalConfig,
+    TrainerConfig,
     load_config,
 )
 from clip4vla.records import TASKS
@@ -210,6 +211,35 @@ def test_a_corpus_name_that_a_shell_or_dvc_would_interpret_is_refused(changed: W
         load_config(path)
 
 
+@pytest.mark.parametrize("place", ["", "  ", "a\nb", "a\0b"])
+@pytest.mark.parametrize("key", ["corpora.stampscenes-captions.media", "evaluation.labels", "model.weights"])
+def test_a_path_that_is_none_is_refused(changed: Write, key: str, place: str) -> None:
+    with pytest.raises(ValueError, match=rf"  {re.escape(key)}: (a path is missing|.* has a control character)"):
+        load_config(changed(put(key, place)))
+
+
+@pytest.mark.parametrize("place", ["data/raw/my videos", "it's", "été", "Aufnahme\u202f3", "$HOME", "${graph}"])
+def test_other_paths_are_left_as_they_are(changed: Write, place: str) -> None:
+    config = load_config(changed(put("corpora.stampscenes-captions.media", place)))
+    assert config.corpora["stampscenes-captions"].media == place
+
+
+def test_names_that_a_file_system_or_mlflow_would_refuse_after_the_training_are_refused_before(changed: Write) -> None:
+    name = "n" * 101
+    corpus = changed(lambda tree: tree["corpora"].update({name: tree["corpora"]["stampscenes-captions"]}))
+    with pytest.raises(ValueError, match="must consist of letters, digits, '_' and '-', 100 at most"):
+        load_config(corpus)
+    with pytest.raises(ValueError, match=r"gates\.retrieval\.model_name: String should have at most 100 characters"):
+        load_config(changed(put("gates.retrieval.model_name", name)))
+    with pytest.raises(ValueError, match="license: String should have at most 1000 characters"):
+        load_config(changed(put("corpora.stampscenes-captions.license", 11 * name)))
+
+
+def test_both_tasks_cannot_have_one_registered_model(changed: Write) -> None:
+    with pytest.raises(ValueError, match="  gates: retrieval and captioning have the same model_name 'one'"):
+        load_config(changed(lambda tree: [gate.update(model_name="one") for gate in tree["gates"].values()]))
+
+
 def test_every_mistake_is_reported_at_once(changed: Write) -> None:
     path = changed(lambda tree: (tree.pop("seed"), tree["model"].update(fusion="max"), tree.update(extra=1)))
     with pytest.raises(ValueError, match=r"seed: (.|\n)*model\.fusion: (.|\n)*extra: "):
@@ -243,6 +273,14 @@ def leaves(tree: Tree, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
             yield from leaves(value, (*place, key))
         else:
             yield (*place, key), value
+
+
+@pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"own-captions"}))
+def test_who_starts_from_clips_weights_trains_by_the_published_optimizer(name: str, changed: Write) -> None:
+    (path := changed(put("preset", name))).with_name("presets").symlink_to(REPOSITORY / "presets")
+    config = load_config(path)
+    optimizers = {section.optimizer.name for section in (config.pretraining, config.retrieval, config.captioning)}
+    assert config.model.weights is None or optimizers == {"adamw"}
 
 
 @pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"own-captions"}))
@@ -373,6 +411,24 @@ def test_with_a_cross_encoder_the_micro_batch_is_a_number(changed: Write) -> Non
         load_config(changed(change))
 
 
+@pytest.mark.parametrize(("key", "value"), [("trainer.zero_stage", 1), ("trainer.precision", "bf16")])
+def test_muon_is_refused_where_matrices_are_not_whole(changed: Write, key: str, value: object) -> None:
+    def change(tree: Tree) -> None:
+        put(key, value)(tree)
+        for task in ("pretraining", "retrieval", "captioning"):
+            tree[task]["optimizer"]["name"] = "muon" if task == "captioning" else "adamw"
+
+    with pytest.raises(ValueError, match=r"captioning\.optimizer\.name is 'muon', which needs whole matrices"):
+        load_config(changed(change))
+
+
+def test_with_muon_auto_is_float32_on_a_gpu_too() -> None:
+    trainer, adamw = TrainerConfig(), OptimizerConfig(lr=1e-3)
+    muon = trainer.with_optimizer(adamw.model_copy(update={"name": "muon"}))
+    assert (muon.is_half(True), muon.zero_stage_on(True)) == (False, 0)
+    assert trainer.with_optimizer(adamw).is_half(True)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("trainer.memory_gb", "auto"), ("trainer.memory_gb", 3.5), ("pretraining.micro_batch_size", "auto")],
@@ -486,7 +542,7 @@ def test_a_role_that_no_corpus_has_is_named(changed: Write, role: str) -> None:
     [
         ("\nseed: 7\n", "\nseed: 7\nseed: 8\n", "seed"),
         ("\nretrieval:\n", "\nretrieval:\n  epochs: 9\n", "epochs"),
-        ("lr: 2.0e-3", "lr: 2.0e-3, lr: 1.0e-3", "lr"),
+        ("text_lr_ratio: 1.333", "text_lr_ratio: 1.333, text_lr_ratio: 1.0", "text_lr_ratio"),
         ("\nclips: {", '\n"clips": {}\nclips: {', "clips"),
     ],
 )

@@ -1,14 +1,20 @@
 """The command line, on a registry with a tiny champion."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from sqlalchemy.exc import OperationalError
 
 from clip4vla.__main__ import main
 from clip4vla.evaluation.scores import Scores
 from clip4vla.model.pretrained import save_model
 from clip4vla.records import Decision
+from clip4vla.registry import registry
 from clip4vla.registry.registry import Registry
 from clip4vla.tracking.run import start_run
 from tests.inference.tiny import INFERENCE, tiny_model, write_video
@@ -101,6 +107,51 @@ def test_the_champion_is_shown_and_taken_back(capsys: pytest.CaptureFixture[str]
         main(["rollback", "clip4vla"])
 
 
+COMMAND = """
+import contextlib, sys
+from clip4vla.__main__ import main
+with contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+"""
+OF_TRAINING_ALONE = {"open_clip", "torchvision", "transformers", "timm", "torch._dynamo", "mlflow", "scipy"}
+
+
+def imported_by(code: str, *arguments: str) -> set[str]:
+    """The modules that a new process has imported after running `code`."""
+    code += "\nimport sys; print(*sys.modules, file=sys.stderr)"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("command", "unused"),
+    [
+        (["--help"], {"torch", "numpy", "pydantic", "mlflow", "lance", "clip4vla.config"}),
+        (["champion", "clip4vla"], {"torch", "mlflow", "sqlalchemy", "pandas", "lance", "av"}),
+        (["search", "a cow", "--index", "index"], OF_TRAINING_ALONE | {"matplotlib"}),
+    ],
+    ids=["help", "champion", "search"],
+)
+def test_a_command_starts_without_what_it_does_not_need(command: list[str], unused: set[str]) -> None:
+    if command[0] == "search":
+        run(["index", "media", "--index", "index", "--model", "clip4vla"])
+    imported = imported_by(COMMAND, *command)
+    assert {"clip4vla.__main__", "typer"} <= imported
+    assert imported & unused == set()
+
+
+@pytest.mark.parametrize(
+    ("part", "unused"),
+    [("params", {"torch", "lance", "pandas", "mlflow", "scipy"}), ("evaluate", OF_TRAINING_ALONE)],
+)
+def test_a_stage_starts_without_what_it_does_not_need(part: str, unused: set[str]) -> None:
+    imported = imported_by(f"import clip4vla.pipeline.{part}")
+    assert "clip4vla.config" in imported
+    assert imported & unused == set()
+
+
 def test_mistakes_end_with_a_sentence() -> None:
     with pytest.raises(SystemExit, match="clip4vla: nothing has no champion yet"):
         main(["champion", "nothing"])
@@ -123,3 +174,12 @@ def test_inspect_prints_a_json_line_for_each_file(
     assert used.keys() == missing.keys() == fields
     assert (used["reason"], used["duration_s"], used["frames"], used["channels"]) == (None, 4.0, 12, 1)
     assert (missing["reason"], missing["frames"]) == ("missing", 0)
+
+
+def test_an_error_of_the_database_behind_mlflow_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_root: Path) -> MlflowClient:
+        raise OperationalError("SELECT 1", {}, ConnectionError("connection refused"))
+
+    monkeypatch.setattr(registry, "open_client", away)
+    with pytest.raises(SystemExit, match=r"^clip4vla: MLflow: .*connection refused.*$"):
+        main(["rollback", "clip4vla"])

@@ -12,7 +12,9 @@ starts: it puts the URI into its errors, which end up in logs and tags.
 
 import fcntl
 import json
+import logging
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -70,6 +72,11 @@ def is_local(uri: str) -> bool:
     return uri.startswith("sqlite:")
 
 
+def shown_uri(uri: str) -> str:
+    """The address of a store for messages: that of a database of a server, too, without user name and password."""
+    return uri if is_local(uri) else re.sub("(?<=://).*@", "", uri)
+
+
 def open_client(root: Path) -> "MlflowClient":
     """A client of the project's store, which is made when there is none."""
     uri = prepare_store(root)
@@ -99,17 +106,25 @@ def prepare_store(root: Path) -> str:
     if uri != _own_uri(root):
         return uri
     directory, installed = store_directory(root), version("mlflow")
-    database, marker = directory / "mlflow.db", directory / ".schema"
+    database, marker = _database(root), directory / ".schema"
     with store_lock(root):
         state = f"{installed}\n{directory.as_uri()}"
         kept = marker.read_text() if marker.is_file() and database.is_file() else ""
         if kept.partition("\n")[0] != installed:
             _make_database(database)
-            _make_default_experiment(uri)
         if kept != state:
             _follow_moved_folder(database)
             marker.write_text(state)
     return uri
+
+
+def own_database(root: Path) -> Path | None:
+    """The project's own database, made and brought up to date; None where MLFLOW_TRACKING_URI names another store.
+
+    Raises:
+        RuntimeError, ValueError: see `prepare_store`.
+    """
+    return _database(root) if prepare_store(root) == _own_uri(root) else None
 
 
 @contextmanager
@@ -222,16 +237,23 @@ def _active_experiment(client: "MlflowClient", name: str) -> "Experiment":
 
 
 def _own_uri(root: Path) -> str:
-    return f"sqlite:///{store_directory(root) / 'mlflow.db'}"
+    return f"sqlite:///{_database(root)}"
+
+
+def _database(root: Path) -> Path:
+    return store_directory(root) / "mlflow.db"
 
 
 def _without_credentials(uri: str) -> str:
     """The address of a server without user name and password; other addresses as they are.
 
     Raises:
-        ValueError: a part of the password would stay in it.
+        ValueError: it is none, or a part of the password would stay in it.
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:  # which doesn't repeat the address
+        raise ValueError(f"{URI_VARIABLE} is no address: {error}") from None
     if parts.scheme not in HTTP:
         return uri
     bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
@@ -243,9 +265,10 @@ def _without_credentials(uri: str) -> str:
 def _move_credentials() -> None:
     """Take user name and password out of MLFLOW_TRACKING_URI; those in MLflow's own variables have precedence."""
     uri = os.environ.get(URI_VARIABLE, "")
-    parts, bare = urlsplit(uri), _without_credentials(uri)
+    bare = _without_credentials(uri)
     if bare == uri:
         return
+    parts = urlsplit(uri)
     if not (parts.username and parts.password):
         raise ValueError(f"{URI_VARIABLE} ({bare}) needs both a user name and a password before its @, or neither")
     os.environ[URI_VARIABLE] = bare
@@ -253,22 +276,28 @@ def _move_credentials() -> None:
         os.environ[USER_VARIABLE], os.environ[PASSWORD_VARIABLE] = unquote(parts.username), unquote(parts.password)
 
 
-def _make_default_experiment(uri: str) -> None:
-    """MLflow makes one when a store is first opened, and processes that do so together fail over it."""
-    from mlflow import MlflowClient
-
-    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-
-
 def _make_database(database: Path) -> None:
     """Upgrade `database`, or make it aside and move it into place, so that a killed attempt leaves nothing half."""
     if database.is_file():
         _upgrade(database)
+        _open_first(database)
         return
     unfinished = database.with_name("mlflow.db.unfinished")
     unfinished.unlink(missing_ok=True)
-    _upgrade(unfinished)
+    _open_first(unfinished)
     unfinished.replace(database)
+
+
+def _open_first(database: Path) -> None:
+    """Have MLflow make what a store must have, a default experiment too; processes that do so together fail."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it reports every step
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments(max_results=1)
+    except MlflowException as error:
+        raise RuntimeError(f"MLflow can't make {database}: {error}") from error
 
 
 def _upgrade(database: Path) -> None:

@@ -42,6 +42,7 @@ from clip4vla.training.checkpoints import (
 from clip4vla.training.flops import Precision
 from clip4vla.training.memory import MemoryPlan
 from clip4vla.training.moments import AdamWOnDisk
+from clip4vla.training.muon import Muon
 from clip4vla.training.network import LOOPBACK, open_store, use_interface_towards
 from clip4vla.training.objectives import Objective, total_loss
 from clip4vla.training.optimizer import parameter_groups
@@ -151,6 +152,7 @@ class Engine:
         self.plan = plan
         self.precision: Precision = "bf16" if trainer.is_half(device.type == "cuda") else "fp32"
         self.zero_stage = trainer.zero_stage_on(device.type == "cuda")
+        self._has_half_weights = trainer.has_half_weights(device.type == "cuda")
         # flags of ranks don't wait for a GPU
         self._host_ranks = dist.new_group(backend="gloo") if device.type == "cuda" else None
         self._enter_pass: Callable[[], None] = lambda: None
@@ -177,6 +179,8 @@ class Engine:
         settings: dict[str, Any] = {"betas": optimizer.betas, "eps": optimizer.eps, "fused": True}
         if self.plan.moments_on_disk:
             return AdamWOnDisk(groups, self._checkpoints, **settings)
+        if optimizer.name == "muon":
+            return Muon(groups, **settings)
         return torch.optim.AdamW(groups, **settings)
 
     def _config(self, optimizer: OptimizerConfig) -> dict[str, Any]:
@@ -185,7 +189,7 @@ class Engine:
             "gradient_accumulation_steps": self.micro_batches,
             "gradient_clipping": optimizer.clip_norm,
             "zero_optimization": {"stage": self.zero_stage},
-            "bf16": {"enabled": self.precision == "bf16"},
+            "bf16": {"enabled": self._has_half_weights},
             "checkpoint": {"load_universal": self._converts},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 1_000_000_000,
@@ -283,8 +287,12 @@ class Engine:
         """The objective's outputs for a micro-batch and the logit scale; the same `seed` draws the same at random."""
         self._enter_pass()
         torch.manual_seed(hash(seed) & 0x7FFF_FFFF_FFFF_FFFF)
-        outputs: tuple[dict[str, Tensor], Tensor] = self._engine(batch)
-        return outputs
+        if self.precision == "fp32" or self._has_half_weights:
+            outputs, scale = self._engine(batch)
+            return outputs, scale
+        with torch.autocast(self.device.type, torch.bfloat16):
+            outputs, scale = self._engine(batch)
+        return {name: value.float() if value.is_floating_point() else value for name, value in outputs.items()}, scale
 
     def _backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`; DeepSpeed steps when it has seen all micro-batches."""

@@ -21,6 +21,7 @@ from clip4vla.evaluation.retrieval_metrics import QueryRanks
 from clip4vla.evaluation.scores import QueryTable, Scores, summarise
 from clip4vla.records import Decision
 from clip4vla.registry import registry as registry_module
+from clip4vla.registry.local import read_champion
 from clip4vla.registry.registry import Registry, content_hash, load_version, read_version_inference
 from clip4vla.tracking.run import start_run
 from clip4vla.tracking.store import open_client, prepare_store
@@ -157,6 +158,25 @@ def test_the_champion_comes_with_its_scores_and_queries(registry: Registry, root
     table, expected = found.queries["text_to_clip/both"], scores(40).queries["text_to_clip/both"]
     assert table.query_ids == expected.query_ids
     np.testing.assert_array_equal(table.ranks.rank, expected.ranks.rank)
+
+
+def test_the_champion_is_also_read_without_mlflow(
+    registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_champion(root, NAME) is None
+    one, two = register(registry, root, "one", scores(40)), register(registry, root, "two", scores(60))
+    assert read_champion(root, NAME) is None
+    for version, value in ((one, 40.0), (two, 60.0)):
+        promote(registry, version, YES)
+        found = read_champion(root, NAME)
+        assert found is not None
+        assert (found[0], found[1].values["text_to_clip/both/R@1"]) == (version, value)
+        assert found[1].intervals == registry.scores(NAME, version).intervals
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        assert read_champion(root, NAME) is None
+    open_client(root).delete_registered_model_alias(NAME, "champion")
+    assert read_champion(root, NAME) is None
 
 
 def test_a_version_has_tags_and_a_description(registry: Registry, root: Path) -> None:
@@ -437,6 +457,24 @@ def test_a_captioning_version_has_the_beam_search_that_it_was_registered_with(
     )
 
 
+@pytest.mark.parametrize("damage", ["", "no JSON", "[]", "null", '{"role": "finetuning"}'])
+def test_a_damaged_description_of_a_corpus_is_one_sentence(registry: Registry, root: Path, damage: str) -> None:
+    run_id, directory = run_result(root, "one")
+    facts = {"role": "finetuning", "version": None, "license": "mit", "source": None}
+    version = registry.register(run_id, directory, scores(), NAME, corpora={"mine": facts})
+    assert registry.describe(NAME, version).corpora == {"mine": facts}
+    open_client(root).set_model_version_tag(NAME, version, "corpus.mine", damage)
+    with pytest.raises(ValueError, match=rf"the tag 'corpus.mine' of {NAME} version {version} is damaged: correct or"):
+        registry.describe(NAME, version)
+
+
+@pytest.mark.parametrize("name", ["it's", "a model", "", "x' or name like '%"])
+def test_what_is_no_name_of_a_model_is_one_sentence(registry: Registry, name: str) -> None:
+    for use in (registry.champion_version, registry.rollback, lambda name: registry.old_versions(name, 1)):
+        with pytest.raises(ValueError, match=f"{re.escape(repr(name))} is no name of a model"):
+            use(name)
+
+
 def two_champions(registry: Registry, root: Path) -> tuple[str, str]:
     """A champion and the one before it; (previous, champion)."""
     one, two = register(registry, root, "one"), register(registry, root, "two")
@@ -556,7 +594,7 @@ def test_weights_that_are_not_finite_are_not_promoted(
     run_id, directory = run_result(root, "one")
     save_file({"bad": torch.tensor([float("nan")])}, directory / "model.safetensors")
     with monkeypatch.context() as patch:  # as an earlier version registered it
-        patch.setattr(registry_module, "read_weights", lambda _: {})
+        patch.setattr("clip4vla.model.pretrained.read_weights", lambda _: {})
         version = registry.register(run_id, directory, scores(), NAME)
     with pytest.raises(ValueError, match="weights that aren't finite, in bad"):
         promote(registry, version, YES)

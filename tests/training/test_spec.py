@@ -118,6 +118,13 @@ def test_a_directory_without_a_finished_run_is_named(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"run_id": 3}', '{"run_id": ["a"]}'])
+def test_a_damaged_note_of_a_run_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json isn't of a finished run: it has no run_id"):
+        read_run(tmp_path)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_any_number_of_ranks_that_can_share_the_batch_has_the_same_order(spec: TrainSpec, world_size: int) -> None:
     dataset = ClipDataset([corpus.clips for corpus in spec.corpora])
@@ -271,7 +278,7 @@ def test_captioning_starts_a_decoder_from_the_text_tower_with_the_vocabulary_of_
     model = build_model(captioning(spec, stamp_small))
     decoder, clip = model.decoder, load_model(stamp_small).clip
     assert decoder is not None
-    words = [Tokenizer("stamp-small", 12).decode(token.view(1)) for token in decoder.vocabulary[2:]]
+    words = [Tokenizer(12).decode(token.view(1)) for token in decoder.vocabulary[2:]]
     assert {"thing", "there", "word"} <= set(words)
     assert len(words) < 20
     assert torch.equal(decoder.embedding.weight, clip.token_embedding.weight[decoder.vocabulary])
