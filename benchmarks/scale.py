@@ -19,6 +19,7 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -71,9 +72,9 @@ def write_manifest(directory: str, clips: str) -> None:
     print(json.dumps({"accepted": summary.accepted, "s": seconds, "peak_bytes": resident("VmHWM")}))
 
 
-def ingest(directory: str, workers: str) -> None:
+def ingest(directory: str, workers: str, samples: str) -> None:
     """Part `ingest`: all of `clip4vla clips` but the decoding."""
-    stage.ingest_chunk = ingest_chunk
+    stage.ingest_chunk = partial(ingest_chunk, int(samples))
     fragments.write_fragment = write_fragment
     at = Path(directory)
     config = CLIPS.model_copy(update={"workers": int(workers)})
@@ -85,10 +86,10 @@ def ingest(directory: str, workers: str) -> None:
     print(json.dumps({"accepted": summary.accepted, "s": seconds, "peak_bytes": resident("VmHWM")}))
 
 
-def ingest_chunk(spec: stage.IngestSpec, chunk: stage.Chunk) -> int:
-    """What a worker does with a chunk, with a sound of ten samples in place of what a file holds."""
-    span = decode.Span((), np.full((1, 10), len(chunk.records), np.int16))
-    decode.decode = lambda *_, **__: span
+def ingest_chunk(samples: int, spec: stage.IngestSpec, chunk: stage.Chunk) -> int:
+    """What a worker does with a chunk, with so many samples of noise in place of what a file holds."""
+    rng = np.random.default_rng(0)
+    decode.decode = lambda *_, **__: decode.Span((), rng.integers(-9000, 9000, (1, samples), np.int16))
     count = USUAL_CHUNK(spec, chunk)
     _note_memory(spec.directory)
     return count
@@ -120,7 +121,7 @@ def read(directory: str, batches: str, batch: str) -> None:
     ordered = time.perf_counter()
     after_order = resident("VmHWM")
     dataset.take(order)
-    reading = time.perf_counter()
+    reading, cpu = time.perf_counter(), time.process_time()
     steps = range(1, min(int(batches), sampler.steps - 1) + 1)
     right = 0
     for step in steps:
@@ -128,12 +129,13 @@ def read(directory: str, batches: str, batch: str) -> None:
         right += sum(
             clip.clip_id == f"clip{index:08d}" for clip, index in zip(dataset.take(wanted), wanted, strict=True)
         )
-    seconds = time.perf_counter() - reading
+    seconds, cpu = time.perf_counter() - reading, time.process_time() - cpu
     figures = {
         "clips": len(dataset),
         "open_s": opened - started,
         "order_s": ordered - opened,
         "clips_per_s": len(steps) * int(batch) / seconds,
+        "cpu_us_per_clip": 1e6 * cpu / (len(steps) * int(batch)),
         "right": right == len(steps) * int(batch),
         "imports_bytes": before,
         "open_peak_bytes": after_opening,
@@ -180,33 +182,33 @@ def groups_of(clips: int) -> list[fragments.Group]:
     return fragments.plan({"train": range(0, clips, stage.CHUNK)}, {"train": clips})
 
 
-def ingest_with_kills(directory: Path, clips: int, workers: int) -> dict[str, Any]:
+def ingest_with_kills(directory: Path, clips: int, workers: int, samples: int) -> dict[str, Any]:
     """The ingestion, killed among its chunks and among its fragments; what had to be done again, and the last run."""
     unfinished = directory / ".clips.partial"
     groups = groups_of(clips)
     files = unfinished / "chunks" / "train.lance" / "data"
     middle = groups[len(groups) // 2].name
-    kill_when_there(start("ingest", directory, workers), fragments.chunk_note(unfinished, middle))
+    kill_when_there(start("ingest", directory, workers, samples), fragments.chunk_note(unfinished, middle))
     kept = sum(1 for _ in (unfinished / "chunks").glob("*.json"))
     lost = {"chunks_kept": kept, "chunks_repeated": sum(1 for _ in files.iterdir()) - kept}
     started = time.perf_counter()
-    kill_when_there(start("ingest", directory, workers), unfinished / "fragments" / f"{middle}.json")
+    kill_when_there(start("ingest", directory, workers, samples), unfinished / "fragments" / f"{middle}.json")
     lost["until_second_kill_s"] = round(time.perf_counter() - started)
     kept = sum(1 for _ in (unfinished / "fragments").glob("*.json"))
     lost |= {
         "fragments_kept": kept,
         "fragments_repeated": sum(1 for _ in (unfinished / "train.lance" / "data").iterdir()) - kept,
     }
-    return {**finish(start("ingest", directory, workers)), **lost}
+    return {**finish(start("ingest", directory, workers, samples)), **lost}
 
 
 def build(directory: Path, clips: int, settings: Namespace, with_kills: bool) -> dict[str, Any]:
     """Manifest and clips of one size; the figures of the two parts, memory of the workers included."""
     accepted = finish(start("manifest", directory, clips))
     if with_kills and len(groups_of(clips)) > 1:
-        ingested = ingest_with_kills(directory, clips, settings.workers)
+        ingested = ingest_with_kills(directory, clips, settings.workers, settings.samples)
     else:
-        ingested = finish(start("ingest", directory, settings.workers))
+        ingested = finish(start("ingest", directory, settings.workers, settings.samples))
     ingested["worker_peak_bytes"] = max(int(file.read_text()) for file in directory.glob("worker-*"))
     stored = [file for file in (directory / "clips").rglob("*") if file.is_file()]
     ingested |= {
@@ -250,10 +252,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=10_000_000)
     parser.add_argument("--beside", type=int, nargs="*", default=[100_000, 1_000_000], help="clips of other corpora")
     parser.add_argument("--workers", type=int, default=0, help="processes that ingest; 0 means one per core")
+    parser.add_argument("--samples", type=int, default=10, help="of the sound of a clip, two bytes each")
     parser.add_argument("--batch", type=int, default=64, help="clips that are read at a time")
     parser.add_argument("--batches", type=int, default=500, help="timed")
     parser.add_argument("--repeats", type=int, default=5, help="of the reads")
-    parser.add_argument("--directory", type=Path, help="for the files, removed afterwards: 0.5 kB a clip")
+    parser.add_argument("--directory", type=Path, help="for the files, removed afterwards: 0.5 kB a clip and its sound")
     settings = parser.parse_args(arguments)
     settings.workers = settings.workers or os.cpu_count() or 1
     with tempfile.TemporaryDirectory(dir=settings.directory) as temporary:

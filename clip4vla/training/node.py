@@ -5,6 +5,7 @@ In: a spec file, and the node's place among those of the training. Out: the mode
 first that fails leaves the reason beside the spec: Slurm and pdsh pass on no more than an exit status.
 """
 
+import io
 import json
 import os
 import signal
@@ -101,6 +102,8 @@ def run_ranks(spec_file: Path, ranks: int, node: Node) -> None:
         RuntimeError: a rank failed; the message names the one that failed first and its last words.
         SystemExit: this process was asked to stop; the ranks were, too.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # the agent passes lines on and doesn't flush
     with tempfile.TemporaryDirectory() as logs:
         try:
             agent = elastic_launch(_agent_config(ranks, node, logs), sys.executable)

@@ -106,8 +106,9 @@ class Machines:
         up.unlink(missing_ok=True)
         script = FIRST_PROCESS.format(name=name, hosts=self._hosts, address=self.addresses[name], up=up)
         with (self.directory / f"{name}.log").open("ab") as log:
-            command = ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sh", "-ec", script]
-            holder = Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            unshare = ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sh", "-ec", script]
+            # it ends with the tests, also when they are killed
+            holder = Popen(["setpriv", "--pdeathsig=KILL", *unshare], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         machine = Machine(name, self.addresses[name], holder)
         wait_for(lambda: psutil.Process(holder.pid).children(), f"{name} to start")
         self.running[name] = machine

@@ -100,6 +100,7 @@ class Slurm:
             "SLURM_CONF": str(self.conf),
             "PATH": path,
             "PYTHONPATH": str(REPOSITORY),
+            "PYTHONUNBUFFERED": "",
             "OMP_NUM_THREADS": "1",
             "VIRTUAL_ENV": sys.prefix,
         }

@@ -16,8 +16,8 @@ from tests.cluster.trainings import command, make_spec
 
 pytestmark = pytest.mark.cluster
 
-FLOW = """from prefect import flow
-from flows.stages import reproduce
+FLOW = """from flows.stages import reproduce  # first: it sets how long Prefect may take to start
+from prefect import flow
 
 @flow(log_prints=True)
 def train():

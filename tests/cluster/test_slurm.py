@@ -156,7 +156,7 @@ def test_a_training_that_its_nodes_refuse_says_why(slurm: Slurm, tmp_path: Path)
     training = spec.training.model_copy(update={"batch_size": 7})
     log = tmp_path / "log"
     words = " ".join(command(spec.model_copy(update={"training": training})))
-    slurm.submit(tmp_path, f"--output={log}", TWO_NODES, f"--wrap={words}")
-    slurm.wait_until_idle()
+    job = slurm.submit(tmp_path, f"--output={log}", TWO_NODES, f"--wrap={words}")
+    wait_for(lambda: slurm.job(job)["JobState"] == "FAILED", "the end of the job")
     assert "clip4vla: node " in log.read_text()
     assert "pretraining.batch_size is 7, which 2 ranks can't share equally" in log.read_text().splitlines()[-1]

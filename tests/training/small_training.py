@@ -83,7 +83,7 @@ class Training:
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=spec.root,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""},  # as where nobody sets it
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
