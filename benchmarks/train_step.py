@@ -97,7 +97,12 @@ def memory_plan(row: Row, settings: Namespace, model: Clip4Vla) -> MemoryPlan:
     )
     trainer, on_gpu = trainer_config(row, settings), settings.device.type == "cuda"
     memory = step_memory(model, training, OBJECTIVE, trainer, on_gpu, world_size=1)
-    wanted = Wanted(row.batch, row.micro_batch, OBJECTIVE.needs_all_clips, trainer.moments_can_lie_on_disk(on_gpu))
+    wanted = Wanted(
+        row.batch,
+        row.micro_batch,
+        OBJECTIVE.needs_all_clips,
+        trainer.moments_can_lie_on_disk(on_gpu, training.optimizer),
+    )
     return plan_step(memory, wanted, round(settings.memory_gb * 1e9))
 
 

@@ -26,6 +26,7 @@ from clip4vla.config import (
     OptimizerConfig,
     PretrainingConfig,
     RetrievalConfig,
+    TrainerConfig,
     load_config,
 )
 from clip4vla.records import TASKS
@@ -246,6 +247,14 @@ def leaves(tree: Tree, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 @pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"own-captions"}))
+def test_who_starts_from_clips_weights_trains_by_the_published_optimizer(name: str, changed: Write) -> None:
+    (path := changed(put("preset", name))).with_name("presets").symlink_to(REPOSITORY / "presets")
+    config = load_config(path)
+    optimizers = {section.optimizer.name for section in (config.pretraining, config.retrieval, config.captioning)}
+    assert config.model.weights is None or optimizers == {"adamw"}
+
+
+@pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"own-captions"}))
 def test_a_preset_changes_what_it_names_and_nothing_else(name: str) -> None:
     before = dict(leaves(load_config(FILE).model_dump(mode="json")))
     after = dict(leaves(load_config(FILE, name).model_dump(mode="json")))
@@ -373,6 +382,24 @@ def test_with_a_cross_encoder_the_micro_batch_is_a_number(changed: Write) -> Non
         load_config(changed(change))
 
 
+@pytest.mark.parametrize(("key", "value"), [("trainer.zero_stage", 1), ("trainer.precision", "bf16")])
+def test_muon_is_refused_where_matrices_are_not_whole(changed: Write, key: str, value: object) -> None:
+    def change(tree: Tree) -> None:
+        put(key, value)(tree)
+        for task in ("pretraining", "retrieval", "captioning"):
+            tree[task]["optimizer"]["name"] = "muon" if task == "captioning" else "adamw"
+
+    with pytest.raises(ValueError, match=r"captioning\.optimizer\.name is 'muon', which needs whole matrices"):
+        load_config(changed(change))
+
+
+def test_with_muon_auto_is_float32_on_a_gpu_too() -> None:
+    trainer, adamw = TrainerConfig(), OptimizerConfig(lr=1e-3)
+    muon = trainer.with_optimizer(adamw.model_copy(update={"name": "muon"}))
+    assert (muon.is_half(True), muon.zero_stage_on(True)) == (False, 0)
+    assert trainer.with_optimizer(adamw).is_half(True)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("trainer.memory_gb", "auto"), ("trainer.memory_gb", 3.5), ("pretraining.micro_batch_size", "auto")],
@@ -486,7 +513,7 @@ def test_a_role_that_no_corpus_has_is_named(changed: Write, role: str) -> None:
     [
         ("\nseed: 7\n", "\nseed: 7\nseed: 8\n", "seed"),
         ("\nretrieval:\n", "\nretrieval:\n  epochs: 9\n", "epochs"),
-        ("lr: 2.0e-3", "lr: 2.0e-3, lr: 1.0e-3", "lr"),
+        ("text_lr_ratio: 1.333", "text_lr_ratio: 1.333, text_lr_ratio: 1.0", "text_lr_ratio"),
         ("\nclips: {", '\n"clips": {}\nclips: {', "clips"),
     ],
 )

@@ -42,6 +42,7 @@ from clip4vla.training.checkpoints import (
 from clip4vla.training.flops import Precision
 from clip4vla.training.memory import MemoryPlan
 from clip4vla.training.moments import AdamWOnDisk
+from clip4vla.training.muon import Muon
 from clip4vla.training.network import LOOPBACK, open_store, use_interface_towards
 from clip4vla.training.objectives import Objective, total_loss
 from clip4vla.training.optimizer import parameter_groups
@@ -177,6 +178,8 @@ class Engine:
         settings: dict[str, Any] = {"betas": optimizer.betas, "eps": optimizer.eps, "fused": True}
         if self.plan.moments_on_disk:
             return AdamWOnDisk(groups, self._checkpoints, **settings)
+        if optimizer.name == "muon":
+            return Muon(groups, **settings)
         return torch.optim.AdamW(groups, **settings)
 
     def _config(self, optimizer: OptimizerConfig) -> dict[str, Any]:

@@ -260,6 +260,7 @@ def cost_of(
     Raises:
         ValueError: the architecture can't be used.
     """
+    trainer = trainer.with_optimizer(training.optimizer)
     sized = without_numbers(lambda: _build(training, model, audio))
     objective = build_objective(training, audio_token)
     clip = _clips(training, sized, 1)
@@ -278,8 +279,11 @@ def plan_of(
     Raises:
         ValueError: nothing fits, see `plan_step`.
     """
+    trainer = trainer.with_optimizer(training.optimizer)
     share = -(-training.batch_size // ranks)
-    wanted = Wanted(share, training.micro_batch_size, cost.comparing, trainer.moments_can_lie_on_disk(on_gpu))
+    wanted = Wanted(
+        share, training.micro_batch_size, cost.comparing, trainer.moments_can_lie_on_disk(on_gpu, training.optimizer)
+    )
     budget = free_of_rank(on_gpu, ranks) if trainer.memory_gb == "auto" else round(trainer.memory_gb * 1e9)
     plan = plan_step(cost.memory, wanted, budget, setting)
     return plan, describe(plan, cost.memory, share, budget)

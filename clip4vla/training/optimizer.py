@@ -1,4 +1,4 @@
-"""AdamW's parameter groups and the learning rate of a step: pure functions of config and model."""
+"""The optimizer's parameter groups and the learning rate of a step: pure functions of config and model."""
 
 import math
 from typing import Any
@@ -16,16 +16,18 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
     Norms, biases, embeddings, class tokens and the logit scale have no decay. The logit scale goes with the texts, and
     so does what the caption decoder has from the text tower; its attention to frames and tiles is new.
+    With Muon, matrices between features have groups of their own, see its `matrices`.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             ratio = _ratio(name, config)
             decay = config.weight_decay if _decays(name, parameter) else 0.0
-            groups.setdefault((ratio, decay), []).append(parameter)
+            matrices = _matrices(name, parameter) if config.name == "muon" else 0
+            groups.setdefault((ratio, decay, matrices), []).append(parameter)
     return [
-        {"params": parameters, "lr": config.lr * ratio, "lr_ratio": ratio, "weight_decay": decay}
-        for (ratio, decay), parameters in groups.items()
+        {"params": weights, "lr": config.lr * ratio, "lr_ratio": ratio, "weight_decay": decay, "matrices": matrices}
+        for (ratio, decay, matrices), weights in groups.items()
     ]
 
 
@@ -40,6 +42,13 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
     # the heads of experts start from the identity, which decay would pull to zero
     without = ("embedding", "memory_type", "experts.")
     return parameter.ndim >= 2 and not any(part in name for part in without)
+
+
+def _matrices(name: str, parameter: nn.Parameter) -> int:
+    """How many matrices between features a weight consists of."""
+    if parameter.ndim != 2 or not _decays(name, parameter):
+        return 0
+    return len(("query", "key", "value")) if name.endswith("in_proj_weight") else 1
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:

@@ -162,7 +162,9 @@ def choose_plan(
     memory = step_memory(model, spec.training, objective, spec.trainer, on_gpu, dist.get_world_size())
     if size == "auto" and found is not None:
         size = found.micro_batch_size
-    wanted = Wanted(share, size, objective.needs_all_clips, spec.trainer.moments_can_lie_on_disk(on_gpu))
+    wanted = Wanted(
+        share, size, objective.needs_all_clips, spec.trainer.moments_can_lie_on_disk(on_gpu, spec.training.optimizer)
+    )
     budget = _budget(spec.trainer, device)
     plan = plan_step(memory, wanted, budget, f"{spec.task}.micro_batch_size")
     return plan, describe(plan, memory, share, budget)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from clip4vla.clips.batch import Batch
-from clip4vla.config import EXPERT_TERMS, TrainerConfig
+from clip4vla.config import EXPERT_TERMS, OptimizerConfig, TrainerConfig
 from clip4vla.training.engine import Engine, StepAbandonedError, checkpoint_to_resume, join_ranks
 from clip4vla.training.memory import MemoryPlan
 from clip4vla.training.objectives import CaptioningObjective, ContrastiveObjective, Objective
@@ -33,6 +33,7 @@ class Case:
     micro_batches: int
     zero_stage: int = 0
     precision: str = "fp32"
+    optimizer_name: str = "adamw"
     temperature: str = "learned"
     fusion: str = "mean"
     dropout: float = 0.0
@@ -61,6 +62,10 @@ class Case:
         left_out = {*self.leave_out, *(["text_text"] if self.identical else [])}
         weights = {name: weight for name, weight in everything.items() if name not in left_out}
         return ContrastiveObjective(weights, EVERYTHING.audio_token)
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        return OPTIMIZER.model_copy(update={"name": self.optimizer_name, "clip_norm": self.clip_norm})
 
     def trainer(self) -> TrainerConfig:
         return TrainerConfig(
@@ -102,6 +107,9 @@ EXACT = {
     "ranks_experts_zero2": Case(2, 3, zero_stage=2, fusion="experts", identical=True, dropout=0.2),
     "ranks_experts_zero3": Case(2, 2, zero_stage=3, fusion="experts", identical=True, recomputed=99),
     "three_experts": Case(3, 2, fusion="experts", identical=True, dropout=0.2),
+    "muon": Case(1, 2, optimizer_name="muon", fusion="experts", identical=True, clip_norm=0.05),
+    "ranks_muon": Case(2, 1, optimizer_name="muon", dropout=0.2),
+    "three_muon": Case(3, 2, optimizer_name="muon", fusion="sequence"),
 }
 """Must equal the naive training."""
 CAPTIONS = {
@@ -130,6 +138,7 @@ HALF = {
 RESUMED = {
     "on_disk": Case(2, 2, leave_out=("audio_audio",), moments_on_disk=True),
     "zero0": Case(2, 2, leave_out=("audio_audio",)),
+    "muon": Case(2, 2, optimizer_name="muon", leave_out=("audio_audio",)),
     "zero1": Case(2, 2, zero_stage=1, leave_out=("audio_audio",), fusion="experts", identical=True),
     "zero3": Case(2, 2, zero_stage=3, leave_out=("audio_audio",), fusion="experts", identical=True),
 }
@@ -143,7 +152,7 @@ LEFT = {
     "left_captions": (Case(2, 3, captions=True, zero_stage=1), 2),
 }
 """The third step is left after so many passes, when rank 1 alone is asked to stop; then saved and resumed."""
-OTHER_STAGE = {"on_disk": 0, "zero0": 0, "zero1": 2, "zero3": 3}
+OTHER_STAGE = {"on_disk": 0, "zero0": 0, "muon": 0, "zero1": 2, "zero3": 3}
 """ZeRO stage that each is resumed with on one rank."""
 
 
@@ -161,12 +170,11 @@ def start(case: Case, device: torch.device, checkpoints: Path) -> Engine:
         model = build_captioner(case.fusion)
     else:
         model = build(case.temperature, case.fusion, case.dropout, case.cross_encoder)
-    optimizer = OPTIMIZER.model_copy(update={"clip_norm": case.clip_norm})
     plan = MemoryPlan(micro_batch_size=-(-CLIPS // case.micro_batches), recomputed_blocks=case.recomputed)
     plan = replace(plan, moments_on_disk=case.moments_on_disk)
     found = checkpoint_to_resume(checkpoints)
     return Partitioned(
-        model, case.objective, optimizer, case.trainer(), case.micro_batches, plan, device, checkpoints, found
+        model, case.objective, case.optimizer, case.trainer(), case.micro_batches, plan, device, checkpoints, found
     )
 
 

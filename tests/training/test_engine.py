@@ -53,8 +53,7 @@ def micro_batches(case: Case) -> list[list[slice]]:
 def naive(case: Case, steps: int) -> tuple[list[dict[str, float]], Weights]:
     """Losses by step and final weights."""
     model = build(case.temperature, case.fusion, case.dropout, case.cross_encoder)
-    optimizer = OPTIMIZER.model_copy(update={"clip_norm": case.clip_norm})
-    training = NaiveTraining(model, case.contrastive, optimizer)
+    training = NaiveTraining(model, case.contrastive, case.optimizer)
     losses = [training.step(case.batch(step), micro_batches(case), SEED, step) for step in range(steps)]
     return losses, model.state_dict()
 

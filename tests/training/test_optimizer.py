@@ -108,3 +108,16 @@ def test_with_warm_up_it_has_the_published_slope_and_end_but_no_step_back_at_the
     assert theirs[100] < 0.98 < ours[100] == 1.0  # theirs falls onto a cosine that began at step 0
     assert ours[100:] == pytest.approx(theirs[100:], abs=0.11)
     assert ours[-1] == pytest.approx(theirs[-1], abs=1e-5)
+
+
+def test_muon_learns_matrices_between_features_only() -> None:
+    model = build(fusion="experts")
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, OPTIMIZER.model_copy(update={"name": "muon"}))
+    found = {names[weight]: group["matrices"] for group in groups for weight in group["params"]}
+    assert found["audio.transformer.resblocks.0.attn.in_proj_weight"] == 3
+    assert found["audio.transformer.resblocks.0.mlp.c_fc.weight"] == found["clip.text_projection"] == 1
+    others = ("clip.token_embedding.weight", "clip.logit_scale", "audio.conv1.weight", "audio.positional_embedding")
+    assert [found[name] for name in others] == [0, 0, 0, 0]
+    assert all(number == 0 for name, number in found.items() if name.endswith("bias") or "experts." in name)
+    assert {group["matrices"] for group in parameter_groups(model, OPTIMIZER)} == {0}

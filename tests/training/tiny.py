@@ -11,6 +11,7 @@ from clip4vla.clips.batch import NO_ID, Batch
 from clip4vla.config import AudioConfig, ModelConfig, OptimizerConfig
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.towers import Architecture
+from clip4vla.training.muon import Muon
 from clip4vla.training.objectives import ContrastiveObjective, Outputs
 from clip4vla.training.optimizer import parameter_groups
 
@@ -199,7 +200,7 @@ def naive_losses(outputs: Outputs, scale: Tensor, weights: dict[str, float]) -> 
 
 
 class NaiveTraining:
-    """One process, one graph over the whole batch, torch's own clipping and AdamW.
+    """One process, one graph over the whole batch, torch's own clipping and AdamW, or Muon on one rank.
 
     For each rank and micro-batch it draws the same random numbers as `Engine`.
     """
@@ -207,7 +208,8 @@ class NaiveTraining:
     def __init__(self, model: Clip4Vla, objective: ContrastiveObjective, optimizer: OptimizerConfig) -> None:
         self.model, self.objective, self.clip_norm = model, objective, optimizer.clip_norm
         groups = parameter_groups(model, optimizer)
-        self.adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
+        kind = Muon if optimizer.name == "muon" else torch.optim.AdamW
+        self.optimizer = kind(groups, betas=optimizer.betas, eps=optimizer.eps)
 
     def step(self, batch: Batch, shares: Sequence[Sequence[slice]], seed: int, step: int) -> dict[str, float]:
         """`shares`: for each rank, the rows of each of its micro-batches."""
@@ -219,10 +221,10 @@ class NaiveTraining:
         outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         losses = naive_losses(outputs, self.model.scale(), dict(self.objective.weights))
         total = torch.stack(list(losses.values())).sum()
-        self.adamw.zero_grad()
+        self.optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.adamw.step()
+        self.optimizer.step()
         return {name: loss.item() for name, loss in losses.items()} | {"loss": total.item()}
 
     def _outputs(self, batch: Batch) -> dict[str, Tensor]:
