@@ -27,8 +27,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[dev]' -c constraints.txt
 	touch $@
 
-repro: setup  ## run all stages, up to promoted models, and print their scores
+repro: setup  ## run all stages, first those of the promoted models, and print their scores
 	@$(BIN)/clip4vla params
+	$(BIN)/python -m dvc repro promote
 	$(BIN)/python -m dvc repro
 	$(BIN)/clip4vla summary
 
