@@ -52,7 +52,7 @@ class Measured:
             run = partial(compute, self.waveform, self.samples)
             seconds[name] = median_seconds(run, self.device, repeats=repeats)
             speed[f"{name}audio_s_per_s"] = clips * length / self.config.sample_rate / seconds[name] / cores
-        return {"ms_per_clip": 1e3 * seconds[""] / clips} | speed
+        return {"ms_per_clip": 1e3 * seconds[""] / clips, "ms_per_audio_s": 1e3 / speed["audio_s_per_s"]} | speed
 
     def against_librosa(self, figures: dict[str, float], repeats: int) -> dict[str, float]:
         """How many times as fast as librosa on one core, and the largest difference of the first clip."""
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results[name] |= measured.against_librosa(results[name], settings.repeats)
     if not find_spec("librosa"):
         print("not compared with librosa, which isn't installed: `pip install librosa`", file=sys.stderr)
-    report("audio_frontend", settings.device, settings, results, ("librosa",))
+    report("audio_frontend", settings.device, settings, results, ("librosa", "numba"))
     if any(figures.get("largest_difference", 0.0) > SAME for figures in results.values()):
         sys.exit("the log-mel isn't librosa's")
 

@@ -38,7 +38,7 @@ def make_batches(clips: Path, settings: Namespace) -> "TrainingBatches":
 
     dataset = ClipDataset([clips])
     samples = int(settings.seconds * SAMPLE_RATE)
-    tokenizer = Tokenizer("ViT-B-32", MAX_TOKENS)
+    tokenizer = Tokenizer(MAX_TOKENS)
     transform = ClipTransform(settings.frames, settings.image_size, samples, tokenizer, circular_shift=True)
     steps_per_epoch = max(1, len(dataset) // settings.batch)
     epochs = -(-(settings.batches + warmup(settings)) // steps_per_epoch)

@@ -215,17 +215,21 @@ def champion(model: RegisteredModel = None) -> None:
     """Print the version that is champion, and its scores."""
     from rich.console import Console
 
+    from clip4vla.registry.local import read_champion
     from clip4vla.registry.registry import Registry
     from clip4vla.reports.tables import comparison_table, to_terminal
 
     name = _model_name(model)
-    registry = Registry(Path.cwd())
-    version = registry.champion_version(name)
-    try:
-        scores = registry.scores(name, version)
-    except ValueError as error:
-        print(f"{name}: version {version} is the champion. The next promotion measures it again: {error}")
-        return
+    found = read_champion(Path.cwd(), name)
+    if found is None:
+        registry = Registry(Path.cwd())
+        version = registry.champion_version(name)
+        try:
+            found = version, registry.scores(name, version)
+        except ValueError as error:
+            print(f"{name}: version {version} is the champion. The next promotion measures it again: {error}")
+            return
+    version, scores = found
     Console().print(to_terminal(comparison_table({f"version {version}": scores}, f"{name}, champion")))
 
 

@@ -21,6 +21,10 @@ TaskName = Literal["retrieval", "captioning"]
 TASKS: tuple[TaskName, ...] = ("retrieval", "captioning")
 
 
+WEIGHTS_FILE, CONFIG_FILE, RUN_FILE = "model.safetensors", "config.json", "run.json"
+"""Files of a model directory: the weights, how the model is built, how it was trained."""
+
+
 @dataclass(frozen=True)
 class Text:
     """One sentence about a clip. `audio_type` is None where the corpus doesn't specify it."""

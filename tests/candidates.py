@@ -14,9 +14,8 @@ from clip4vla.model.pretrained import save_model
 from clip4vla.model.towers import Architecture
 from clip4vla.pipeline import promote as stage
 from clip4vla.pipeline.project import EVALUATIONS, RUNS
-from clip4vla.records import MODALITIES, TaskName
+from clip4vla.records import MODALITIES, RUN_FILE, TaskName
 from clip4vla.tracking.run import start_run
-from clip4vla.training.spec import RUN_FILE
 from clip4vla.utils.files import write_json
 
 TASK: TaskName = "retrieval"

@@ -91,7 +91,7 @@ def write_config(directory: Path, config: dict[str, Any]) -> None:
 
 def environment() -> dict[str, str]:
     """The environment of a command: this Python first, one thread, nothing of the outer project."""
-    return scratch.environment() | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return scratch.environment() | {"OMP_NUM_THREADS": "1"}
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,9 @@
 """The command line, on a registry with a tiny champion."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +102,51 @@ def test_the_champion_is_shown_and_taken_back(capsys: pytest.CaptureFixture[str]
     assert "version 1 is the champion again; version 2 is rolled back" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="clip4vla: clip4vla has no champion before version 1"):
         main(["rollback", "clip4vla"])
+
+
+COMMAND = """
+import contextlib, sys
+from clip4vla.__main__ import main
+with contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+"""
+OF_TRAINING_ALONE = {"open_clip", "torchvision", "transformers", "timm", "torch._dynamo", "mlflow", "scipy"}
+
+
+def imported_by(code: str, *arguments: str) -> set[str]:
+    """The modules that a new process has imported after running `code`."""
+    code += "\nimport sys; print(*sys.modules, file=sys.stderr)"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("command", "unused"),
+    [
+        (["--help"], {"torch", "numpy", "pydantic", "mlflow", "lance", "clip4vla.config"}),
+        (["champion", "clip4vla"], {"torch", "mlflow", "sqlalchemy", "pandas", "lance", "av"}),
+        (["search", "a cow", "--index", "index"], OF_TRAINING_ALONE | {"matplotlib"}),
+    ],
+    ids=["help", "champion", "search"],
+)
+def test_a_command_starts_without_what_it_does_not_need(command: list[str], unused: set[str]) -> None:
+    if command[0] == "search":
+        run(["index", "media", "--index", "index", "--model", "clip4vla"])
+    imported = imported_by(COMMAND, *command)
+    assert {"clip4vla.__main__", "typer"} <= imported
+    assert imported & unused == set()
+
+
+@pytest.mark.parametrize(
+    ("part", "unused"),
+    [("params", {"torch", "lance", "pandas", "mlflow", "scipy"}), ("evaluate", OF_TRAINING_ALONE)],
+)
+def test_a_stage_starts_without_what_it_does_not_need(part: str, unused: set[str]) -> None:
+    imported = imported_by(f"import clip4vla.pipeline.{part}")
+    assert "clip4vla.config" in imported
+    assert imported & unused == set()
 
 
 def test_mistakes_end_with_a_sentence() -> None:

@@ -12,13 +12,11 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks.parity.deviation import EXACT, Deviation, Tolerance, deviation
 from benchmarks.parity.reference import Arrays
 from clip4vla.model.pixels import PixelNormalizer
-from clip4vla.model.published import OPEN_CLIP_NAMES
 from clip4vla.model.tokenizer import Tokenizer
 from clip4vla.model.towers import Architecture
 
 GROUPS = ("visual", "tokens")
 PIXELS = Tolerance(1e-5)
-ARCHITECTURE = OPEN_CLIP_NAMES[768, 32]
 
 
 def check_images(arrays: Arrays) -> Iterator[Deviation]:
@@ -44,14 +42,14 @@ def check_text(text: Mapping[str, Any]) -> Iterator[Deviation]:
     """Token ids of sentences alone, of retrieval captions and of pretraining texts, cut to their places."""
     padding = text.get("special_ids", {}).get("PAD")
     for case in _with(text, "tokenize", "ids"):
-        tokens = Tokenizer(ARCHITECTURE, len(case["ids"]) + 2)([case["text"]])[0]
+        tokens = Tokenizer(len(case["ids"]) + 2)([case["text"]])[0]
         ours = tokens[1 : len(case["ids"]) + 1]
         yield deviation("tokens", f"tokenize {case['text']!r}", ours, torch.tensor(case["ids"]), EXACT)
     sentences = [(case["text"], case) for case in _with(text, "retrieval_text", "input_ids")]
     sentences += [(_pretraining_text(case), case) for case in _with(text, "pretrain_text", "input_ids")]
     for sentence, case in sentences:
         published = torch.tensor([0 if token == padding else token for token in case["input_ids"]])
-        tokens = Tokenizer(ARCHITECTURE, len(published))([sentence])[0]
+        tokens = Tokenizer(len(published))([sentence])[0]
         ours = F.pad(tokens, (0, len(published) - len(tokens)))
         yield deviation("tokens", f"ids of {sentence!r}", ours, published, EXACT)
 

@@ -17,7 +17,6 @@ from clip4vla.model.clip4vla import MAX_SCALE, Clip4Vla, Embeddings
 from clip4vla.model.fusion import pool
 from clip4vla.model.media_features import MediaFeatures
 from clip4vla.model.published import PUBLISHED_AUDIO, Published, from_published
-from clip4vla.model.towers import embed_tokens, encode_embedded
 
 TOKENS: dict[str, AudioToken] = {"-1": "none", "0": "verbal", "1": "nonverbal", "2": "sample", "3": "both"}
 FUSED = ("loose_seq", "tight_seq", "cross_align")
@@ -140,7 +139,7 @@ class Encoded:
     @cached_property
     def tokens(self) -> Tensor:
         """(B, L, D)."""
-        return encode_embedded(self.model.clip, embed_tokens(self.model.clip, self.inputs.tokens))
+        return self.model.clip.encode_embedded(self.model.clip.embed_tokens(self.inputs.tokens))
 
     @cached_property
     def sentences(self) -> Tensor:

@@ -26,7 +26,15 @@ class SpecMasks:
 
     def covered(self, rows: int, bands: int) -> Tensor:
         """(B, rows, bands) bool, True where a cell lies under a mask."""
-        return _covered(self.time, rows).unsqueeze(2) | _covered(self.frequency, bands).unsqueeze(1)
+        return self.covered_rows(rows).unsqueeze(2) | self.covered_bands(bands).unsqueeze(1)
+
+    def covered_rows(self, rows: int) -> Tensor:
+        """(B, rows) bool, True where all bands of a row lie under a mask."""
+        return _covered(self.time, rows)
+
+    def covered_bands(self, bands: int) -> Tensor:
+        """(B, bands) bool, True where all rows of a band lie under a mask."""
+        return _covered(self.frequency, bands)
 
 
 def draw_masks(config: AudioConfig, rows: Tensor, bands: int, generator: torch.Generator | None = None) -> SpecMasks:

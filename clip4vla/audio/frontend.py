@@ -2,8 +2,9 @@
 
 In: a batch's waveforms and how many of their samples are sound. Out: normalised tiles of R rows (time) by R mel
 bands with three channels (left, mean, right), and which of them exist. It runs on the waveform's device, because
-storing waveforms rather than spectrograms lets the front end change without cutting any clip again. On a CPU a clip
-goes all the way before the next, in pieces that the core's cache holds; on a GPU the batch goes at once.
+storing waveforms rather than spectrograms lets the front end change without cutting any clip again. On a GPU the batch
+goes at once. On a CPU a clip goes all the way before the next: in single precision by a kernel (`compiled`) where numba
+is installed, and by torch, in pieces that the core's cache holds, elsewhere.
 
 Source: Ruan et al., arXiv 2303.06591, and the code published with it; `AudioConfig.recipe` says where we differ.
 
@@ -11,26 +12,26 @@ Shapes: B clips, C channels of the waveform and C' of its tiles, S samples, N ro
 that hold them, T tiles that are kept, R rows and bands of a tile.
 """
 
-from typing import Literal, TypeVar
+from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from clip4vla.audio.augment import SpecMasks, draw_masks
-from clip4vla.audio.mel import MelBands, mel_filters
+from clip4vla.audio.mel import DYNAMIC_RANGE_DB, POWER_FLOOR, STD_FLOOR, MelBands, mel_filters
 from clip4vla.audio.precision import KeepsPrecision
 from clip4vla.config import AudioConfig
 
+if TYPE_CHECKING:
+    from clip4vla.audio.compiled import CompiledLogMel
+
 TILE_SECONDS = 1.792
 """What a published tile lasts: 224 rows of 128 samples at 16 kHz."""
-DYNAMIC_RANGE_DB = 80.0
-POWER_FLOOR = 1e-10
-SILENCE_DB = -100.0
-"""What the floor is in decibels."""
 CACHE_BYTES = 2 << 20
 """Of a core's own cache and its share of the common one, about: smaller pieces cost more calls than they save."""
-STD_FLOOR = 1e-10
 TilePosition = Literal["head", "tail", "middle"]
 Rows = TypeVar("Rows", int, Tensor)
 
@@ -118,14 +119,34 @@ class LogMel(KeepsPrecision):
         Raises:
             ValueError: the waveform has neither one nor two channels.
         """
+        _check_shape(waveform)
+        samples = samples.clamp(max=waveform.shape[2])
         rows = self._count_rows(samples)
-        cells = torch.cat([self._decibel(waveform[part], samples[part]) for part in self._blocks(waveform)])
+        compiled = self._compiled_for(waveform)
+        if compiled is None:
+            cells = torch.cat([self._decibel(waveform[part], samples[part]) for part in self._blocks(waveform)])
+        else:
+            cells = compiled.log_mel(waveform, samples, self._count_tiles(waveform))
         return cells.transpose(1, 2).flatten(2, 3)[:, :, : 1 + waveform.shape[2] // self.hop], rows
 
     @torch.no_grad()
     def _views(self, waveform: Tensor, samples: Tensor, masks: SpecMasks | None) -> tuple[Tensor, Tensor, Tensor]:
         """What `forward_views` gives; without masks the second is the first."""
+        _check_shape(waveform)
+        samples = samples.clamp(max=waveform.shape[2])
         places, audio_mask = self._places(self._count_rows(samples))
+        compiled = self._compiled_for(waveform)
+        if compiled is None:
+            tiles, views = self._compute_views(waveform, samples, masks, places, audio_mask)
+        else:
+            n_tiles, padding_counts = self._count_tiles(waveform), self.config.recipe == "published"
+            tiles, views = compiled.views(waveform, samples, masks, places, audio_mask, n_tiles, padding_counts)
+        return tiles.expand(-1, -1, 3, -1, -1), views.expand(-1, -1, 3, -1, -1), audio_mask
+
+    def _compute_views(
+        self, waveform: Tensor, samples: Tensor, masks: SpecMasks | None, places: Tensor, audio_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The tiles at `places` (B, T), and with masks the view of them, (B, T, C', R, R) each; without, the same."""
         channels = 1 if waveform.shape[1] == 1 else 3
         shape = (len(waveform), self.config.tiles, channels, self.rows, self.rows)
         tiles = waveform.new_empty(shape, dtype=_real(waveform))
@@ -142,7 +163,20 @@ class LogMel(KeepsPrecision):
             else:
                 # a normalised tile's mean is 0, which is what the masks are to be filled with
                 torch.mul(tiles[part], ~_chosen(covered[part], places[part]), out=views[part])
-        return tiles.expand(-1, -1, 3, -1, -1), views.expand(-1, -1, 3, -1, -1), audio_mask
+        return tiles, views
+
+    def _compiled_for(self, waveform: Tensor) -> "CompiledLogMel | None":
+        """The kernel for a waveform, where there is one: on a CPU, in single precision."""
+        return self._compiled if waveform.device.type == "cpu" and _real(waveform) == torch.float32 else None
+
+    @cached_property
+    def _compiled(self) -> "CompiledLogMel | None":
+        """The kernel, where numba is installed and the transform's length is a power of two."""
+        if self.config.n_fft & (self.config.n_fft - 1) or find_spec("numba") is None:
+            return None
+        from clip4vla.audio.compiled import CompiledLogMel
+
+        return CompiledLogMel(self.window, self.mel_filters, self.hop)
 
     def _count_rows(self, samples: Tensor) -> Tensor:
         """(B,) int64: how many rows of each clip are sound."""
@@ -178,13 +212,7 @@ class LogMel(KeepsPrecision):
         return masks.covered(n_tiles * self.rows, self.rows).view(-1, n_tiles, 1, self.rows, self.rows)
 
     def _blocks(self, waveform: Tensor) -> list[slice]:
-        """The clips of a batch that go at once.
-
-        Raises:
-            ValueError: the waveform has neither one nor two channels.
-        """
-        if waveform.ndim != 3 or waveform.shape[1] not in (1, 2):
-            raise ValueError(f"a waveform is (B, 1 or 2, S), not {tuple(waveform.shape)}")
+        """The clips of a batch that go at once."""
         return _pieces(waveform, len(waveform), self._spectrum_bytes(waveform) * self._count_tiles(waveform))
 
     def _spectrum_bytes(self, waveform: Tensor) -> int:
@@ -221,6 +249,11 @@ class LogMel(KeepsPrecision):
             # padding is loud and counts
             cells, counted = cells.masked_fill(~counted, 0.0), torch.ones_like(counted)
         _normalise(cells, counted, audio_mask, out)
+
+
+def _check_shape(waveform: Tensor) -> None:
+    if waveform.ndim != 3 or waveform.shape[1] not in (1, 2):
+        raise ValueError(f"a waveform is (B, 1 or 2, S), not {tuple(waveform.shape)}")
 
 
 def _real(waveform: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""The mel filterbank of Slaney's Auditory Toolbox, in double precision.
+"""The mel filterbank of Slaney's Auditory Toolbox, in double precision, and the bounds of a log-mel.
 
 Computed in single precision its narrow low bands are off by parts in a thousand, which moves log-mel values by more
 than a hundredth of a dB; hence not torchaudio's. A band is the sum of a few neighbouring bins, so a product with the
@@ -17,6 +17,11 @@ BREAK_HZ = 1000.0
 BREAK_MEL = BREAK_HZ / LINEAR_HZ_PER_MEL
 LOG_STEP = math.log(6.4) / 27
 """Above the break 27 mels are a factor of 6.4 in frequency."""
+POWER_FLOOR = 1e-10
+SILENCE_DB = -100.0
+"""What that floor is in decibels."""
+DYNAMIC_RANGE_DB = 80.0
+STD_FLOOR = 1e-10
 BANDS_AT_ONCE = 32
 """A compromise between products that skip few zeros and products too small to be fast."""
 

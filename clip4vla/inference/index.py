@@ -34,8 +34,7 @@ from clip4vla.corpora.media_index import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_unic
 from clip4vla.inference.embedder import Embedder
 from clip4vla.media.decode import duration_s
 from clip4vla.media.source import MediaError
-from clip4vla.model.pretrained import CONFIG_FILE, WEIGHTS_FILE
-from clip4vla.records import MODALITIES, Modality
+from clip4vla.records import CONFIG_FILE, MODALITIES, WEIGHTS_FILE, Modality
 from clip4vla.utils.files import atomic_directory, write_json
 from clip4vla.utils.progress import track
 

@@ -29,7 +29,7 @@ from clip4vla.inference.media_reader import MediaReader
 from clip4vla.inference.media_row import ReadRequest
 from clip4vla.inference.metrics import ServingMetrics
 from clip4vla.media.source import MediaError
-from clip4vla.model.pretrained import CONFIG_FILE
+from clip4vla.records import CONFIG_FILE
 
 BATCH = 32
 """Texts, or clips, of any requests that pass through the towers at once."""

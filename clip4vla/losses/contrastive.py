@@ -6,10 +6,11 @@ Gradients are those of that sum, provided that every rank differentiates its sha
 averages gradients over ranks must therefore multiply the loss by their number.
 
 No rank ever holds a similarity matrix: it compares its own queries with the keys of all ranks, a square block at a
-time, and needs memory for B rows, not for B squared. Both directions share the blocks: the forward pass reduces each
-to its part of the logsumexp of its rows and columns; the backward pass computes it again and turns it into the
-gradient of both directions. That is four products of the size of the similarity matrix, where a loss that stores the
-matrix needs three. The positives need no pass over blocks: see `_Positives`.
+time, and needs memory for B rows, not for B squared. Both directions share the blocks and their exponentials: the
+forward pass reduces each to its part of the logsumexp of its rows and columns; the backward pass computes it again and
+turns it into the gradient of both directions. That is four products of the size of the similarity matrix, where a loss
+that stores the matrix needs three, and passes over it many times. The positives need no pass over blocks: see
+`_Positives`.
 
 Shapes: n queries and b keys of this rank, N valid queries of this rank, V valid keys of all ranks, M ids of a key, U
 distinct ids, E pairs of an id and a key that has it, D embedding width.
@@ -28,7 +29,7 @@ from torch.nn import functional as F  # noqa: N812
 from clip4vla.clips.batch import NO_ID
 from clip4vla.losses.gather import gather, world
 
-BLOCK_SIZES = {"cpu": 1024, "cuda": 4096}
+BLOCK_SIZES = {"cpu": 512, "cuda": 4096}
 """Default side of a block by device: cache of a CPU's core, launches on a GPU."""
 
 
@@ -345,10 +346,11 @@ class _Contrast(torch.autograd.Function):
         group: dist.ProcessGroup | None,
     ) -> Tensor:
         with torch.autocast(queries.device.type, enabled=False):
-            rows, columns = _logsumexps(_Logits(queries, keys, scale.item(), side, self_offset))
+            rows, columns, ctx.shifts = _logsumexps(_Logits(queries, keys, scale.item(), side, self_offset))
             columns = gather(columns.unsqueeze(0), group).logsumexp(0)
-            right = (queries * positives.toward_keys(keys)).sum(1)
-        ctx.save_for_backward(queries, keys, scale, rows, columns)
+            toward_keys = positives.toward_keys(keys)
+            right = (queries * toward_keys).sum(1)
+        ctx.save_for_backward(queries, keys, scale, rows, columns, toward_keys)
         ctx.positives, ctx.side, ctx.self_offset = positives, side, self_offset
         _, ranks = world(group)
         # a small loss is the difference of large sums: in float64
@@ -359,10 +361,13 @@ class _Contrast(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, scale, rows, columns = ctx.saved_tensors
+        queries, keys, scale, rows, columns, toward_keys = ctx.saved_tensors
         with torch.autocast(queries.device.type, enabled=False):
             logits = _Logits(queries, keys, scale.item(), ctx.side, ctx.self_offset)
-            by_queries, by_keys = _gradients(logits, rows, columns, ctx.positives, ctx.needs_input_grad[1])
+            by_queries = -toward_keys
+            by_keys = ctx.positives.toward_queries(queries).neg_() if ctx.needs_input_grad[1] else None
+            rows, columns = rows - ctx.positives.row_weights.log(), columns - ctx.positives.column_weights.log()
+            _add_gradients(logits, ctx.shifts, rows, columns, by_queries, by_keys)
         by_scale = (gradient * (queries * by_queries).sum()).expand_as(scale)
         factor = gradient * scale.squeeze()
         by_keys = None if by_keys is None else by_keys.mul_(factor)
@@ -375,41 +380,83 @@ def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     return (weights[chosen].double() * values[chosen].double()).sum()
 
 
-def _logsumexps(logits: _Logits) -> tuple[Tensor, Tensor]:
-    """(N,) over each row and (V,) over each column."""
+def _logsumexps(logits: _Logits) -> tuple[Tensor, Tensor, list[float | None]]:
+    """(N,) over each row, (V,) over each column, and the shift of each block, row by row, see `_reduce`."""
     over_rows, over_columns = (side.new_full((len(side),), -torch.inf) for side in (logits.queries, logits.keys))
-    buffer = logits.buffer()
-    for rows in logits.rows():
-        for columns in logits.columns():
-            block = logits.block(rows, columns, buffer)
-            over_rows[rows] = torch.logaddexp(over_rows[rows], block.logsumexp(1))
-            over_columns[columns] = torch.logaddexp(over_columns[columns], block.logsumexp(0))
-    return over_rows, over_columns
-
-
-def _gradients(
-    logits: _Logits, over_rows: Tensor, over_columns: Tensor, positives: _Positives, of_keys: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients by queries (N, D) and, where needed, by keys (V, D), divided by the scale."""
-    by_queries = positives.toward_keys(logits.keys).neg_()
-    by_keys = positives.toward_queries(logits.queries).neg_() if of_keys else None
-    # weighted softmax = exp(logit - (logsumexp - log weight))
-    over_rows = (over_rows - positives.row_weights.log()).unsqueeze(1)
-    over_columns = over_columns - positives.column_weights.log()
     buffer, second = logits.buffer(), logits.buffer()
+    shifts = []
     for rows in logits.rows():
         for columns in logits.columns():
             block = logits.block(rows, columns, buffer)
-            softmax = torch.sub(block, over_rows[rows], out=_view(second, rows, columns)).exp_()
-            softmax += block.sub_(over_columns[columns]).exp_()
+            of_rows, of_columns, shift = _reduce(block, _view(second, rows, columns))
+            over_rows[rows] = torch.logaddexp(over_rows[rows], of_rows)
+            over_columns[columns] = torch.logaddexp(over_columns[columns], of_columns)
+            shifts.append(shift)
+    return over_rows, over_columns, shifts
+
+
+def _reduce(block: Tensor, exponentials: Tensor) -> tuple[Tensor, Tensor, float | None]:
+    """Logsumexp of a block over its rows and over its columns, and its shift; `exponentials` is memory for them.
+
+    Rows and columns share the exponentials of the logits less the shift, which is the largest of them. It is None where
+    the number format spans too little for that: then some row or column would lose what counts in it.
+    """
+    largest = block.amax()
+    torch.sub(block, largest, out=exponentials).exp_()
+    of_rows, of_columns = exponentials.sum(1), exponentials.sum(0)
+    shift, *faintest = torch.stack([largest, of_rows.amin(), of_columns.amin()]).tolist()
+    limits = torch.finfo(block.dtype)
+    # a sum has lost what is below `tiny` in each of its terms
+    if min(faintest) < max(block.shape) * limits.tiny / limits.eps:
+        return block.logsumexp(1), block.logsumexp(0), None
+    return of_rows.log_().add_(largest), of_columns.log_().add_(largest), shift
+
+
+def _add_gradients(
+    logits: _Logits,
+    shifts: list[float | None],
+    over_rows: Tensor,
+    over_columns: Tensor,
+    by_queries: Tensor,
+    by_keys: Tensor | None,
+) -> None:
+    """Add the gradients of weighted logsumexps, divided by the scale, to (N, D) and, where needed, (V, D).
+
+    Args:
+        logits: the logits.
+        shifts: of their blocks.
+        over_rows: (N,) logsumexp of each row less the logarithm of its weight, so that exp(logit - this) is the
+            weighted softmax.
+        over_columns: (V,), likewise.
+        by_queries: what is added to.
+        by_keys: likewise.
+    """
+    buffer, second = logits.buffer(), logits.buffer()
+    remaining = iter(shifts)
+    for rows in logits.rows():
+        for columns in logits.columns():
+            block, softmax = logits.block(rows, columns, buffer), _view(second, rows, columns)
+            _write_softmax(block, next(remaining), over_rows[rows].unsqueeze(1), over_columns[columns], softmax)
             by_queries[rows].addmm_(softmax, logits.keys[columns])
             if by_keys is not None:
                 by_keys[columns].addmm_(softmax.T, logits.queries[rows])
-    return by_queries, by_keys
+
+
+def _write_softmax(
+    block: Tensor, shift: float | None, over_rows: Tensor, over_columns: Tensor, softmax: Tensor
+) -> None:
+    """Write the sum of both directions' weighted softmaxes of a block, which is overwritten, to `softmax`."""
+    if shift is None:
+        torch.sub(block, over_rows, out=softmax).exp_()
+        softmax += block.sub_(over_columns).exp_()
+    else:
+        torch.add((shift - over_rows).exp_(), (shift - over_columns).exp_(), out=softmax)
+        softmax *= block.sub_(shift).exp_()
 
 
 def _select(rows: Tensor, valid: Tensor) -> Tensor:
-    return rows.index_select(0, valid.nonzero().squeeze(1))
+    """The valid rows; no copy where all are."""
+    return rows if valid.all() else rows.index_select(0, valid.nonzero().squeeze(1))
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -7,11 +7,11 @@ D embedding width.
 import copy
 
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from clip4vla.clips.batch import AUDIO_TYPE_INDEX
 from clip4vla.config import AudioToken
+from clip4vla.model.clip import ImageTower
 
 
 class AudioTower(nn.Module):
@@ -22,7 +22,7 @@ class AudioTower(nn.Module):
     other sound (nonverbal). Source: Ruan et al., arXiv 2303.06591.
     """
 
-    def __init__(self, visual: VisionTransformer) -> None:
+    def __init__(self, visual: ImageTower) -> None:
         super().__init__()
         width = visual.conv1.out_channels
         self.conv1 = copy.deepcopy(visual.conv1)

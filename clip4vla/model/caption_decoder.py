@@ -8,11 +8,9 @@ Shapes: B clips, F frames, T tiles, M positions of the memory (1 + F + T), K sen
 N = B * K sentences, L tokens, V tokens of the vocabulary, W width of the text tower, D embedding width, H heads.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +18,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from clip4vla.model.beam_search import END, START, beam_search
+from clip4vla.model.clip import Clip
+from clip4vla.model.layers import Block
 from clip4vla.model.media_features import MediaFeatures
-
-if TYPE_CHECKING:
-    import open_clip
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values (N, H, L or M, W / H) of attention."""
@@ -48,15 +45,12 @@ class CaptionDecoder(nn.Module):
     Args:
         clip: blocks, embeddings and final norm of its text tower are copied.
         vocabulary: (V,) int64, CLIP's ids of the tokens that a caption may have: start, end, and any others.
-
-    Raises:
-        ValueError: the text tower's blocks aren't plain ones.
     """
 
     vocabulary: Tensor
     places: Tensor
 
-    def __init__(self, clip: open_clip.CLIP, vocabulary: Tensor) -> None:
+    def __init__(self, clip: Clip, vocabulary: Tensor) -> None:
         super().__init__()
         memory_width = clip.text_projection.shape[1]
         embedding = clip.token_embedding.weight.detach()
@@ -181,10 +175,8 @@ class _Steps:
 class _Block(nn.Module):
     """A block of the text tower, with a new attention to the memory between its own and the MLP."""
 
-    def __init__(self, block: Any, memory_width: int) -> None:
+    def __init__(self, block: Block, memory_width: int) -> None:
         super().__init__()
-        if not isinstance(block.attn, nn.MultiheadAttention):
-            raise ValueError(f"the text tower's attention is a {type(block.attn).__name__}, which can't be copied")
         width, heads = block.attn.embed_dim, block.attn.num_heads
         self.ln_1, self.ls_1 = copy.deepcopy(block.ln_1), copy.deepcopy(block.ls_1)
         self.attention = _Attention(width, width, heads)

@@ -27,14 +27,7 @@ from clip4vla.model.layers import Blocks, PartialEmbedding
 from clip4vla.model.media_features import MediaFeatures
 from clip4vla.model.pixels import PixelNormalizer
 from clip4vla.model.tokenizer import Tokenizer
-from clip4vla.model.towers import (
-    Architecture,
-    build_clip,
-    embed_tokens,
-    encode_embedded,
-    find_architecture,
-    load_clip_weights,
-)
+from clip4vla.model.towers import Architecture, build_clip, find_architecture, load_clip_weights
 from clip4vla.records import Modality
 
 if TYPE_CHECKING:
@@ -155,7 +148,7 @@ class Clip4Vla(nn.Module):
 
     def tokenizer(self, max_tokens: int) -> Tokenizer:
         """The tokenizer of the text tower, for texts of at most `max_tokens`, or its context length if that is less."""
-        return Tokenizer(self.architecture.name, min(max_tokens, self.context_length))
+        return Tokenizer(min(max_tokens, self.context_length))
 
     def clip_transform(
         self,
@@ -217,6 +210,7 @@ class Clip4Vla(nn.Module):
 
     def keep_tokens(self, tokens: Tensor) -> None:
         """Train the embeddings of `tokens` (U,) int64 only; no other may occur until `whole_weights`."""
+        assert isinstance(self.clip.token_embedding, nn.Embedding)
         self.clip.token_embedding = PartialEmbedding(self.clip.token_embedding, tokens)
 
     def whole_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -234,7 +228,7 @@ class Clip4Vla(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Embeddings (N, D) of `tokens` (N, L) at their end token, not normalised."""
-        (features,) = self._read_texts(tokens, lambda embedded, end: (encode_embedded(self.clip, embedded, end),))
+        (features,) = self._read_texts(tokens, lambda embedded, end: (self.clip.encode_embedded(embedded, end),))
         return features
 
     def _read_texts(self, tokens: Tensor, read: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -242,9 +236,9 @@ class Clip4Vla(nn.Module):
 
         A CPU reads texts in groups of similar length, so that little of its time goes into padding.
         """
-        end = self._end_of(tokens)
+        end = self.clip.end_of(tokens)
         # all at once: each look-up has a gradient as large as the vocabulary
-        embedded = embed_tokens(self.clip, tokens)
+        embedded = self.clip.embed_tokens(tokens)
         if tokens.device.type != "cpu" or len(tokens) <= TEXTS_AT_ONCE:
             return read(embedded, end)
         order = end.argsort(stable=True)
@@ -358,14 +352,7 @@ class Clip4Vla(nn.Module):
         """Texts (N, D), query vectors (N, E, D) and weights (N, E) of `tokens` (N, L); see `TextExperts`."""
         experts = self.experts
         assert experts is not None
-        return self._read_texts(tokens, lambda embedded, end: experts.texts(encode_embedded(self.clip, embedded), end))
-
-    def _end_of(self, tokens: Tensor) -> Tensor:
-        """(N,) position of the end token of `tokens` (N, L)."""
-        if self.clip.text_pool_type == "eos":
-            return (tokens == self.clip.text_eos_id).int().argmax(dim=1)
-        # CLIP's end token has the highest id
-        return tokens.argmax(dim=1)
+        return self._read_texts(tokens, lambda embedded, end: experts.texts(self.clip.encode_embedded(embedded), end))
 
     @staticmethod
     def _length_of(end: Tensor) -> int:

@@ -7,17 +7,13 @@ published `feat_avg` and `loose_seq`.
 Shapes: B clips, F frames, T tiles, Q sequence positions, D embedding width.
 """
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-if TYPE_CHECKING:
-    import open_clip
+from clip4vla.model.clip import Clip
 
 TEXT_TYPE, VIDEO_TYPE, AUDIO_TYPE = 0, 1, 2
 """Rows of the modality embedding, in the published order."""
@@ -56,7 +52,7 @@ class SequenceFusion(nn.Module):
         ValueError: the text tower has too few blocks, or isn't as wide as the embedding.
     """
 
-    def __init__(self, clip: open_clip.CLIP, layers: int) -> None:
+    def __init__(self, clip: Clip, layers: int) -> None:
         super().__init__()
         blocks, width = clip.transformer.resblocks, clip.text_projection.shape[1]
         if layers > len(blocks):

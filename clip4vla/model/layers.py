@@ -1,14 +1,14 @@
-"""Layers of the towers: the parameters and results of torch's, in fewer passes over memory.
+"""Layers of the towers: parameters, initialisation and results of CLIP's, in fewer passes over memory.
 
-open_clip builds its towers from torch's layers; `replace_layers` puts these in their place. Names and shapes of
-parameters stay, so that weights of either load into the other.
+Names and shapes of parameters are those of open_clip, so that weights of either load into the other.
 
 Shapes: N sequences, L positions, W width, R pixels of a side, P pixels of a patch, U tokens of a vocabulary of V.
 """
 
-import open_clip
+from collections import OrderedDict
+from typing import Any
+
 import torch
-from open_clip.transformer import Transformer
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
@@ -22,76 +22,114 @@ class SelfAttention(nn.MultiheadAttention):
     module, so that features are open_clip's to the last bit.
     """
 
-    @classmethod
-    def of(cls, attention: nn.MultiheadAttention) -> "SelfAttention":
-        """The same attention, with the very parameters of `attention`."""
-        new = cls(attention.embed_dim, attention.num_heads, batch_first=True, device="meta")
-        new.in_proj_weight, new.in_proj_bias = attention.in_proj_weight, attention.in_proj_bias
-        new.out_proj = attention.out_proj
-        return new
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, batch_first=True)
 
-    def forward(  # type: ignore[override]
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        need_weights: bool = False,
-        attn_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the positions of `query` (N, L, W) find in each other, and no weights.
+    def forward(self, hidden: Tensor, attn_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """What the positions of `hidden` (N, L, W) find in each other.
 
         Args:
-            query: sequences; `key` and `value` are the same ones.
-            key: see `query`.
-            value: see `query`.
-            need_weights: False.
+            hidden: the sequences.
             attn_mask: (L, L) or (N * heads, L, L), added to the attention before the softmax.
         """
+        attn_mask = None if attn_mask is None else attn_mask.to(hidden.dtype)
         if not torch.is_grad_enabled():
-            return super().forward(query, key, value, need_weights=need_weights, attn_mask=attn_mask)
+            return super().forward(hidden, hidden, hidden, need_weights=False, attn_mask=attn_mask)[0]
         if attn_mask is not None and attn_mask.ndim == 3:
-            attn_mask = attn_mask.unflatten(0, (len(query), -1))
-        projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+            attn_mask = attn_mask.unflatten(0, (len(hidden), -1))
+        projected = F.linear(hidden, self.in_proj_weight, self.in_proj_bias)
         query, key, value = projected.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
-        return self.out_proj(found.transpose(1, 2).flatten(2)), None
+        return self.out_proj(found.transpose(1, 2).flatten(2))
 
 
-class Blocks(Transformer):
+class QuickGELU(nn.Module):
+    """The approximation of GELU with which OpenAI trained."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`hidden` of any shape."""
+        return hidden * torch.sigmoid(1.702 * hidden)
+
+
+class LayerScale(nn.Module):
+    """A learned factor of each of the W features, `initial` at first."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(initial * torch.ones(width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`hidden` (..., W)."""
+        return hidden * self.gamma
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each after a norm and beside a residual path.
+
+    Args:
+        width: W.
+        heads: of the attention.
+        activation: of the MLP.
+        mlp_ratio: width of the MLP by W.
+        ls_init_value: first value of a learned factor of both results; None: there is no such factor.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        activation: type[nn.Module] = nn.GELU,
+        mlp_ratio: float = 4.0,
+        ls_init_value: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = SelfAttention(width, heads)
+        self.ls_1 = nn.Identity() if ls_init_value is None else LayerScale(width, ls_init_value)
+        self.ln_2 = nn.LayerNorm(width)
+        hidden = int(width * mlp_ratio)
+        layers = {"c_fc": nn.Linear(width, hidden), "gelu": activation(), "c_proj": nn.Linear(hidden, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.ls_2 = nn.Identity() if ls_init_value is None else LayerScale(width, ls_init_value)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """The sequences `x` (N, L, W); `attn_mask` as in `SelfAttention`."""
+        x = x + self.ls_1(self.attn(self.ln_1(x), attn_mask))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
+
+
+class Blocks(nn.Module):
     """The blocks of a tower. The first `recomputed` of them keep only their input for the backward pass.
 
     There they run again, by the same operations on the same numbers, so that gradients are the same to the last bit.
+
+    Args:
+        width: W.
+        layers: number of blocks.
+        heads: of each block; `block` holds its further arguments.
     """
 
-    recomputed: int
+    resblocks: Any
+    """A `nn.ModuleList` of `Block`."""
 
-    @classmethod
-    def of(cls, transformer: Transformer) -> "Blocks":
-        """The very blocks of `transformer`, none recomputed."""
-        new = cls(transformer.width, 0, 1)
-        new.resblocks, new.layers, new.recomputed = transformer.resblocks, transformer.layers, 0
-        return new
+    def __init__(self, width: int, layers: int, heads: int, **block: Any) -> None:
+        super().__init__()
+        self.width, self.recomputed = width, 0
+        self.resblocks = nn.ModuleList([Block(width, heads, **block) for _ in range(layers)])
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """The sequences `x` (N, L, W) after all blocks; `attn_mask` is added to their attention before the softmax."""
         for index, block in enumerate(self.resblocks):
-            if index < self.recomputed:
-                x = checkpoint(block, x, attn_mask=attn_mask, use_reentrant=False)
-            else:
-                x = block(x, attn_mask=attn_mask)
+            again = index < self.recomputed
+            x = checkpoint(block, x, attn_mask, use_reentrant=False) if again else block(x, attn_mask)
         return x
 
 
 class PatchEmbedding(nn.Conv2d):
     """A convolution of square patches that don't overlap: with gradients, one product with its weight (W, 3, P, P)."""
 
-    @classmethod
-    def of(cls, convolution: nn.Conv2d) -> "PatchEmbedding":
-        """The same convolution, with the very weight of `convolution`."""
-        side = convolution.kernel_size[0]
-        new = cls(convolution.in_channels, convolution.out_channels, side, stride=side, bias=False, device="meta")
-        new.weight = convolution.weight
-        return new
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__(3, width, patch_size, stride=patch_size, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, W, R / P, R / P) of `images` (N, 3, R, R)."""
@@ -132,11 +170,3 @@ class PartialEmbedding(nn.Module):
     def whole(self, weight: Tensor) -> Tensor:
         """The weight (V, W) of the whole embedding, with `weight` (U, W) for the rows of this one."""
         return self._whole.index_copy(0, self._tokens, weight.detach().to(self._whole))
-
-
-def replace_layers(clip: open_clip.CLIP) -> None:
-    """Replace the attentions, the patch embedding and what runs the blocks of a CLIP model by those of this module."""
-    for block in (*clip.transformer.resblocks, *clip.visual.transformer.resblocks):
-        block.attn = SelfAttention.of(block.attn)
-    clip.visual.conv1 = PatchEmbedding.of(clip.visual.conv1)
-    clip.transformer, clip.visual.transformer = Blocks.of(clip.transformer), Blocks.of(clip.visual.transformer)

@@ -5,12 +5,10 @@ In: a model. Out: `open_clip_config.json` and `open_clip_model.safetensors`, whi
 """
 
 from pathlib import Path
-from typing import Any
 
-import open_clip
-from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 
+from clip4vla.model.byte_pairs import SPECIAL, byte_pairs
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.utils.files import atomic_file, write_json
 
@@ -19,28 +17,22 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
 def save_open_clip(model: Clip4Vla, directory: Path) -> None:
-    """Write the text and image towers of `model` and its tokenizer to `directory`.
-
-    Raises:
-        ValueError: the architecture has another tokenizer than CLIP's.
-    """
+    """Write the text and image towers of `model` and its tokenizer to `directory`."""
     architecture = model.architecture
     preprocessing = {"mean": list(architecture.image_mean), "std": list(architecture.image_std)}
-    _save_tokenizer(open_clip.get_tokenizer(architecture.name), architecture.name, model.context_length, directory)
+    _save_tokenizer(model.context_length, directory)
     write_json(directory / CONFIG_FILE, {"model_cfg": architecture.config, "preprocess_cfg": preprocessing})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.clip.state_dict().items()}
     with atomic_file(directory / WEIGHTS_FILE) as partial:
         save_file(tensors, partial)
 
 
-def _save_tokenizer(tokenizer: Any, architecture: str, context_length: int, directory: Path) -> None:
-    if not isinstance(tokenizer, SimpleTokenizer):
-        raise ValueError(f"{architecture} has the tokenizer {type(tokenizer).__name__}: only CLIP's can be exported")
-    merges = [" ".join(pair) for pair in sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.__getitem__)]
-    start, end = (tokenizer.decoder[token] for token in tokenizer.all_special_ids)
-    write_json(directory / "vocab.json", tokenizer.encoder)
+def _save_tokenizer(context_length: int, directory: Path) -> None:
+    pairs = byte_pairs()
+    write_json(directory / "vocab.json", {token: index for index, token in enumerate(pairs.tokens)})
     with atomic_file(directory / "merges.txt") as partial:
-        partial.write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+        partial.write_text("\n".join(["#version: 0.2", *map(" ".join, pairs.merges), ""]), encoding="utf-8")
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length}
+    start, end = SPECIAL
     tokens = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
     write_json(directory / "tokenizer_config.json", settings | tokens)

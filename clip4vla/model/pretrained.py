@@ -15,10 +15,9 @@ from torch import Tensor
 from clip4vla.config import AudioConfig, InferenceConfig, ModelConfig
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.towers import Architecture, check_finite, check_state
+from clip4vla.records import CONFIG_FILE, WEIGHTS_FILE
 from clip4vla.utils.files import atomic_file, read_json, write_json
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 FORMAT = "clip4vla/1"
 VOCABULARY = "decoder.vocabulary"
 """Tensor that a model has if it has a caption decoder."""

@@ -27,7 +27,7 @@ HEAD_WIDTH = 64
 """Width of CLIP's attention heads, in both towers."""
 TOKENS_AFTER_END = 3
 OPEN_CLIP_NAMES = {(768, 32): "ViT-B-32-quickgelu", (768, 16): "ViT-B-16-quickgelu"}
-"""What open_clip calls the published image towers, by width and patch; its tokenizer goes by this name."""
+"""What open_clip calls the published image towers, by width and patch."""
 RENAMED = {
     "audio.visual.control_embedding": "audio.type_embedding",
     "cross.token_type_embeddings.weight": "fusion.type_embedding",

@@ -1,32 +1,30 @@
-"""Text and image tower by open_clip: built by name, loaded, called.
+"""Text and image tower by the names of open_clip: found, built, filled with weights.
 
-In: the name of an architecture and where its weights are. Out: an `open_clip.CLIP`. The only module that builds, loads
-and calls the towers of open_clip.
-
-Shapes: N texts, L text tokens, W width of the text tower, D embedding width.
+In: the name of an architecture and where its weights are. Out: a `Clip`. open_clip's files describe its architectures;
+open_clip itself, which takes seconds to import, is only needed for pretrained weights.
 """
 
-import copy
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from inspect import getfullargspec
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from huggingface_hub import try_to_load_from_cache
-from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-from open_clip.factory import load_state_dict
-from open_clip.pretrained import download_pretrained
-from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from clip4vla.model.layers import replace_layers
+from clip4vla.model.clip import END_BY_ID, END_BY_NUMBER, Clip, ImageTower
+from clip4vla.model.layers import QuickGELU
+from clip4vla.utils.files import read_json
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
-UNSUPPORTED_VISION = ("timm_model_name", "attentional_pool", "patch_dropout", "no_ln_pre")
-
-open_clip.add_model_config(ARCHITECTURES)
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of the pixels of red, green and blue, with which CLIP was trained."""
+PARTS = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
+"""Keys of an architecture's config."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class Architecture:
     name: str
     config: dict[str, Any]
     """open_clip's own model config: embed_dim, vision_cfg, text_cfg, quick_gelu."""
-    image_mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN
-    image_std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD
+    image_mean: tuple[float, ...] = OPENAI_MEAN
+    image_std: tuple[float, ...] = OPENAI_STD
 
     @property
     def image_size(self) -> int:
@@ -57,52 +55,68 @@ def find_architecture(name: str, weights: str | None) -> Architecture:
         ValueError: there is none of that name, or its image tower isn't a plain VisionTransformer, which is what
             the audio tower is a twin of.
     """
-    config = open_clip.get_model_config(name)
-    if config is None:
-        near = difflib.get_close_matches(name, open_clip.list_models()) or ["ViT-B-32", "ViT-B-16", "ViT-L-14"]
+    files = _architecture_files()
+    if name not in files:
+        near = difflib.get_close_matches(name, files) or ["ViT-B-32", "ViT-B-16", "ViT-L-14"]
         raise ValueError(
             f"model.architecture is {name!r}, which is neither an open_clip model, such as {', '.join(near)}, nor a "
             f"file in {ARCHITECTURES}"
         )
+    config = read_json(files[name])
     _check_plain(name, config)
-    tag = open_clip.get_pretrained_cfg(name, weights) if weights else {}
+    tag = _pretrained_tag(name, weights) if weights and not Path(weights).is_file() else {}
     if tag.get("quick_gelu"):
         config["quick_gelu"] = True
-    return Architecture(
-        name,
-        config,
-        tuple(tag.get("mean") or open_clip.OPENAI_DATASET_MEAN),
-        tuple(tag.get("std") or open_clip.OPENAI_DATASET_STD),
-    )
+    return Architecture(name, config, tuple(tag.get("mean") or OPENAI_MEAN), tuple(tag.get("std") or OPENAI_STD))
 
 
-def _check_plain(name: str, config: dict[str, Any]) -> None:
+def open_clip_file(name: str) -> Path:
+    """A file or folder of the installed open_clip, which is found without being imported."""
+    found = find_spec("open_clip")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / name
+
+
+@cache
+def _architecture_files() -> dict[str, Path]:
+    """The file of every architecture by its name."""
+    folders = (open_clip_file("model_configs"), ARCHITECTURES)
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.json"))}
+
+
+def _check_plain(name: str, config: Mapping[str, Any]) -> None:
     image, text = config["vision_cfg"], config["text_cfg"]
-    strange = [f"vision_cfg.{key}" for key in UNSUPPORTED_VISION if image.get(key)]
+    strange = [key for key in config.keys() - PARTS if config[key]]
+    strange += [f"vision_cfg.{key}" for key in image.keys() - _settings_of(ImageTower) if image[key]]
+    strange += [f"text_cfg.{key}" for key in text.keys() - _settings_of(Clip) if text[key]]
     strange += ["a ResNet image tower"] * isinstance(image.get("layers"), list)
-    strange += ["vision_cfg.pool_type"] * (image.get("pool_type", "tok") != "tok")
     strange += ["vision_cfg.image_size"] * (not isinstance(image.get("image_size", 224), int))
-    strange += ["text_cfg.hf_model_name"] * ("hf_model_name" in text)
-    strange += [key for key in ("custom_text", "multimodal_cfg", "init_logit_bias") if config.get(key)]
+    strange += ["text_cfg.pool_type"] * (text.get("pool_type", END_BY_NUMBER) not in (END_BY_NUMBER, END_BY_ID))
     if strange:
         raise ValueError(
-            f"model.architecture {name!r} has {', '.join(strange)}: only CLIP models with a plain VisionTransformer, "
-            "pooled by its class token, can initialise an audio tower (ViT-B-32, ViT-B-16, ViT-L-14, ...)"
+            f"model.architecture {name!r} has {', '.join(sorted(strange))}: only CLIP models with a plain "
+            "VisionTransformer, pooled by its class token, and CLIP's tokens can initialise an audio tower (ViT-B-32, "
+            "ViT-B-16, ViT-L-14, ...)"
         )
 
 
-def build_clip(architecture: Architecture) -> open_clip.CLIP:
-    """Text and image tower with open_clip's random initialisation.
-
-    The logit scale has shape (1,), because DeepSpeed takes no parameter without dimensions.
-    """
-    clip = open_clip.CLIP(**copy.deepcopy(architecture.config), nonscalar_logit_scale=True)
-    assert type(clip.visual) is VisionTransformer
-    replace_layers(clip)
-    return clip
+def _settings_of(tower: type[nn.Module]) -> set[str]:
+    return set(getfullargspec(tower.__init__).kwonlyargs)
 
 
-def load_clip_weights(clip: open_clip.CLIP, architecture: Architecture, weights: str) -> None:
+def build_clip(architecture: Architecture) -> Clip:
+    """Text and image tower with random weights."""
+    config = architecture.config
+    image, text = (
+        {key: value for key, value in config[part].items() if key in _settings_of(tower)}
+        for part, tower in (("vision_cfg", ImageTower), ("text_cfg", Clip))
+    )
+    common = (config["embed_dim"], QuickGELU if config.get("quick_gelu") else nn.GELU)
+    return Clip(ImageTower(*common, **image), *common, **text)
+
+
+def load_clip_weights(clip: Clip, architecture: Architecture, weights: str) -> None:
     """Fill `clip` from `weights`, the path of a checkpoint or an open_clip pretrained tag.
 
     Raises:
@@ -133,7 +147,10 @@ def find_weights(name: str, weights: str) -> Path | str:
     """
     if Path(weights).is_file():
         return Path(weights)
-    config = _pretrained_config(name, weights)
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    config = _require_tag(name, weights)
     if hub := config.get("hf_hub"):
         repository, _, file = hub.rpartition("/")
         for candidate in [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]:
@@ -144,22 +161,33 @@ def find_weights(name: str, weights: str) -> Path | str:
     return kept if kept.is_file() else str(config["url"])
 
 
-def _pretrained_config(name: str, tag: str) -> dict[str, Any]:
+def _pretrained_tag(name: str, tag: str) -> dict[str, Any]:
+    """What open_clip knows of a pretrained tag of an architecture; nothing where there is no such tag."""
+    import open_clip
+
+    found: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
+    return found
+
+
+def _require_tag(name: str, tag: str) -> dict[str, Any]:
     """What open_clip knows of a pretrained tag.
 
     Raises:
         ValueError: there is no such tag of the architecture.
     """
-    config: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
-    if not config:
+    import open_clip
+
+    if not (found := _pretrained_tag(name, tag)):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ValueError(f"model.weights is {tag!r}: there is no such file, nor a tag of {name} (its tags: {tags})")
-    return config
+    return found
 
 
 def _downloaded(name: str, tag: str) -> Path:
     """The local file of a pretrained tag, downloaded if need be."""
-    config = _pretrained_config(name, tag)
+    from open_clip.pretrained import download_pretrained
+
+    config = _require_tag(name, tag)
     try:
         return Path(download_pretrained(config))
     except Exception as error:
@@ -173,6 +201,8 @@ def _downloaded(name: str, tag: str) -> Path:
 
 def _read_clip_state(path: Path) -> dict[str, Tensor]:
     """Tensors of a CLIP checkpoint: safetensors, a state dict, or OpenAI's TorchScript archive; in float32."""
+    from open_clip.factory import load_state_dict
+
     try:
         state = load_state_dict(str(path))
     except RuntimeError as error:
@@ -203,25 +233,3 @@ def check_finite(tensors: dict[str, Tensor], source: str) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{source} has weights that aren't finite, in {', '.join(sorted(wrong)[:3])}{more}")
-
-
-def embed_tokens(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
-    """The input (N, L, W) of the text tower's blocks for `tokens` (N, L): token plus position embeddings.
-
-    Raises:
-        ValueError: L is more than the context length.
-    """
-    length = tokens.shape[1]
-    if length > clip.context_length:
-        raise ValueError(f"texts of {length} tokens don't fit the text tower, which reads {clip.context_length}")
-    dtype = clip.transformer.get_cast_dtype()
-    return clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[:length].to(dtype)
-
-
-def encode_embedded(clip: open_clip.CLIP, embedded: Tensor, places: Tensor | None = None) -> Tensor:
-    """Features (N, L, D) of `embedded` (N, L, W), made by `embed_tokens`, or (N, D) at `places` (N,) int64."""
-    length = embedded.shape[1]
-    hidden = clip.transformer(embedded, attn_mask=clip.attn_mask[:length, :length])
-    if places is not None:
-        hidden = hidden[torch.arange(len(embedded), device=embedded.device), places]
-    return clip.ln_final(hidden) @ clip.text_projection

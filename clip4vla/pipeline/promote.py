@@ -11,12 +11,10 @@ from pathlib import Path
 from clip4vla.config import Config, CorpusConfig, load_config
 from clip4vla.corpora.stampscenes import compose, fetch
 from clip4vla.evaluation.scores import Scores
-from clip4vla.pipeline.evaluate import score
 from clip4vla.pipeline.project import EVALUATIONS, METRICS, ROOT, RUNS
 from clip4vla.records import TaskName
 from clip4vla.registry.gate import decide
 from clip4vla.registry.registry import CorpusFacts, Registry
-from clip4vla.release.export import export_version
 from clip4vla.training.spec import read_run
 from clip4vla.utils.files import write_json
 
@@ -42,6 +40,8 @@ def promote(task: TaskName) -> None:
     for reason in decision.reasons:
         print(f"  {reason}")
     if decision.promote and gate.export_on_promotion is not None:
+        from clip4vla.release.export import export_version
+
         exported = Path(gate.export_on_promotion) / f"{gate.model_name}-{version}"
         export_version(ROOT, gate.model_name, version, exported)
         print(f"exported to {exported}")
@@ -81,6 +81,8 @@ def _champion_scores(config: Config, task: TaskName, registry: Registry, version
             return recorded
     except ValueError as error:
         log.warning("%s: measured again", error)
+    from clip4vla.pipeline.evaluate import score
+
     with tempfile.TemporaryDirectory() as scratch:
         scores = score(config, task, registry.fetch(name, version, Path(scratch)), "test")
     registry.replace_scores(name, version, scores)

@@ -17,12 +17,12 @@ from clip4vla.evaluation.scores import Scores
 from clip4vla.pipeline.ablate import read_trials
 from clip4vla.pipeline.project import EVALUATIONS, MANIFESTS, ROOT, RUNS, clips_directory
 from clip4vla.pipeline.promote import decision_file
-from clip4vla.records import TASKS, TaskName
+from clip4vla.records import RUN_FILE, TASKS, TaskName
 from clip4vla.reports.retrieval_report import query_tables, unseen_tables
 from clip4vla.reports.tables import Table, comparison_table, score_cell, to_markdown, value_table
 from clip4vla.tracking.run import HEADLINES
 from clip4vla.tracking.store import comparison_page, run_page, runs_table_page, version_page
-from clip4vla.training.spec import RUN_FILE, read_run
+from clip4vla.training.spec import read_run
 from clip4vla.utils.numbers import format_count, format_rate
 
 HEADLINE_SCORE = {

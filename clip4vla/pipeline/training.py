@@ -9,14 +9,14 @@ from typing import Any
 
 from clip4vla.clips.dataset import data_version
 from clip4vla.config import AudioToken, CaptioningConfig, Config, InferenceConfig, PretrainingConfig, RetrievalConfig
-from clip4vla.model.pretrained import WEIGHTS_FILE, read_weights
+from clip4vla.model.pretrained import read_weights
 from clip4vla.pipeline.project import CHECKPOINTS, ROOT, RUNS, find_clips
-from clip4vla.records import Split
+from clip4vla.records import RUN_FILE, WEIGHTS_FILE, Split
 from clip4vla.reports.figures import loss_figure
 from clip4vla.tracking.run import Run, start_run
 from clip4vla.training.launch import launch_with_retries
 from clip4vla.training.objectives import ContrastiveObjective
-from clip4vla.training.spec import RUN_FILE, Corpus, TrainingName, TrainSpec, read_run
+from clip4vla.training.spec import Corpus, TrainingName, TrainSpec, read_run
 from clip4vla.utils.files import atomic_directory
 
 log = logging.getLogger(__name__)

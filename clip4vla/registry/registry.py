@@ -28,16 +28,15 @@ import clip4vla
 from clip4vla.config import BeamSearchConfig, InferenceConfig
 from clip4vla.evaluation.scores import Scores, is_headline
 from clip4vla.inference.drift import REFERENCE_FILE
-from clip4vla.inference.embedder import Embedder
-from clip4vla.model.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_inference_config, read_weights
-from clip4vla.records import Decision
+from clip4vla.records import CONFIG_FILE, RUN_FILE, WEIGHTS_FILE, Decision
 from clip4vla.tracking.store import URI_VARIABLE, is_local, open_client, store_lock, tracking_uri
-from clip4vla.training.spec import RUN_FILE
 from clip4vla.utils.hashing import hash_files
 from clip4vla.utils.numbers import format_score
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+    from clip4vla.inference.embedder import Embedder
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ REFERENCE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)(?:@([A-Za-z][A-Za-z0-9_-]*
 PACKAGE = Path(clip4vla.__file__).parent
 
 REQUIREMENTS = (
-    *("mlflow", "torch", "torchvision", "torchaudio", "open_clip_torch", "safetensors"),
+    *("mlflow", "torch", "torchvision", "torchaudio", "open_clip_torch", "ftfy", "regex", "safetensors"),
     *("prometheus_client", "av", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml"),
 )
 """What serving needs; each is pinned to the release that is installed when a version is registered."""
@@ -130,6 +129,8 @@ class Registry:
             ValueError: the run result isn't complete, its weights aren't finite, or it does not record how the model
                 reads media.
         """
+        from clip4vla.model.pretrained import read_weights
+
         content = content_hash(run_directory)
         read_weights(run_directory / WEIGHTS_FILE)
         inference = _inference_of(run_directory, beam_search)
@@ -414,6 +415,8 @@ class Registry:
         Raises:
             ValueError: it is gone, damaged or not finite.
         """
+        from clip4vla.model.pretrained import read_weights
+
         with tempfile.TemporaryDirectory() as folder:
             read_weights(self.fetch(name, version, Path(folder)) / WEIGHTS_FILE)
 
@@ -579,6 +582,8 @@ def content_hash(run_directory: Path) -> str:
 
 
 def _inference_of(run_directory: Path, beam_search: BeamSearchConfig | None) -> InferenceConfig:
+    from clip4vla.model.pretrained import read_inference_config
+
     inference = read_inference_config(run_directory)
     if inference is None:
         raise ValueError(
@@ -588,7 +593,7 @@ def _inference_of(run_directory: Path, beam_search: BeamSearchConfig | None) -> 
     return inference if beam_search is None else inference.with_beam_search(beam_search)
 
 
-def load_version(root: Path, reference: str) -> Embedder:
+def load_version(root: Path, reference: str) -> "Embedder":
     """The model of a version in the registry of the project at `root`.
 
     Args:
@@ -598,6 +603,8 @@ def load_version(root: Path, reference: str) -> Embedder:
     Raises:
         ValueError: there is no such model, version or alias.
     """
+    from clip4vla.inference.embedder import Embedder
+
     registry = Registry(root)
     name, version = registry.resolve(reference)
     with tempfile.TemporaryDirectory() as folder:

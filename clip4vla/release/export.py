@@ -29,7 +29,7 @@ def export_version(root: Path, name: str, version: str, directory: Path, license
         license: of the weights, for the model card.
 
     Raises:
-        ValueError: there is no such version, its tokenizer can't be exported, or the directory holds something else.
+        ValueError: there is no such version, or the directory holds something else.
     """
     _check_replaceable(directory)
     registry = Registry(root)

@@ -12,6 +12,7 @@ starts: it puts the URI into its errors, which end up in logs and tags.
 
 import fcntl
 import json
+import logging
 import os
 import sqlite3
 import subprocess
@@ -99,17 +100,25 @@ def prepare_store(root: Path) -> str:
     if uri != _own_uri(root):
         return uri
     directory, installed = store_directory(root), version("mlflow")
-    database, marker = directory / "mlflow.db", directory / ".schema"
+    database, marker = _database(root), directory / ".schema"
     with store_lock(root):
         state = f"{installed}\n{directory.as_uri()}"
         kept = marker.read_text() if marker.is_file() and database.is_file() else ""
         if kept.partition("\n")[0] != installed:
             _make_database(database)
-            _make_default_experiment(uri)
         if kept != state:
             _follow_moved_folder(database)
             marker.write_text(state)
     return uri
+
+
+def own_database(root: Path) -> Path | None:
+    """The project's own database, made and brought up to date; None where MLFLOW_TRACKING_URI names another store.
+
+    Raises:
+        RuntimeError, ValueError: see `prepare_store`.
+    """
+    return _database(root) if prepare_store(root) == _own_uri(root) else None
 
 
 @contextmanager
@@ -222,7 +231,11 @@ def _active_experiment(client: "MlflowClient", name: str) -> "Experiment":
 
 
 def _own_uri(root: Path) -> str:
-    return f"sqlite:///{store_directory(root) / 'mlflow.db'}"
+    return f"sqlite:///{_database(root)}"
+
+
+def _database(root: Path) -> Path:
+    return store_directory(root) / "mlflow.db"
 
 
 def _without_credentials(uri: str) -> str:
@@ -253,22 +266,28 @@ def _move_credentials() -> None:
         os.environ[USER_VARIABLE], os.environ[PASSWORD_VARIABLE] = unquote(parts.username), unquote(parts.password)
 
 
-def _make_default_experiment(uri: str) -> None:
-    """MLflow makes one when a store is first opened, and processes that do so together fail over it."""
-    from mlflow import MlflowClient
-
-    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-
-
 def _make_database(database: Path) -> None:
     """Upgrade `database`, or make it aside and move it into place, so that a killed attempt leaves nothing half."""
     if database.is_file():
         _upgrade(database)
+        _open_first(database)
         return
     unfinished = database.with_name("mlflow.db.unfinished")
     unfinished.unlink(missing_ok=True)
-    _upgrade(unfinished)
+    _open_first(unfinished)
     unfinished.replace(database)
+
+
+def _open_first(database: Path) -> None:
+    """Have MLflow make what a store must have, a default experiment too; processes that do so together fail."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it reports every step
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments(max_results=1)
+    except MlflowException as error:
+        raise RuntimeError(f"MLflow can't make {database}: {error}") from error
 
 
 def _upgrade(database: Path) -> None:

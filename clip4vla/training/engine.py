@@ -152,6 +152,7 @@ class Engine:
         self.plan = plan
         self.precision: Precision = "bf16" if trainer.is_half(device.type == "cuda") else "fp32"
         self.zero_stage = trainer.zero_stage_on(device.type == "cuda")
+        self._has_half_weights = trainer.has_half_weights(device.type == "cuda")
         # flags of ranks don't wait for a GPU
         self._host_ranks = dist.new_group(backend="gloo") if device.type == "cuda" else None
         self._enter_pass: Callable[[], None] = lambda: None
@@ -188,7 +189,7 @@ class Engine:
             "gradient_accumulation_steps": self.micro_batches,
             "gradient_clipping": optimizer.clip_norm,
             "zero_optimization": {"stage": self.zero_stage},
-            "bf16": {"enabled": self.precision == "bf16"},
+            "bf16": {"enabled": self._has_half_weights},
             "checkpoint": {"load_universal": self._converts},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 1_000_000_000,
@@ -286,8 +287,12 @@ class Engine:
         """The objective's outputs for a micro-batch and the logit scale; the same `seed` draws the same at random."""
         self._enter_pass()
         torch.manual_seed(hash(seed) & 0x7FFF_FFFF_FFFF_FFFF)
-        outputs: tuple[dict[str, Tensor], Tensor] = self._engine(batch)
-        return outputs
+        if self.precision == "fp32" or self._has_half_weights:
+            outputs, scale = self._engine(batch)
+            return outputs, scale
+        with torch.autocast(self.device.type, torch.bfloat16):
+            outputs, scale = self._engine(batch)
+        return {name: value.float() if value.is_floating_point() else value for name, value in outputs.items()}, scale
 
     def _backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`; DeepSpeed steps when it has seen all micro-batches."""

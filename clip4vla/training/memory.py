@@ -72,10 +72,11 @@ class StateBytes:
         """Of one of `world_size` ranks that train `model`, which may be one without numbers."""
         sizes = [weight.numel() for weight in model.parameters() if weight.requires_grad]
         number, trained = sum(weight.numel() for weight in model.parameters()), sum(sizes)
-        width, stage = 2 if trainer.is_half(on_gpu) else 4, trainer.zero_stage_on(on_gpu)
+        width, stage = 2 if trainer.has_half_weights(on_gpu) else 4, trainer.zero_stage_on(on_gpu)
         gradients = width * trained // (world_size if stage >= 2 else 1)
+        copies = 2 * number if trainer.is_half(on_gpu) and width == 4 else 0
         return cls(
-            weights=width * number // (world_size if stage == 3 else 1),
+            weights=width * number // (world_size if stage == 3 else 1) + copies,
             gradients=gradients + (ZERO_BUCKET_BYTES if stage in (1, 2) else 0),
             moments=8 * trained if stage == 0 else 12 * trained // world_size,
             largest_moments=8 * max(sizes),
@@ -313,7 +314,7 @@ def _measured(
     on_gpu: bool,
     state: StateBytes,
 ) -> StepMemory:
-    if trainer.is_half(on_gpu):
+    if trainer.has_half_weights(on_gpu):
         sized.bfloat16()
     for weight in sized.parameters():
         if weight.requires_grad:  # gradients of weights are counted as state

@@ -26,6 +26,7 @@ from clip4vla.model.fusion import SequenceFusion
 from clip4vla.model.pretrained import load_model, save_model
 from clip4vla.model.tokenizer import Tokenizer
 from clip4vla.model.towers import check_state
+from clip4vla.records import RUN_FILE
 from clip4vla.tracking.run import Run, start_run
 from clip4vla.training.checkpoints import CheckpointMetadata
 from clip4vla.training.engine import Engine, StepAbandonedError, after_rank_0, checkpoint_to_resume, join_ranks
@@ -33,7 +34,7 @@ from clip4vla.training.flops import StepFlops, peak_flops
 from clip4vla.training.memory import MemoryPlan, Wanted, describe, free_of_rank, plan_step, step_memory
 from clip4vla.training.objectives import Objective, build_objective
 from clip4vla.training.optimizer import learning_rate
-from clip4vla.training.spec import PROGRESS_FILE, RUN_FILE, TrainSpec
+from clip4vla.training.spec import PROGRESS_FILE, TrainSpec
 from clip4vla.training.throughput import StepProgress, ThroughputMeter, line
 from clip4vla.training.worker import STOPPED
 from clip4vla.utils.files import atomic_directory, write_json
@@ -107,7 +108,7 @@ def build_model(spec: TrainSpec, found: Path | None = None) -> Clip4Vla:
             its decoder's vocabulary isn't of the size of the spec's.
     """
     if spec.start_from is None:
-        vocabulary = _vocabulary(spec, spec.model.architecture, found)
+        vocabulary = _vocabulary(spec, found)
         model = Clip4Vla(spec.model, spec.audio, vocabulary=vocabulary, has_cross_encoder=_trains_cross_encoder(spec))
     else:
         model = _continued(spec, load_model(spec.start_from), found)
@@ -118,7 +119,7 @@ def build_model(spec: TrainSpec, found: Path | None = None) -> Clip4Vla:
 
 def _continued(spec: TrainSpec, before: Clip4Vla, found: Path | None) -> Clip4Vla:
     """The spec's model with the weights of `before`."""
-    vocabulary = _vocabulary(spec, before.architecture.name, found)
+    vocabulary = _vocabulary(spec, found)
     model = Clip4Vla(spec.model, spec.audio, before.architecture, vocabulary, _trains_cross_encoder(spec))
     model.clip.load_state_dict(before.clip.state_dict())
     model.audio.load_state_dict(before.audio.state_dict())
@@ -209,11 +210,11 @@ def _trains_cross_encoder(spec: TrainSpec) -> bool:
     return isinstance(spec.training, RetrievalConfig) and spec.training.cross_encoder > 0
 
 
-def _vocabulary(spec: TrainSpec, architecture: str, found: Path | None) -> torch.Tensor | None:
+def _vocabulary(spec: TrainSpec, found: Path | None) -> torch.Tensor | None:
     """The tokens that the spec's captions may have, None where it isn't about captions."""
     if not isinstance(spec.training, CaptioningConfig):
         return None
-    tokenizer = Tokenizer(architecture, spec.training.max_tokens)
+    tokenizer = Tokenizer(spec.training.max_tokens)
     if spec.training.vocabulary == "full":
         return tokenizer.full_vocabulary()
     return _caption_tokens(ClipDataset([corpus.clips for corpus in spec.corpora]), tokenizer, found)

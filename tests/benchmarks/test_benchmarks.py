@@ -13,7 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import app, audio_frontend, contrastive, ingest, loader, retrieval, scale, search, serving, threads
+from benchmarks import (
+    app,
+    audio_frontend,
+    contrastive,
+    ingest,
+    loader,
+    retrieval,
+    scale,
+    search,
+    serving,
+    startup,
+    threads,
+)
 from benchmarks.clips import write_clips
 from tests.project import REPOSITORY
 
@@ -52,7 +64,8 @@ def test_audio_front_end(run: Callable[..., dict[str, Any]], monkeypatch: pytest
     results = run(audio_frontend.main, *AUDIO)
     assert results.keys() == {"mono", "stereo"}
     for figures in results.values():
-        assert figures.keys() == {"ms_per_clip", "audio_s_per_s", "log_mel_audio_s_per_s"}
+        assert figures.keys() == {"ms_per_clip", "ms_per_audio_s", "audio_s_per_s", "log_mel_audio_s_per_s"}
+        assert figures["ms_per_audio_s"] == pytest.approx(1000 / figures["audio_s_per_s"])
         cores = torch.get_num_threads()
         assert figures["audio_s_per_s"] * figures["ms_per_clip"] * cores == pytest.approx(1792, rel=1e-3)
 
@@ -194,7 +207,23 @@ def test_train_step(precision: str) -> None:
         assert row["peak_memory_gb"] > row["batch_gb"] > 0
 
 
-def test_threads(run: Callable[..., dict[str, Any]]) -> None:
+def test_startup(run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleep = ("-c", "import clip4vla, time; time.sleep(0.3)")
+    monkeypatch.setattr(startup, "PROCESSES", {"sleep": sleep})
+    code = tmp_path / "code"
+    (code / "clip4vla").mkdir(parents=True)
+    (code / "clip4vla/__init__.py").write_text("from pathlib import Path; Path('seen').touch()")
+    seconds = run(startup.main, tmp_path, "--code", code, "--repeats", 2)["seconds"]
+    assert (tmp_path / "seen").is_file()
+    [figures] = [found["sleep"] for found in seconds.values()]
+    assert figures["wall_s"] >= 0.3
+    monkeypatch.setattr(startup, "PROCESSES", {"failing": ("-c", "raise SystemExit('no')")})
+    with pytest.raises(RuntimeError, match=r"(?s)raise SystemExit.* failed with .*no"):
+        run(startup.main, tmp_path, "--repeats", 1)
+
+
+def test_threads(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "SETTINGS", dict(list(threads.SETTINGS.items())[-1:]))  # each starts two processes
     times = run(threads.main, "--repeats", 1)["ms"]
     assert times.keys() == threads.SETTINGS.keys()
     assert all(of.keys() == {"alone", "beside a busy process"} and min(of.values()) > 0 for of in times.values())

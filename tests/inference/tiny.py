@@ -50,7 +50,7 @@ def tiny_model(
     config = dict(architecture.config) | {"embed_dim": WIDTH}
     config["vision_cfg"] = architecture.config["vision_cfg"] | {"width": WIDTH, "layers": 1}
     config["text_cfg"] = architecture.config["text_cfg"] | {"width": WIDTH, "layers": 1, "heads": 2}
-    vocabulary = Tokenizer(architecture.name, 12).vocabulary(SENTENCES) if captioning else None
+    vocabulary = Tokenizer(12).vocabulary(SENTENCES) if captioning else None
     torch.manual_seed(0)
     model = Clip4Vla(
         MODEL.model_copy(update={"fusion": fusion, "audio_experts": audio_experts}),

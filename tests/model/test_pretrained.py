@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from clip4vla.clips.batch import Batch
 from clip4vla.config import ClipsConfig, GenerationConfig, InferenceConfig
 from clip4vla.model.clip4vla import Clip4Vla
-from clip4vla.model.pretrained import CONFIG_FILE, WEIGHTS_FILE, load_model, read_inference_config, save_model
+from clip4vla.model.pretrained import load_model, read_inference_config, save_model
+from clip4vla.records import CONFIG_FILE, WEIGHTS_FILE
 from tests.model.conftest import TINY
 
 Build = Callable[..., Clip4Vla]

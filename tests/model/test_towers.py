@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from clip4vla.model import towers
+from clip4vla.model.clip import Clip
 from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.model.towers import ARCHITECTURES, build_clip, find_architecture, load_clip_weights
 from clip4vla.rehearsal.weights import write_openai_archive
@@ -26,7 +26,8 @@ def test_our_architectures_build_and_suit_the_fusion(path: Path) -> None:
         clip = build_clip(architecture)
     assert clip.logit_scale.shape == (1,)
     assert clip.transformer.width == clip.text_projection.shape[1]
-    assert architecture.image_size == clip.visual.image_size[0]
+    patches = (architecture.image_size // architecture.config["vision_cfg"]["patch_size"]) ** 2
+    assert clip.visual.positional_embedding.shape == (1 + patches, clip.transformer.width)
     assert architecture.context_length == clip.context_length
 
 
@@ -42,6 +43,8 @@ def test_an_unknown_architecture_is_named() -> None:
         ("coca_ViT-B-32", "attentional_pool"),
         ("ViT-B-16-SigLIP", "timm_model_name"),
         ("xlm-roberta-base-ViT-B-32", "hf_model_name"),
+        ("ViT-L-14-worldwide", "text_cfg.hf_tokenizer_name"),
+        ("ViT-L-14-CLIPA", "vision_cfg.pool_type"),
     ],
 )
 def test_an_image_tower_that_cannot_initialise_an_audio_tower_is_refused(name: str, reason: str) -> None:
@@ -57,7 +60,7 @@ def test_a_pretrained_tag_decides_whether_quick_gelu_is_used() -> None:
 # weights
 
 
-def random_clip(build: Build) -> open_clip.CLIP:
+def random_clip(build: Build) -> Clip:
     torch.manual_seed(7)
     return build_clip(build().architecture)
 
@@ -115,7 +118,7 @@ def test_the_error_of_a_failed_download_names_the_file_to_bring(monkeypatch: pyt
     def unreachable(_: object) -> str:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(towers, "download_pretrained", unreachable)
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", unreachable)
     architecture = find_architecture("ViT-B-32", "openai")
     with torch.device("meta"):
         clip = build_clip(architecture)
@@ -128,12 +131,12 @@ def test_weights_are_looked_for_without_a_download(tmp_path: Path, monkeypatch: 
     own.touch()
     assert towers.find_weights("ViT-B-32", str(own)) == own
     asked = []
-    monkeypatch.setattr(towers, "try_to_load_from_cache", lambda *name: asked.append(name))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *name: asked.append(name))
     assert towers.find_weights("ViT-B-32", "openai") == "https://huggingface.co/timm/vit_base_patch32_clip_224.openai"
     assert [file for _, file in asked] == ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    monkeypatch.setattr(towers, "try_to_load_from_cache", lambda *_: str(own))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(own))
     assert towers.find_weights("ViT-B-32", "openai") == own
-    monkeypatch.setattr(towers, "_pretrained_config", lambda *_: {"url": "https://example.org/some/clip.pt"})
+    monkeypatch.setattr(towers, "_require_tag", lambda *_: {"url": "https://example.org/some/clip.pt"})
     monkeypatch.setenv("HOME", str(tmp_path))
     assert towers.find_weights("ViT-B-32", "some") == "https://example.org/some/clip.pt"
     kept = tmp_path / ".cache/clip/clip.pt"

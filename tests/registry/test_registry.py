@@ -21,6 +21,7 @@ from clip4vla.evaluation.retrieval_metrics import QueryRanks
 from clip4vla.evaluation.scores import QueryTable, Scores, summarise
 from clip4vla.records import Decision
 from clip4vla.registry import registry as registry_module
+from clip4vla.registry.local import read_champion
 from clip4vla.registry.registry import Registry, content_hash, load_version, read_version_inference
 from clip4vla.tracking.run import start_run
 from clip4vla.tracking.store import open_client, prepare_store
@@ -157,6 +158,25 @@ def test_the_champion_comes_with_its_scores_and_queries(registry: Registry, root
     table, expected = found.queries["text_to_clip/both"], scores(40).queries["text_to_clip/both"]
     assert table.query_ids == expected.query_ids
     np.testing.assert_array_equal(table.ranks.rank, expected.ranks.rank)
+
+
+def test_the_champion_is_also_read_without_mlflow(
+    registry: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_champion(root, NAME) is None
+    one, two = register(registry, root, "one", scores(40)), register(registry, root, "two", scores(60))
+    assert read_champion(root, NAME) is None
+    for version, value in ((one, 40.0), (two, 60.0)):
+        promote(registry, version, YES)
+        found = read_champion(root, NAME)
+        assert found is not None
+        assert (found[0], found[1].values["text_to_clip/both/R@1"]) == (version, value)
+        assert found[1].intervals == registry.scores(NAME, version).intervals
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        assert read_champion(root, NAME) is None
+    open_client(root).delete_registered_model_alias(NAME, "champion")
+    assert read_champion(root, NAME) is None
 
 
 def test_a_version_has_tags_and_a_description(registry: Registry, root: Path) -> None:
@@ -556,7 +576,7 @@ def test_weights_that_are_not_finite_are_not_promoted(
     run_id, directory = run_result(root, "one")
     save_file({"bad": torch.tensor([float("nan")])}, directory / "model.safetensors")
     with monkeypatch.context() as patch:  # as an earlier version registered it
-        patch.setattr(registry_module, "read_weights", lambda _: {})
+        patch.setattr("clip4vla.model.pretrained.read_weights", lambda _: {})
         version = registry.register(run_id, directory, scores(), NAME)
     with pytest.raises(ValueError, match="weights that aren't finite, in bad"):
         promote(registry, version, YES)

@@ -15,7 +15,7 @@ from clip4vla.model.clip4vla import Clip4Vla
 from clip4vla.training.engine import Engine
 from clip4vla.training.objectives import Objective, Outputs
 from clip4vla.training.optimizer import parameter_groups
-from tests.training.engine_cases import CAPTIONS, CLIPS, EXACT, HALF, LEFT, RESUMED, SAME, SEED, Case
+from tests.training.engine_cases import CAPTIONS, CLIPS, EXACT, HALF, HALF_CAPTIONS, LEFT, RESUMED, SAME, SEED, Case
 from tests.training.tiny import OPTIMIZER, NaiveTraining, build, build_captioner, make_batch
 
 Weights = dict[str, Tensor]
@@ -203,6 +203,14 @@ def test_half_precision_trains_like_float32_and_keeps_float32_weights(out: Path,
     text_projection = found["weights"]["clip.text_projection"]
     assert text_projection.dtype == torch.float32
     assert not torch.equal(text_projection, text_projection.bfloat16().float())
+
+
+@pytest.mark.parametrize("name", HALF_CAPTIONS)
+def test_captions_in_half_precision_are_learned_like_in_float32(out: Path, name: str) -> None:
+    case, found = HALF_CAPTIONS[name], read(out, name)
+    losses, _ = naive_captions(case)
+    assert [step["caption"] for step in found["losses"]] == pytest.approx(losses, rel=0.03)
+    assert {weight.dtype for weight in found["weights"].values() if weight.is_floating_point()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", RESUMED)

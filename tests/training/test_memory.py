@@ -76,6 +76,12 @@ def test_zero_divides_the_state_among_ranks_by_its_stage() -> None:
     assert stage3.gradients == pytest.approx(one.gradients / 4)
 
 
+def test_half_precision_without_zero_adds_copies_of_the_weights() -> None:
+    half, whole = cost(on_gpu=False, precision="bf16").memory, cost(on_gpu=False, precision="fp32").memory
+    assert half.state.weights == 1.5 * whole.state.weights
+    assert (half.state.gradients, half.state.moments) == (whole.state.gradients, whole.state.moments)
+
+
 def test_in_half_precision_weights_gradients_and_activations_take_half() -> None:
     half, whole = cost(on_gpu=True).memory, cost(on_gpu=True, precision="fp32").memory
     assert half.state.weights == whole.state.weights / 2

@@ -14,7 +14,6 @@ import numpy as np
 from av.audio.resampler import AudioResampler
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.signal import correlate
 
 from clip4vla.corpora.stampscenes.archive import read_members
 
@@ -117,6 +116,8 @@ def likeness(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     Compares means of `COARSE` samples, which tells recordings apart at a fraction of the cost. (Pure tones above a
     sixteenth of the sample rate fold onto others there; recordings aren't pure tones.)
     """
+    from scipy.signal import correlate  # which takes half a second; every stage imports this module
+
     low = [wave[: len(wave) // COARSE * COARSE].reshape(-1, COARSE).mean(axis=1) for wave in (one, other)]
     energy = float(np.linalg.norm(low[0]) * np.linalg.norm(low[1]))
     return float(np.abs(correlate(*low, method="fft")).max()) / energy if energy else 0.0

@@ -14,7 +14,6 @@ from math import gcd
 import espeakng_loader
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 from clip4vla.corpora.stampscenes.stamps import Stamp, trim_silence
 
@@ -68,6 +67,8 @@ def say(
     Raises:
         ValueError: espeak-ng does not have the language or a variant.
     """
+    from scipy.signal import resample_poly
+
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         spoken, rate = process.submit(_synthesize, tuple(sentences), language, tuple(voices)).result()
     factor = gcd(sample_rate, rate)
