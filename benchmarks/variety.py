@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         curves = curves_of(chosen.numbers, marks)
         if chosen.figure:
             save_figure(level_figure(panels(curves), "recognised in %"), chosen.figure)
-    report("variety", torch.device("cpu"), chosen, dict(curves))
+    report("variety", torch.device("cpu"), chosen, {str(kind): curve for kind, curve in curves.items()})
 
 
 def pretrain(config: Config, number: int, out: Path) -> Path:
