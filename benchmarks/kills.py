@@ -55,7 +55,7 @@ RANK = "clip4vla.training.worker"
 VICTIMS = ("stage", "rank", "all")
 PATIENCE_S = 120.0
 """Time in which everything that was left by a kill must have ended."""
-POLL_S = 0.01
+POLL_S = 0.02
 SHORTER = 0.8
 """Share of its time that a stage is expected to take after one has ended before it was to be killed."""
 UNLIKE = frozenset(("run_id", "dvc_lock", "clips_per_second", "data_wait", "memory_gb", "tflops"))
@@ -89,6 +89,8 @@ class Repro:
     def __init__(self, project: Path) -> None:
         self.project = project
         self._output = project.parent / f"{project.name}.log"
+        self._read = 0
+        self._stage: str | None = None
         with self._output.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dvc", "repro"],
@@ -104,9 +106,14 @@ class Repro:
         return self._output.read_text(errors="replace")
 
     def stage(self) -> str | None:
-        """The stage that was started last."""
-        started = re.findall(r"^Running stage '([^']+)'", self.output(), re.MULTILINE)
-        return started[-1] if started else None
+        """The stage that was started last; only what was printed since the last call is read."""
+        with self._output.open("rb") as file:
+            file.seek(self._read)
+            lines, end, _ = file.read().rpartition(b"\n")
+        self._read += len(lines + end)
+        if started := re.findall(rb"^Running stage '([^']+)'", lines, re.MULTILINE):
+            self._stage = started[-1].decode()
+        return self._stage
 
     def is_running(self) -> bool:
         """Whether DVC has not ended."""

@@ -52,8 +52,8 @@ def time_process(arguments: Sequence[str], project: Path, code: Path) -> tuple[f
 
 
 def measure(settings: Namespace) -> dict[str, Any]:
-    """Seconds by code and process."""
-    found: dict[str, Any] = {str(code): {} for code in settings.code}
+    """Seconds by the folder of the code and by process."""
+    found: dict[str, Any] = {code.name: {} for code in settings.code}
     for name, arguments in PROCESSES.items():
         times: dict[Path, list[tuple[float, float]]] = {code: [] for code in settings.code}
         for _ in range(settings.repeats):
@@ -61,7 +61,7 @@ def measure(settings: Namespace) -> dict[str, Any]:
                 times[code].append(time_process(arguments, settings.project, code))
         for code, pairs in times.items():
             wall, cpu = (round(min(seconds), 2) for seconds in zip(*pairs, strict=True))
-            found[str(code)][name] = {"wall_s": wall, "cpu_s": cpu}
+            found[code.name][name] = {"wall_s": wall, "cpu_s": cpu}
     return found
 
 
@@ -69,13 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time all processes and print the report."""
     parser = ArgumentParser(prog="python -m benchmarks.startup", description=main.__doc__)
     parser.add_argument("project", type=Path)
-    parser.add_argument("--code", type=Path, nargs="+", default=[Path(__file__).parents[1]], help="repositories")
+    here, of_code = [Path(__file__).parents[1]], "repositories, in folders of different names"
+    parser.add_argument("--code", type=Path, nargs="+", default=here, help=of_code)
     parser.add_argument("--repeats", type=int, default=5)
     settings = parser.parse_args(arguments)
     packages = ("mlflow", "deepspeed", "open_clip_torch")
     settings.code = [code.resolve() for code in settings.code]
     results = {"seconds": measure(settings)}
-    settings.code = [code.name for code in settings.code]
+    settings.project, settings.code = settings.project.name, [code.name for code in settings.code]
     report("startup", torch.device("cpu"), settings, results, packages)
 
 

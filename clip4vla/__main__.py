@@ -266,7 +266,8 @@ def index(
     folder: Annotated[Path, typer.Argument(help="Folder of media files.")],
     index: IndexOption = INDEX,
     seconds: Annotated[
-        float | None, typer.Option(help="Longest clip; a longer file becomes several. Default: as in training.")
+        float | None,
+        typer.Option(min=0.5, max=86_400, help="Longest clip; a longer file becomes several. Default: as in training."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Name of the registered model; default: gates.retrieval.model_name.")
@@ -287,7 +288,7 @@ def index(
             version=version,
             content=content_hash(directory),
             inference=inference,
-            clip_seconds=seconds or inference.clips.max_seconds,
+            clip_seconds=inference.clips.max_seconds if seconds is None else seconds,
         )
         done = build(folder, index, directory, indexed)
     print(f"{done.clips:,} clips in {index}, by {name} version {version}")
@@ -526,8 +527,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"clip4vla: {_brief(str(error))}")
     except Exception as error:
-        # MLflow takes a second to import: an error of its own class has imported it
-        if type(error).__module__.partition(".")[0] != "mlflow":
+        # MLflow takes a second to import: an error of its own class, or of its database's, has imported it
+        if type(error).__module__.partition(".")[0] not in ("mlflow", "sqlalchemy"):
             raise
         sys.exit(f"clip4vla: MLflow: {_brief(str(error), 1)}")
 

@@ -8,6 +8,7 @@ key. A field with a default may be left out of the file; published constants are
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,30 @@ Role = Literal["pretraining", "finetuning", "unseen"]
 another rendering, such as another voice; they are scored beside the original ones."""
 
 
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+NAME_LENGTH = 100
+"""Most characters of a name: file systems and MLflow take few more than twice as many, with what is added to it."""
+PLAIN_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{NAME_LENGTH - 1}}}")
 """Keys that become names of directories and of stages, and parts of parameters in `dvc.yaml`."""
 Named = TypeVar("Named")
+
+
+def _check_place(place: str) -> str:
+    """`place`, if it can be the path of a file or directory.
+
+    Raises:
+        ValueError: it is empty, or has characters that a file system or a line of a log can't take.
+    """
+    if not place.strip():
+        raise ValueError("a path is missing")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in place):
+        raise ValueError(f"{place!r} has a control character")
+    return place
+
+
+Place = Annotated[str, AfterValidator(_check_place)]
+"""Path of a file or directory, relative to the project."""
+Fact = Annotated[str, Field(max_length=1000)]
+"""What is known of a corpus, as the registry keeps it."""
 
 
 def check_plain_names(kind: str, named: dict[str, Named]) -> dict[str, Named]:
@@ -91,8 +113,8 @@ def check_plain_names(kind: str, named: dict[str, Named]) -> dict[str, Named]:
     for name in named:
         if not PLAIN_NAME.fullmatch(name):
             raise ValueError(
-                f"the {kind} name {name!r} must consist of letters, digits, '_' and '-', and begin with a letter or "
-                "digit"
+                f"the {kind} name {name!r} must consist of letters, digits, '_' and '-', {NAME_LENGTH} at most, and "
+                "begin with a letter or digit"
             )
     return named
 
@@ -134,9 +156,9 @@ class FrozenConfig(BaseModel):
 class StampScenesConfig(FrozenConfig):
     """The embedded corpus, composed from Debian's `tuxpaint-stamps-default`; unseen pictures: `openclipart-svg`."""
 
-    package: str | None = None
+    package: Place | None = None
     """Path of a downloaded .deb of the first; null downloads it with `apt-get download`."""
-    clipart_package: str | None = None
+    clipart_package: Place | None = None
     """The same of the second."""
     language: Literal["bg", "ca", "es", "fr", "ro", "ru"]
     """Language of the voices and of the words that they say."""
@@ -237,19 +259,19 @@ class CorpusConfig(FrozenConfig):
     adapter: str
     """Name of the adapter in `clip4vla/corpora/`."""
     role: Role
-    annotations: str
+    annotations: Place
     """Directory of the published annotation files, relative to the project; that of the media, for `webdataset`."""
-    media: str
+    media: Place
     """Directory of the media, relative to the project."""
     track: Literal["content", "listing"] = "content"
     """How DVC notices changed media: by their bytes, which it reads all, or by a listing of path, size and time."""
     weight: Annotated[Real, Field(gt=0, le=1_000_000)] = 1.0
     """Share in the training mixture, relative to the other corpora of the role."""
-    version: str | None = None
+    version: Fact | None = None
     """As its publisher calls it, for the model card; null: that of the package, for StampScenes, else unknown."""
-    license: str | None = None
+    license: Fact | None = None
     """For the model card, such as `CC-BY-4.0`; null: unknown."""
-    source: str | None = None
+    source: Fact | None = None
     """Address or name of where it was published, for the model card; null: unknown."""
     shards: ShardsConfig | None = None
     """What its shards hold, for `webdataset`; null: a text `KEY.txt` about each."""
@@ -329,7 +351,7 @@ class ModelConfig(FrozenConfig):
 
     architecture: str
     """An open_clip model name, or the name of a config in `clip4vla/model/architectures/`."""
-    weights: str | None = None
+    weights: Place | None = None
     """An open_clip pretrained tag (`openai`), the path of a checkpoint, or null to train from scratch."""
     fusion: Literal["mean", "sequence", "experts"] = "mean"
     """How video and audio are compared with a text: by their mean, by a transformer over their sequence, or each by
@@ -579,9 +601,9 @@ class EvaluationConfig(FrozenConfig):
     bootstrap: Annotated[Whole, Field(ge=100, le=1_000_000)] = 1000
     """Resamples behind the 95 % intervals."""
     seed: Seed = 0
-    labels: str | None = None
+    labels: Place | None = None
     """Labels of the caption clips, for the type-token probe and for slot accuracy; null where a corpus has none."""
-    queries: str | None = None
+    queries: Place | None = None
     """Test sentences of every kind, each with all clips that it is true of (`queries.json`); null where a corpus has
     none."""
     identical_captions_match: bool = False
@@ -599,10 +621,14 @@ class GuardConfig(FrozenConfig):
     tolerance: Weight
 
 
+MODEL_NAME = "[A-Za-z0-9][A-Za-z0-9_.-]*"
+"""Pattern of the names of registered models."""
+
+
 class GateConfig(FrozenConfig):
     """When a candidate becomes champion."""
 
-    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    model_name: Annotated[str, Field(pattern=rf"^{MODEL_NAME}$", max_length=NAME_LENGTH)]
     """Name of the registered model."""
     primary: str
     """The score that must not be worse, paired on the same queries or clips, such as `text_to_clip/both/R@1`."""
@@ -616,7 +642,7 @@ class GateConfig(FrozenConfig):
     never_worse_than_best_modality: Weight | None = None
     """Points by which R@1 of both modalities together may stay below that of the better single one, for any kind of
     query; null does not compare them."""
-    export_on_promotion: str | None = None
+    export_on_promotion: Place | None = None
     """Directory in which each promoted version is exported, as `NAME-VERSION`; null exports none."""
 
 
@@ -629,6 +655,15 @@ class GatesConfig(FrozenConfig):
     def of(self, task: TaskName) -> GateConfig:
         """The gate of `task`."""
         return self.retrieval if task == "retrieval" else self.captioning
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "GatesConfig":
+        if self.retrieval.model_name == self.captioning.model_name:
+            raise ValueError(
+                f"retrieval and captioning have the same model_name {self.retrieval.model_name!r}: a model of one "
+                "would replace, or be compared with, one of the other"
+            )
+        return self
 
 
 class GenerationConfig(BeamSearchConfig):

@@ -100,7 +100,7 @@ def read_login(path: Path) -> str:
         with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(f"clip4vla:{secrets.token_urlsafe(24)}\n")
     path.chmod(0o600)
-    login = path.read_text(encoding="utf-8").strip()
+    login = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
     if not re.fullmatch("[!-~]+:[!-~]+", login):
         raise SystemExit(f"{path} must hold USER:PASSWORD in one line, without spaces; without the file, one is made")
     return login
@@ -228,7 +228,7 @@ def _wait_for(done: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def main(port: Annotated[int, typer.Option(help="Port of Prefect's server.")] = PORT) -> None:
+def main(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect's server.")] = PORT) -> None:
     """Serve the flows of the project in the working directory."""
     serve(Path.cwd(), port)
 

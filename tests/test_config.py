@@ -211,6 +211,35 @@ def test_a_corpus_name_that_a_shell_or_dvc_would_interpret_is_refused(changed: W
         load_config(path)
 
 
+@pytest.mark.parametrize("place", ["", "  ", "a\nb", "a\0b"])
+@pytest.mark.parametrize("key", ["corpora.stampscenes-captions.media", "evaluation.labels", "model.weights"])
+def test_a_path_that_is_none_is_refused(changed: Write, key: str, place: str) -> None:
+    with pytest.raises(ValueError, match=rf"  {re.escape(key)}: (a path is missing|.* has a control character)"):
+        load_config(changed(put(key, place)))
+
+
+@pytest.mark.parametrize("place", ["data/raw/my videos", "it's", "été", "Aufnahme\u202f3", "$HOME", "${graph}"])
+def test_other_paths_are_left_as_they_are(changed: Write, place: str) -> None:
+    config = load_config(changed(put("corpora.stampscenes-captions.media", place)))
+    assert config.corpora["stampscenes-captions"].media == place
+
+
+def test_names_that_a_file_system_or_mlflow_would_refuse_after_the_training_are_refused_before(changed: Write) -> None:
+    name = "n" * 101
+    corpus = changed(lambda tree: tree["corpora"].update({name: tree["corpora"]["stampscenes-captions"]}))
+    with pytest.raises(ValueError, match="must consist of letters, digits, '_' and '-', 100 at most"):
+        load_config(corpus)
+    with pytest.raises(ValueError, match=r"gates\.retrieval\.model_name: String should have at most 100 characters"):
+        load_config(changed(put("gates.retrieval.model_name", name)))
+    with pytest.raises(ValueError, match="license: String should have at most 1000 characters"):
+        load_config(changed(put("corpora.stampscenes-captions.license", 11 * name)))
+
+
+def test_both_tasks_cannot_have_one_registered_model(changed: Write) -> None:
+    with pytest.raises(ValueError, match="  gates: retrieval and captioning have the same model_name 'one'"):
+        load_config(changed(lambda tree: [gate.update(model_name="one") for gate in tree["gates"].values()]))
+
+
 def test_every_mistake_is_reported_at_once(changed: Write) -> None:
     path = changed(lambda tree: (tree.pop("seed"), tree["model"].update(fusion="max"), tree.update(extra=1)))
     with pytest.raises(ValueError, match=r"seed: (.|\n)*model\.fusion: (.|\n)*extra: "):

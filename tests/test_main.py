@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from sqlalchemy.exc import OperationalError
 
 from clip4vla.__main__ import main
 from clip4vla.evaluation.scores import Scores
 from clip4vla.model.pretrained import save_model
 from clip4vla.records import Decision
+from clip4vla.registry import registry
 from clip4vla.registry.registry import Registry
 from clip4vla.tracking.run import start_run
 from tests.inference.tiny import INFERENCE, tiny_model, write_video
@@ -171,3 +174,12 @@ def test_inspect_prints_a_json_line_for_each_file(
     assert used.keys() == missing.keys() == fields
     assert (used["reason"], used["duration_s"], used["frames"], used["channels"]) == (None, 4.0, 12, 1)
     assert (missing["reason"], missing["frames"]) == ("missing", 0)
+
+
+def test_an_error_of_the_database_behind_mlflow_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_root: Path) -> MlflowClient:
+        raise OperationalError("SELECT 1", {}, ConnectionError("connection refused"))
+
+    monkeypatch.setattr(registry, "open_client", away)
+    with pytest.raises(SystemExit, match=r"^clip4vla: MLflow: .*connection refused.*$"):
+        main(["rollback", "clip4vla"])

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from clip4vla.clips.format import SCHEMA
 from clip4vla.records import SPLITS, Split
-from clip4vla.utils.files import sync, write_json
+from clip4vla.utils.files import read_json, sync, write_json
 
 RECORDS = 128_000
 """Records of a fragment: with up to a fifth of them rejected it has 100,000 clips."""
@@ -162,7 +162,7 @@ def _remove(files: Sequence[Path]) -> None:
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    note: dict[str, Any] = read_json(path)
     return note
 
 

@@ -6,7 +6,6 @@ fragments that are already there. The clips of a tar file are one chunk: one pro
 after the other: what is held of all of them is where each chunk begins, and which an earlier run has finished.
 """
 
-import json
 import shutil
 import sys
 from array import array
@@ -25,7 +24,7 @@ from clip4vla.config import AudioConfig, ClipsConfig
 from clip4vla.corpora.manifest import ManifestSummary, read_manifest, write_rejects
 from clip4vla.media import decode, shard, source
 from clip4vla.records import SPLITS, Reject, SourceRecord, Split
-from clip4vla.utils.files import file_state, write_json
+from clip4vla.utils.files import file_state, read_json, write_json
 from clip4vla.utils.hashing import hash_bytes, read_pieces
 from clip4vla.utils.progress import track
 
@@ -166,7 +165,7 @@ def _is_done(spec: IngestSpec, chunk: Chunk) -> bool:
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    note: dict[str, Any] = read_json(path)
     return note
 
 

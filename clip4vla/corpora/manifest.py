@@ -190,8 +190,17 @@ def write_rejects(rejects: Iterable[Reject], path: Path) -> tuple[Counter[str], 
 
 
 def read_manifest(path: Path) -> Iterator[SourceRecord]:
-    """Yield the accepted records of `path`, in their order; a group of them is held in memory."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(GROUP):
-            for row in batch.to_pylist():
-                yield SourceRecord(**(row | {"texts": tuple(Text(**text) for text in row["texts"])}))
+    """Yield the accepted records of `path`, in their order; a group of them is held in memory.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(MANIFEST_SCHEMA):
+                raise ValueError(f"its columns are {', '.join(file.schema_arrow.names)}")
+            for batch in file.iter_batches(GROUP):
+                for row in batch.to_pylist():
+                    yield SourceRecord(**(row | {"texts": tuple(Text(**text) for text in row["texts"])}))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{path} can't be read as a manifest: {error}") from error

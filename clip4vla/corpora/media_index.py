@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from clip4vla.utils.files import atomic_file
+from clip4vla.utils.files import atomic_file, file_state
 
 
 def _suffixes(words: str) -> frozenset[str]:
@@ -115,21 +115,25 @@ def linked_folders(directory: Path) -> Iterator[str]:
 def write_listing(directory: Path, out: Path) -> int:
     """Write a line for each file under `directory`: path, size in bytes, time of its last change in ns; their number.
 
+    A file that is removed meanwhile is left out.
+
     Raises:
         ValueError: there is no such directory.
     """
     if not directory.is_dir():
         raise ValueError(f"there is no directory of media {directory}")
-    paths = sorted(walk_files(directory))
+    states = ((path, file_state(directory / path)) for path in sorted(walk_files(directory)))
+    count = 0
     with (
         atomic_file(out) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         lines = csv.writer(file)
-        for path in paths:
-            stat = (directory / path).stat()
-            lines.writerow([path, stat.st_size, stat.st_mtime_ns])
-    return len(paths)
+        for path, state in states:
+            if state is not None:
+                lines.writerow([path, *state[:2]])
+                count += 1
+    return count
 
 
 def same_name(name: str) -> str:

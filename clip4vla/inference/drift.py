@@ -56,6 +56,12 @@ Reference = Mapping[Kind, EmbeddingStatistics]
 _READER = TypeAdapter(dict[Kind, EmbeddingStatistics])
 
 
+def make_reference(embeddings: Mapping[Kind, NDArray[np.float32]]) -> Reference:
+    """The statistics of each kind of embeddings (N, D) that has two different ones: others tell no distance."""
+    found = {kind: EmbeddingStatistics.of(vectors) for kind, vectors in embeddings.items() if len(vectors) > 1}
+    return {kind: statistics for kind, statistics in found.items() if statistics.spread > 0}
+
+
 def write_reference(reference: Reference, directory: Path) -> None:
     """Keep the statistics of a test set in `directory`."""
     write_json(directory / REFERENCE_FILE, _READER.dump_python(dict(reference), mode="json"))

@@ -8,7 +8,6 @@ unless the model has changed; what a killed build has finished is kept.
 Shapes: N clips, D embedding width.
 """
 
-import json
 import math
 import os
 import shutil
@@ -25,7 +24,6 @@ import lance
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from clip4vla.clips.format import Clip
 from clip4vla.clips.preview import Preview, make_preview
@@ -35,7 +33,7 @@ from clip4vla.inference.embedder import Embedder
 from clip4vla.media.decode import duration_s
 from clip4vla.media.source import MediaError
 from clip4vla.records import CONFIG_FILE, MODALITIES, WEIGHTS_FILE, Modality
-from clip4vla.utils.files import atomic_directory, write_json
+from clip4vla.utils.files import atomic_directory, file_state, read_json, write_json
 from clip4vla.utils.progress import track
 
 MODEL, CLIPS, ABOUT, REJECTS = "model", "clips.lance", "index.json", "rejects.json"
@@ -143,13 +141,13 @@ def find_media(folder: Path) -> dict[str, tuple[int, int]]:
         raise ValueError(f"there is no folder {folder}")
     suffixes = VIDEO_SUFFIXES | AUDIO_SUFFIXES
     found = sorted(path for path in walk_files(folder) if PurePath(path).suffix.lower() in suffixes)
-    return {path: _state(folder / path) for path in found}
+    return {path: state for path in found if (state := _state(folder / path)) is not None}
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """Size and moment of change."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+def _state(path: Path) -> tuple[int, int] | None:
+    """Size and moment of change; None where there is no such file, such as one that was removed a moment ago."""
+    state = file_state(path)
+    return None if state is None else (state[0], state[1])
 
 
 def spans(seconds: float, longest: float) -> list[tuple[float, float]]:
@@ -172,11 +170,11 @@ def _read_about(directory: Path) -> tuple[IndexedModel, Path] | None:
         if directory.is_dir() and any(directory.iterdir()):
             raise ValueError(f"{directory} is no index, and isn't empty: name another directory")
         return None
-    tree = json.loads(path.read_text(encoding="utf-8"))
     try:
+        tree = read_json(path)
         return IndexedModel.model_validate(tree["model"]), Path(tree["folder"])
-    except ValidationError as error:
-        raise ValueError(f"{path} is not of this version: remove {directory} and index again") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged, or of another version: remove {directory} and index again") from error
 
 
 def _indexed_files(directory: Path) -> dict[str, tuple[int, int]]:

@@ -25,9 +25,9 @@ class ReaderLimits(MediaLimits):
     """Time in which a file is read; a reader that takes longer is killed."""
     wait_s: Seconds = 2.0
     """When all readers have been at their files for so long, further files are refused until one is done."""
-    memory_bytes: Large = 4 * 2**30
+    memory_bytes: Annotated[int, Field(ge=2**30, le=2**50)] = 4 * 2**30
     """Address space of a reader."""
-    readers: Positive = 2
+    readers: Annotated[int, Field(ge=1, le=256)] = 2
     """Processes that read files."""
 
 

@@ -169,9 +169,10 @@ def _serve(connection: Connection, limits: ReaderLimits) -> None:
 
 def _named(detail: str, request: ReadRequest) -> str:
     """`detail` with the file as it was named, not with where it is on this machine."""
-    for path in ((request.root / request.name).resolve(), request.root / request.name):
-        detail = detail.replace(str(path), request.name)
-    return detail
+    place = request.root / request.name
+    with suppress(OSError, ValueError, RuntimeError):  # a name that leads nowhere, such as a loop of links
+        detail = detail.replace(str(place.resolve()), request.name)
+    return detail.replace(str(place), request.name)
 
 
 def main() -> None:

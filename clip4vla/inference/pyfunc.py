@@ -21,6 +21,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from clip4vla.clips.format import Clip
 from clip4vla.config import InferenceConfig
+from clip4vla.corpora.media_index import is_unicode
 from clip4vla.inference.batching import Batcher
 from clip4vla.inference.drift import read_reference
 from clip4vla.inference.embedder import BOTH, Embedder
@@ -128,6 +129,8 @@ class Served(PythonModel):
                         errors[place] = RowError("too_many_characters", message)
                     else:
                         texts[place] = text
+                case {"text": None, "media": str(path)} if not is_unicode(path):
+                    errors[place] = RowError("missing", f"no file {path!a}: its name isn't valid Unicode")
                 case {"text": None, "media": str(path)}:
                     media[place] = path
                 case _ if not self._captions:

@@ -8,6 +8,7 @@ these: it reads them whole, however long they say they are.
 
 import errno
 import io
+import math
 import os
 import tarfile
 import time
@@ -282,16 +283,25 @@ def read_member(file: IO[bytes], member: Member) -> bytes:
 class MemberFile(io.RawIOBase):
     """A member of a shard as a file to be read, of which nothing before and after the member can be read.
 
+    Args:
+        shard: the file that the member is in.
+        member: where it is.
+        until_s: when reading ends, by the monotonic clock.
+        most: bytes that may be read before `forget` is called again.
+
     Raises:
-        TimeoutError: in reading, after `until_s` of the monotonic clock.
+        TimeoutError: in reading, after `until_s`.
+        OverflowError: in reading, beyond `most`.
     """
 
-    def __init__(self, shard: Path, member: Member, until_s: float) -> None:
+    def __init__(self, shard: Path, member: Member, until_s: float, most: float = math.inf) -> None:
         super().__init__()
         self.name = f"file:{shard.absolute()}/{member.name}"
         """FFmpeg judges some formats by the suffix, too. No file of this name can be there."""
         self._member = member
         self._until_s = until_s
+        self.most = most
+        self._read = 0
         self._position = 0
         self._file = shard.open("rb", buffering=0)
 
@@ -310,7 +320,14 @@ class MemberFile(io.RawIOBase):
         view = memoryview(buffer)[: max(0, self._member.size - self._position)]
         count = os.preadv(self._file.fileno(), [view], self._member.offset + self._position) if view else 0
         self._position += count
+        self._read += count
+        if self._read > self.most:
+            raise OverflowError(f"{self._read:,} bytes without anything in them")
         return count
+
+    def forget(self) -> None:
+        """Begin to count what is read again, because something was found in it."""
+        self._read = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to `offset` from the beginning, the present place or the end of the member; return the place."""

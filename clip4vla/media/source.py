@@ -9,7 +9,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import TypeVar
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 
 from clip4vla.config import MediaLimits
-from clip4vla.media.shard import MemberFile, find_member, find_shard
+from clip4vla.media.shard import Member, MemberFile, find_member, find_shard
 
 DEMUXERS = (
     "3dostr,aa,aac,aax,ac3,ac4,aiff,amr,amrnb,amrwb,apc,ape,apng,asf,asf_o,au,av1,avi,avr,"
@@ -33,8 +33,13 @@ DEMUXERS = (
     "xwma,yuv4mpegpipe"
 )
 """FFmpeg's names of formats in which one file holds pictures or sound and refers to no other file."""
-COUNTED = frozenset(("mp3", "aac", "ac3", "eac3", "dts", "loas", "amr", "amrnb", "amrwb", "ogg", "mpegts", "mpeg"))
-"""Formats whose length FFmpeg estimates, or takes from the last of several chained streams; packets are counted."""
+COUNTED = frozenset(
+    ("mp3", "aac", "ac3", "eac3", "dts", "loas", "amr", "amrnb", "amrwb", "ogg", "mpegts", "mpeg", "flv")
+)
+"""Formats whose length FFmpeg estimates, or takes from the last of several chained streams or from what the program
+supposed that wrote the file; packets are counted."""
+MOST_BETWEEN = 1 << 28
+"""Bytes that are read in search of the next packet: FFmpeg keeps them all."""
 SEEK_BACK_S = (0.25, 5.0, 60.0, math.inf)
 """How far before a moment to begin to decode; the next one where the container had nothing so early."""
 BAD_PACKETS, BAD_SHARE = 3, 0.02
@@ -79,8 +84,7 @@ class Source:
         self.notes: list[str] = []
         self._container = container
         self._ends = time.monotonic() + limits.max_decode_s
-        moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        self.video = self._with_decoder(moving)
+        self.video = self._with_decoder([s for s in container.streams.video if not _is_cover(s)])
         self.audio = self._with_decoder(list(container.streams.audio))
         if not self.video and not self.audio:
             raise MediaError("no_streams", "; ".join([f"{path} has neither video nor audio", *self.notes]))
@@ -100,12 +104,8 @@ class Source:
                 self.notes.append(f"{stream.type} stream {stream.index} has no decoder")
         usable = [stream for stream in streams if stream.codec_context is not None]
         for stream in usable:
-            self._prepare(stream)
+            _prepare(stream, self.limits)
         return sorted(usable, key=lambda stream: (_is_still(stream), not stream.disposition & Disposition.default))
-
-    def _prepare(self, stream: Media) -> None:
-        stream.codec_context.thread_count = 1  # processes decode in parallel, one for each core
-        stream.codec_context.options = {"max_pixels": str(self.limits.max_pixels + CODED_BEYOND)}
 
     def check_size(self, width: int, height: int) -> None:
         """Raise MediaError when a picture has more pixels than the limits allow."""
@@ -131,11 +131,15 @@ class Source:
 
     def _find_duration(self) -> float:
         container = self._container
-        if container.duration and not COUNTED.intersection(container.format.name.split(",")):
-            # Matroska states the timestamp of the last moment
-            return container.duration / av.time_base - (self._origin_s if _is_matroska(container) else 0.0)
-        state = (find_shard(self.path) or self.path).stat()
-        count = _count_packets(self.path, (state.st_size, state.st_mtime_ns), self.limits)
+        stated_s = (container.duration or 0) / av.time_base
+        stat = (find_shard(self.path) or self.path).stat()
+        state = stat.st_size, stat.st_mtime_ns
+        if stated_s > 0 and not COUNTED.intersection(container.format.name.split(",")):
+            if not _is_matroska(container) or stated_s > self.limits.max_duration_s:
+                return stated_s
+            # the timestamp of the last moment; a recorder that was interrupted has stated one before it
+            return max(stated_s, _find_end(self.path, state, self.limits, stated_s)) - self._origin_s
+        count = _count_packets(self.path, state, self.limits)
         self._is_chained, self._has_clock = count.is_chained, count.has_clock
         return count.end_s - self._origin_s
 
@@ -181,16 +185,15 @@ class Source:
             yield from self._decode_again(stream)
         elif time_s <= 0:
             yield from self._decode_from_first(stream)
-        else:
-            self._seek(self._origin_s + time_s)
+        elif self._seek(self._origin_s + time_s):
             yield from self._decode_stream(self._container, stream, _Clock(None))
 
     def _decode_from_first(self, stream: Media) -> Iterator[tuple[float, Frame]]:
         """A seek may land at the first picture, behind sound that begins before it: then the file is opened again."""
-        self._seek(self._first_s())
+        sought = self._seek(self._first_s())
         frames = self._decode_stream(self._container, stream, _Clock(0.0))
-        first = next(frames, None)
-        if self._is_behind(stream, first):
+        first = next(frames, None) if sought else None
+        if not sought or self._is_behind(stream, first):
             yield from self._decode_again(stream)
         elif first is not None:
             yield first
@@ -207,7 +210,7 @@ class Source:
         with _open(self.path, self.limits) as container:
             again = container.streams[stream.index]
             assert isinstance(again, Media)
-            self._prepare(again)
+            _prepare(again, self.limits)
             yield from self._decode_stream(container, again, _Clock(0.0))
 
     def _decode_stream(
@@ -223,11 +226,13 @@ class Source:
         # not every container can be asked for less than 0
         return 0.0 if self._origin_s >= 0 else self._origin_s - SEEK_BACK_S[1]
 
-    def _seek(self, moment_s: float) -> None:
+    def _seek(self, moment_s: float) -> bool:
+        """Whether the container has a position for a moment: some have none before their first picture."""
         try:
             self._container.seek(int(moment_s * av.time_base))
-        except PermissionError as error:
-            raise MediaError("unseekable", f"{self.path} is in a format without positions; remux it") from error
+        except PermissionError:
+            return False
+        return True
 
     def _decode_packets(self, container: InputContainer, stream: Media) -> Iterator[Frame]:
         """The frames of a stream, without those of a few packets that can't be decoded; players skip them, too."""
@@ -301,11 +306,12 @@ def _count_packets(path: Path, state: tuple[int, int], limits: MediaLimits) -> _
     clocks: dict[int, _Clock] = {}
     rates = set[tuple[int, int]]()
     end_s, is_timed, stop_at = 0.0, False, time.monotonic() + limits.max_decode_s
-    with _open(path, limits) as container:
+    with _open_watched(path, limits) as (container, file):
         is_ogg, rate_bits = "ogg" in container.format.name, RATE_BITS.get(container.format.name)
         for packet in container.demux():
-            if not packet.size:
-                continue  # the end of a stream
+            file.forget()
+            if not packet.size or _is_cover(packet.stream):
+                continue  # the end of a stream, or no part of any
             _check_time(path, limits, stop_at)
             seconds, decoding_s, later_s = _packet_times(packet)
             is_timed = is_timed or decoding_s is not None
@@ -322,11 +328,33 @@ def _count_packets(path: Path, state: tuple[int, int], limits: MediaLimits) -> _
     return _Count(end_s, is_chained, has_clock=True)
 
 
+@lru_cache(maxsize=COUNTS_KEPT)
+def _find_end(path: Path, state: tuple[int, int], limits: MediaLimits, stated_s: float) -> float:  # noqa: ARG001
+    """Timestamp of the end of the last packet, 0 where there is none from shortly before `stated_s` on.
+
+    Args:
+        path, state, limits: see `_count_packets`.
+        stated_s: where the file says that it ends.
+    """
+    end_s, stop_at = 0.0, time.monotonic() + limits.max_decode_s
+    with _open(path, limits) as container:
+        with suppress(PermissionError):  # then from the beginning
+            container.seek(int(max(0.0, stated_s - SEEK_BACK_S[0]) * av.time_base))
+        for packet in container.demux():
+            _check_time(path, limits, stop_at)
+            if packet.pts is not None and packet.time_base is not None:
+                end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    return end_s
+
+
 def _count_frames(path: Path, limits: MediaLimits, stop_at: float) -> float:
     """Seconds of the longest stream, by decoding."""
     lengths_s: dict[int, float] = defaultdict(float)
     with _open(path, limits) as container:
-        for packet in container.demux([s for s in container.streams if isinstance(s, Media) and s.codec_context]):
+        streams = [s for s in container.streams if isinstance(s, Media) and s.codec_context and not _is_cover(s)]
+        for stream in streams:
+            _prepare(stream, limits)
+        for packet in container.demux(streams):
             _check_time(path, limits, stop_at)
             with suppress(av.error.InvalidDataError):  # few are passed over later, and many are a reason then
                 for frame in packet.decode():
@@ -389,27 +417,42 @@ def _check_file(path: Path, limits: MediaLimits) -> None:
 
 @contextmanager
 def _open(path: Path, limits: MediaLimits) -> Iterator[InputContainer]:
+    with _open_watched(path, limits) as (container, file):
+        file.most = math.inf  # to find a position may take all of a file
+        yield container
+
+
+@contextmanager
+def _open_watched(path: Path, limits: MediaLimits) -> Iterator[tuple[InputContainer, MemberFile]]:
+    """The container, and the file that it reads, which must be told of each packet that is found.
+
+    FFmpeg gets the open file, never a name that it could take for something else, such as `http:x.mp4`.
+    """
+    shard, member = find_member(path) or (path, Member(path.name, 0, path.stat().st_size))
     options = {
         "format_whitelist": DEMUXERS,
-        "pattern_type": "none",
+        "protocol_whitelist": "none",
         "max_pixels": str(limits.max_pixels + CODED_BEYOND),
     }
-    found = find_member(path)
-    file: AbstractContextManager[str | MemberFile]
-    if found is None:
-        file = nullcontext(f"file:{path.absolute()}")  # a name such as `http:x.mp4` is a file, too
-        options["protocol_whitelist"] = "file"
-    else:
-        file = MemberFile(*found, until_s=time.monotonic() + limits.max_decode_s)
-        options["protocol_whitelist"] = "none"
-    with file as opened:
+    with MemberFile(shard, member, time.monotonic() + limits.max_decode_s, MOST_BETWEEN) as file:
         try:
-            container = av.open(opened, metadata_errors="ignore", options=options, timeout=limits.max_decode_s)
+            container = av.open(file, metadata_errors="ignore", options=options, timeout=limits.max_decode_s)
         except av.error.ArgumentError as error:
             raise MediaError("not_media", f"{path} is in no format of media files") from error
         assert isinstance(container, InputContainer)
         with container:
-            yield container
+            file.forget()
+            yield container, file
+
+
+def _prepare(stream: Media, limits: MediaLimits) -> None:
+    stream.codec_context.thread_count = 1  # processes decode in parallel, one for each core
+    stream.codec_context.options = {"max_pixels": str(limits.max_pixels + CODED_BEYOND)}
+
+
+def _is_cover(stream: Stream) -> bool:
+    """Whether a stream is the picture on the cover of a sound file."""
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def _seconds(frame: Frame) -> float:

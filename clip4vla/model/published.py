@@ -10,6 +10,7 @@ writes it as a model of ours. The published code stores three tokens beyond CLIP
 padding) and pads texts with the last of them, so that the end token isn't the highest id.
 """
 
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,8 +196,9 @@ def convert(checkpoint: Path, directory: Path, tiles: int) -> Published:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:
-        # a broken file fails in many ways
-        reason = str(error).partition("\n")[0]
+        # a broken file fails in many ways; at one with other things than tensors, torch advises to run what is in it
+        is_pickled = isinstance(error, pickle.UnpicklingError)
+        reason = "it isn't one of tensors alone" if is_pickled else str(error).partition("\n")[0]
         raise ValueError(f"{checkpoint} can't be read as a checkpoint ({reason})") from error
     published = from_published(state, PUBLISHED_AUDIO.model_copy(update={"tiles": tiles}), str(checkpoint))
     save_model(published.model, directory)

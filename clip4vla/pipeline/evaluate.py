@@ -16,7 +16,7 @@ from clip4vla.evaluation.labels import Labels
 from clip4vla.evaluation.queries import NO_QUERIES, QuerySet
 from clip4vla.evaluation.retrieval_evaluator import EmbeddedSplit, RetrievalEvaluator
 from clip4vla.evaluation.scores import Scores, SplitSize
-from clip4vla.inference.drift import EmbeddingStatistics, write_reference
+from clip4vla.inference.drift import make_reference, write_reference
 from clip4vla.inference.embedder import Embedder
 from clip4vla.pipeline.project import EVALUATIONS, METRICS, REPORT_FILE, ROOT, RUNS, find_clips, find_unseen_clips
 from clip4vla.pipeline.training import log_datasets
@@ -114,8 +114,7 @@ def _evaluate_retrieval(config: Config, model: TrainingName) -> None:
     embedded, scores = score_retrieval(config, RUNS / model, "test", with_unseen=True)
     trained = read_run(RUNS / model)
     scores.write(out)
-    texts, clips = EmbeddingStatistics.of(embedded.texts()), EmbeddingStatistics.of(embedded.clips["both"])
-    write_reference({"text": texts, "media": clips}, out)
+    write_reference(make_reference({"text": embedded.texts(), "media": embedded.clips["both"]}), out)
     log_scores(config, scores, trained["run_id"], "test")
     first = [embedded.caption_clips.index(clip_id) for clip_id in embedded.clip_ids[:SHOWN]]
     similarity = embedded.similarity("both")[first, :SHOWN]

@@ -4,12 +4,16 @@ In: the registry, the checkpoints and DVC's cache of the project. Out: what was 
 Data and models of the working directory, of the last commit of each branch, of tags and of experiments stay.
 """
 
+import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from clip4vla.config import load_config
@@ -57,11 +61,8 @@ def _versions(keep: int, carry_out: bool) -> Iterator[Removal]:
 
 def _checkpoints(carry_out: bool) -> Iterator[Removal]:
     """Checkpoints and kept results of trainings that another one has followed, with other data or settings."""
-    trainings: dict[Path, list[Path]] = {}
-    for path in sorted(CHECKPOINTS.rglob("*")):
-        if FINGERPRINT.fullmatch(path.name) and path.is_dir():
-            trainings.setdefault(path.parent, []).append(path)
-    for training, states in trainings.items():
+    folders = sorted(Path(folder) for folder, _, _ in os.walk(CHECKPOINTS))
+    for training, states in groupby(filter(_is_of_a_training, folders), key=lambda path: path.parent):
         *older, _ = sorted(states, key=_last_change)
         is_kept = training.is_relative_to(KEPT)
         kind, folder = ("finished training", KEPT) if is_kept else ("checkpoints of", CHECKPOINTS)
@@ -76,7 +77,7 @@ def _cache(carry_out: bool) -> Iterator[Removal]:
     listed = _dvc(*GC, "--dry")
     files = [Path(path) for path in re.findall(r"^Removing (.+)$", listed, re.MULTILINE)]
     if files:
-        size = sum(file.stat().st_size for file in files)
+        size = sum(file.lstat().st_size for file in files if file.is_file())
         if carry_out:
             _dvc(*GC)
         yield Removal(f"unused files of DVC's cache ({len(files):,})", size)
@@ -89,9 +90,21 @@ def _dvc(*arguments: str) -> str:
     return done.stdout
 
 
+def _is_of_a_training(folder: Path) -> bool:
+    return FINGERPRINT.fullmatch(folder.name) is not None
+
+
 def _last_change(directory: Path) -> float:
-    return max(path.stat().st_mtime for path in (directory, *directory.rglob("*")))
+    return max((found.st_mtime for found in _states(directory)), default=0.0)
 
 
 def _size(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    return sum(found.st_size for found in _states(directory) if stat.S_ISREG(found.st_mode))
+
+
+def _states(directory: Path) -> Iterator[os.stat_result]:
+    """Of the directory and all in it, but for what a training that goes on removes meanwhile."""
+    for folder, _, files in os.walk(directory):
+        for path in (Path(folder), *(Path(folder, file) for file in files)):
+            with suppress(FileNotFoundError):
+                yield path.lstat()

@@ -3,7 +3,6 @@
 In: the files of the project. Out: text. Flows show it in Prefect, `clip4vla summary` on a terminal.
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from clip4vla.reports.tables import Table, comparison_table, score_cell, to_mark
 from clip4vla.tracking.run import HEADLINES
 from clip4vla.tracking.store import comparison_page, run_page, runs_table_page, version_page
 from clip4vla.training.spec import read_run
+from clip4vla.utils.files import read_json
 from clip4vla.utils.numbers import format_count, format_rate
 
 HEADLINE_SCORE = {
@@ -114,11 +114,17 @@ def project_summary() -> Table:
 
 
 def read_decision(task: TaskName) -> dict[str, Any] | None:
-    """The decision about a task's model: `model`, `version`, `promote`, `reasons`; None before there is one."""
+    """The decision about a task's model: `model`, `version`, `promote`, `reasons`; None before there is one.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = decision_file(task)
     if not path.is_file():
         return None
-    decision: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    decision = read_json(path)
+    if not isinstance(decision, dict) or not decision.keys() >= {"model", "version", "promote", "reasons"}:
+        raise ValueError(f"{path} holds no decision: `dvc repro promote@{task}` makes one")
     return decision
 
 

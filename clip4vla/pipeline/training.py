@@ -13,11 +13,11 @@ from clip4vla.model.pretrained import read_weights
 from clip4vla.pipeline.project import CHECKPOINTS, ROOT, RUNS, find_clips
 from clip4vla.records import RUN_FILE, WEIGHTS_FILE, Split
 from clip4vla.reports.figures import loss_figure
-from clip4vla.tracking.run import Run, start_run
+from clip4vla.tracking.run import Run, can_resume, start_run
 from clip4vla.training.launch import launch_with_retries
 from clip4vla.training.objectives import ContrastiveObjective
 from clip4vla.training.spec import Corpus, TrainingName, TrainSpec, read_run
-from clip4vla.utils.files import atomic_directory
+from clip4vla.utils.files import atomic_directory, atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +100,10 @@ def _is_whole(kept: Path) -> bool:
 
 def _train(spec: TrainSpec, experiment: str, run_name: str, parent: str | None) -> None:
     note = spec.checkpoints / spec.fingerprint() / RUN_ID_FILE
-    run_id = note.read_text(encoding="utf-8") if note.is_file() else None
-    with start_run(spec.root, experiment, run_name, parent=parent, run_id=run_id) as run:
+    with start_run(spec.root, experiment, run_name, parent=parent, run_id=_run_to_resume(spec.root, note)) as run:
         assert run.run_id is not None
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(run.run_id, encoding="utf-8")
+        with atomic_file(note) as partial:
+            partial.write_text(run.run_id, encoding="utf-8")
         run.log_params(headline_params(spec))
         log_datasets(run, [corpus.clips for corpus in spec.corpora], "train")
         launch_with_retries(spec.model_copy(update={"run_id": run.run_id}))
@@ -112,6 +111,17 @@ def _train(spec: TrainSpec, experiment: str, run_name: str, parent: str | None) 
             if terms := run.history("loss/"):
                 curves = {name.removeprefix("loss/"): points for name, points in terms.items()}
                 run.log_figure(loss_figure(curves), "loss")
+
+
+def _run_to_resume(root: Path, note: Path) -> str | None:
+    """The run that `note` names; None where there is no note, or no such run any more: the checkpoints stay good."""
+    if not note.is_file():
+        return None
+    run_id = note.read_text(encoding="utf-8", errors="replace")
+    if can_resume(root, run_id):
+        return run_id
+    log.warning("MLflow has no run %r any more: the training goes on from its checkpoint in a new run", run_id)
+    return None
 
 
 def run_name(config: Config, what: str) -> str:

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import clip4vla
-from clip4vla.config import BeamSearchConfig, InferenceConfig
+from clip4vla.config import MODEL_NAME, BeamSearchConfig, InferenceConfig
 from clip4vla.evaluation.scores import Scores, is_headline
 from clip4vla.inference.drift import REFERENCE_FILE
 from clip4vla.records import CONFIG_FILE, RUN_FILE, WEIGHTS_FILE, Decision
-from clip4vla.tracking.store import URI_VARIABLE, is_local, open_client, store_lock, tracking_uri
+from clip4vla.tracking.store import URI_VARIABLE, is_local, open_client, shown_uri, store_lock, tracking_uri
 from clip4vla.utils.hashing import hash_files
 from clip4vla.utils.numbers import format_score
 
@@ -50,7 +50,7 @@ CLAIM = "promotion"
 CLAIM_S = 5.0
 """Time that a claim on a server must stand: much longer than its answers take."""
 
-REFERENCE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)(?:@([A-Za-z][A-Za-z0-9_-]*)|/([1-9][0-9]*))")
+REFERENCE = re.compile(rf"({MODEL_NAME})(?:@([A-Za-z][A-Za-z0-9_-]*)|/([1-9][0-9]*))")
 """`NAME@ALIAS` or `NAME/VERSION`."""
 
 PACKAGE = Path(clip4vla.__file__).parent
@@ -63,7 +63,8 @@ REQUIREMENTS = (
 
 
 CorpusFacts = Mapping[str, str | None]
-"""What is known of a corpus: `role`, `version`, `license`, `source`; None is unknown."""
+"""What is known of a corpus, by FACTS; None is unknown."""
+FACTS = ("role", "version", "license", "source")
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Registry:
             raise ValueError(f"models:/{reference} is neither models:/NAME@ALIAS nor models:/NAME/VERSION")
         name, alias, version = found.groups()
         if not self._exists(name):
-            raise ValueError(f"the registry at {self._uri} has no model {name}")
+            raise ValueError(f"the registry at {shown_uri(self._uri)} has no model {name}")
         if alias is None:
             return name, str(self._version(name, version).version)
         version = self.find_champion(name) if alias == CHAMPION else self._alias(name, alias)
@@ -211,12 +212,10 @@ class Registry:
         """What the registry knows of `version`.
 
         Raises:
-            ValueError: there is no such version, or it has no run.
+            ValueError: there is no such version, it has no run, or a tag that describes a corpus is damaged.
         """
         found = self._version(name, version)
-        corpora = {
-            tag.removeprefix(CORPUS): json.loads(text) for tag, text in found.tags.items() if tag.startswith(CORPUS)
-        }
+        corpora = {tag.removeprefix(CORPUS): _facts_in(found, tag) for tag in found.tags if tag.startswith(CORPUS)}
         return VersionRecord(name, version, _run_of(found), found.description or "", corpora)
 
     def scores(self, name: str, version: str) -> Scores:
@@ -501,6 +500,8 @@ class Registry:
             raise ValueError(f"{name} has no version {version}") from error
 
     def _exists(self, name: str) -> bool:
+        if not re.fullmatch(MODEL_NAME, name):
+            raise ValueError(f"{name!r} is no name of a model: those have letters, digits, '_', '.' and '-'")
         return bool(self._client.search_registered_models(f"name = '{name}'"))
 
     def _alias(self, name: str, alias: str) -> str | None:
@@ -667,6 +668,16 @@ def _input_example(captions: bool) -> Any:
     if captions:
         return pd.DataFrame({"media": ["dog.mp4"]})
     return pd.DataFrame({"text": ["a dog barks", None], "media": [None, "dog.mp4"]})
+
+
+def _facts_in(version: "ModelVersion", tag: str) -> CorpusFacts:
+    try:
+        facts = json.loads(version.tags[tag])
+        return {fact: facts[fact] for fact in FACTS}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"the tag {tag!r} of {version.name} version {version.version} is damaged: correct or remove it in MLflow"
+        ) from error
 
 
 def _run_of(version: "ModelVersion") -> str:

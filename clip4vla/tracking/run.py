@@ -179,6 +179,19 @@ def start_run(
         yield run
 
 
+def can_resume(root: Path, run_id: str) -> bool:
+    """Whether MLflow has the run `run_id`, which was not deleted there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = open_client(root).get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return False
+    return bool(found.info.lifecycle_stage == "active")
+
+
 @contextmanager
 def reopen_run(root: Path, run_id: str) -> Iterator[Run]:
     """An existing training's run, to add an evaluation's results to. Its status, times and provenance stay as they are.

@@ -14,6 +14,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -69,6 +70,11 @@ def tracking_uri(root: Path) -> str:
 def is_local(uri: str) -> bool:
     """Whether this process opens the database `uri` itself, rather than asking a server."""
     return uri.startswith("sqlite:")
+
+
+def shown_uri(uri: str) -> str:
+    """The address of a store for messages: that of a database of a server, too, without user name and password."""
+    return uri if is_local(uri) else re.sub("(?<=://).*@", "", uri)
 
 
 def open_client(root: Path) -> "MlflowClient":
@@ -242,9 +248,12 @@ def _without_credentials(uri: str) -> str:
     """The address of a server without user name and password; other addresses as they are.
 
     Raises:
-        ValueError: a part of the password would stay in it.
+        ValueError: it is none, or a part of the password would stay in it.
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:  # which doesn't repeat the address
+        raise ValueError(f"{URI_VARIABLE} is no address: {error}") from None
     if parts.scheme not in HTTP:
         return uri
     bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
@@ -256,9 +265,10 @@ def _without_credentials(uri: str) -> str:
 def _move_credentials() -> None:
     """Take user name and password out of MLFLOW_TRACKING_URI; those in MLflow's own variables have precedence."""
     uri = os.environ.get(URI_VARIABLE, "")
-    parts, bare = urlsplit(uri), _without_credentials(uri)
+    bare = _without_credentials(uri)
     if bare == uri:
         return
+    parts = urlsplit(uri)
     if not (parts.username and parts.password):
         raise ValueError(f"{URI_VARIABLE} ({bare}) needs both a user name and a password before its @, or neither")
     os.environ[URI_VARIABLE] = bare

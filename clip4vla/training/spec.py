@@ -105,6 +105,6 @@ def read_run(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{directory} holds no finished run: {RUN_FILE} is missing")
     tree = read_json(path)
-    if not isinstance(tree, dict) or "run_id" not in tree:
+    if not isinstance(tree, dict) or not isinstance(tree.get("run_id", False), str | None):
         raise ValueError(f"{path} isn't of a finished run: it has no run_id")
     return tree

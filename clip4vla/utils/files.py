@@ -70,16 +70,18 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: it isn't JSON, or has a number that JSON doesn't have; the message names the file.
+        ValueError: it isn't JSON, or has a number that isn't finite; the message names the file.
         FileNotFoundError: there is none.
     """
 
-    def refuse(constant: str) -> float:
-        raise ValueError(f"it has {constant}, which JSON doesn't have")
+    def finite(number: str) -> float:
+        if math.isfinite(value := float(number)):  # 1e999 isn't, either
+            return value
+        raise ValueError(f"it has the number {number}, which isn't finite")
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except ValueError as error:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=finite, parse_float=finite)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} can't be read: {error}") from error
 
 

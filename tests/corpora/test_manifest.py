@@ -5,11 +5,12 @@ import os
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from clip4vla.__main__ import main
-from clip4vla.corpora import manifest
+from clip4vla.corpora import manifest, media_index
 from clip4vla.corpora.base import cut_names, make_excerpt
 from clip4vla.corpora.manifest import read_manifest, write_manifest
 from clip4vla.corpora.media_index import MediaIndex, write_listing
@@ -217,6 +218,24 @@ def test_a_mistake_ends_the_command_with_a_sentence(tmp_path: Path) -> None:
     assert re.search(r"has neither MSRVTT_data\.json", str(run("msrvtt", *common)))
     assert re.search("nonesuch.*msrvtt", str(run("nonesuch", *common)))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "no table", "another table"])
+def test_a_damaged_manifest_is_one_sentence_that_names_it(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "manifest.parquet"
+    if damage == "another table":
+        pq.write_table(pa.table({"clip_id": ["a"]}), path)
+    elif damage != "missing":
+        path.write_bytes(b"" if damage == "empty" else b"PAR1 and nothing else")
+    with pytest.raises(ValueError, match=rf"{path} can't be read as a manifest: "):
+        list(read_manifest(path))
+
+
+def test_a_file_that_is_removed_while_it_is_listed_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stays.mp4").touch()
+    monkeypatch.setattr(media_index, "walk_files", lambda _: iter(["download.mp4", "stays.mp4"]))
+    assert write_listing(tmp_path, tmp_path / "out.csv") == 1
+    assert (tmp_path / "out.csv").read_text().startswith("stays.mp4,0,")
 
 
 def test_a_listing_has_every_file_that_is_not_hidden_with_size_and_time(tmp_path: Path) -> None:

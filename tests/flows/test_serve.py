@@ -145,6 +145,22 @@ def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "-1"])
+def test_what_is_no_port_is_refused(port: str) -> None:
+    done = run(REPOSITORY, "-m", "flows.serve", "--port", port)
+    assert done.returncode == 2
+    assert "Invalid value for '--port'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"ann:one\nbob:two\n", None])
+def test_a_damaged_login_is_one_sentence(tmp_path: Path, damage: bytes | None) -> None:
+    path = tmp_path / "login"
+    path.mkdir() if damage is None else path.write_bytes(damage)
+    with pytest.raises(SystemExit, match="login must hold USER:PASSWORD in one line, without spaces"):
+        read_login(path)
+
+
 def test_a_login_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
     path = tmp_path / "login"
     login = read_login(path)

@@ -5,7 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip4vla.inference.drift import REFERENCE_FILE, EmbeddingStatistics, read_reference, write_reference
+from clip4vla.inference.drift import (
+    REFERENCE_FILE,
+    EmbeddingStatistics,
+    make_reference,
+    read_reference,
+    write_reference,
+)
 
 WIDTH = 64
 
@@ -42,3 +48,13 @@ def test_a_reference_is_read_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / REFERENCE_FILE).write_text('{"text": {"count": 3}}')
     with pytest.raises(ValueError, match="mean"):
         read_reference(tmp_path)
+
+
+def test_a_test_set_that_does_not_spread_is_no_reference(tmp_path: Path) -> None:
+    same, other = np.ones((5, 4), np.float32), np.eye(4, dtype=np.float32)
+    assert make_reference({"text": same, "media": other[:1]}) == {}
+    found = make_reference({"text": other, "media": same})
+    assert found == {"text": EmbeddingStatistics.of(other)}
+    for reference in (found, {}):
+        write_reference(reference, tmp_path)
+        assert read_reference(tmp_path) == reference

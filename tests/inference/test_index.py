@@ -70,6 +70,21 @@ def test_a_folder_becomes_clips_and_rejects_with_reasons(folder: Path, run_direc
     assert found[2]["end_s"] == pytest.approx(5.0, abs=0.1)
 
 
+@pytest.mark.parametrize("damage", ["", "{}", "[]", "null", '{"model": 3, "folder": "/media"}', '{"model": {}}'])
+def test_a_damaged_note_about_an_index_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "index.json").write_text(damage)
+    with pytest.raises(ValueError, match=r"index.json is damaged, or of another version: remove .* and index again"):
+        Index(tmp_path)
+
+
+def test_a_file_that_is_removed_while_a_folder_is_listed_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stays.mp4").touch()
+    monkeypatch.setattr(index_module, "walk_files", lambda _: iter(["download.mp4", "stays.mp4"]))
+    assert list(find_media(tmp_path)) == ["stays.mp4"]
+
+
 def test_a_clip_is_found_by_its_own_vector_and_scored_by_every_modality(
     folder: Path, run_directory: Path, tmp_path: Path
 ) -> None:

@@ -179,5 +179,8 @@ def test_limits_are_read_from_the_environment(tmp_path: Path) -> None:
     assert (limits.media_root, limits.max_bytes, limits.max_rows) == (tmp_path, 7, ServingLimits().max_rows)
     with pytest.raises(ValueError, match=r"^CLIP4VLA_MAX_ROWS: Input should be greater than 0, not '0'$"):
         ServingLimits.from_environment({"CLIP4VLA_MAX_ROWS": "0"})
+    for name, value in (("READERS", "100000"), ("MEMORY_BYTES", "1"), ("MAX_DECODE_S", "inf")):
+        with pytest.raises(ValueError, match=f"^CLIP4VLA_{name}: Input should be "):
+            ServingLimits.from_environment({f"CLIP4VLA_{name}": value})
     with pytest.raises(ValueError, match=r"^CLIP4VLA_MEDIA_ROOT: there is no folder /nowhere$"):
         ServingLimits.from_environment({"CLIP4VLA_MEDIA_ROOT": "/nowhere"})

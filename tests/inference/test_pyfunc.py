@@ -176,6 +176,20 @@ def test_only_files_of_the_media_root_are_served(model, folder: Path, tmp_path: 
     assert errors == [*(f"forbidden: {name} is outside of the folder of media" for name in named[:-1]), None]
 
 
+def test_a_name_that_is_no_file_name_concerns_its_row_alone(model, folder: Path) -> None:
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    named = ["one.mp4", "half\ud800.mp4", "two\udcff.mp4", "a\0b.mp4", "loop.mp4", "x" * 5000]
+    answers = model.predict(pd.DataFrame({"media": named}, dtype=object))
+    errors = answers["error"].tolist()
+    assert errors[0] is None
+    assert errors[1:3] == [
+        "no file 'half\\ud800.mp4': its name isn't valid Unicode",
+        "no file 'two\\udcff.mp4': its name isn't valid Unicode",
+    ]
+    assert all(error.startswith("missing: no file ") for error in errors[3:])
+    assert json.dumps(errors).isascii()
+
+
 def test_many_requests_at_once_get_their_own_answers(model, folder: Path) -> None:
     texts = [f"{word} moos" for word in "abcdefgh"]
     requests = [{"text": [text], "media": [None]} for text in texts] + [{"media": ["one.mp4"]}] * 4

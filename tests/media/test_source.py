@@ -1,5 +1,6 @@
 """Files that people have, of every kind that went wrong: the right content, or a reason, in bounded memory."""
 
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from clip4vla.config import MediaLimits
+from clip4vla.media import source
 from clip4vla.media.decode import decode, duration_s
 from clip4vla.media.inspect import Inspection, inspect
 from clip4vla.media.source import MediaError
@@ -178,6 +180,83 @@ def test_chained_streams_of_transport_packets_are_added_up(tmp_path: Path) -> No
     path = tmp_path / "both.ts"
     path.write_bytes(first.read_bytes() * 2)
     assert look_at(path).audio_s == pytest.approx(4.0, abs=0.2)
+
+
+def flv(path: Path) -> Path:
+    """Without an index of its pictures, the first of which comes after the first sound."""
+    return write_media(path, "flv", "libmp3lame", rate=22_050)
+
+
+def test_a_file_that_has_no_position_before_its_first_picture_is_read_from_its_beginning(tmp_path: Path) -> None:
+    found = look_at(flv(tmp_path / "plain.flv"))
+    assert (found.reason, found.frames) == (None, 4)
+    assert found.audio_s == pytest.approx(2.1, abs=0.1)
+
+
+@pytest.mark.parametrize("stated", [0.0, 0.5, -1.0, 1e9, float("nan")])
+def test_what_an_flv_states_as_its_length_is_counted(tmp_path: Path, stated: float) -> None:
+    path = flv(tmp_path / "stated.flv")
+    data = path.read_bytes()
+    place = data.index(b"duration") + len(b"duration") + 1  # after the type of the value
+    path.write_bytes(data[:place] + struct.pack(">d", stated) + data[place + 8 :])
+    assert look_at(path).duration_s == pytest.approx(2.1, abs=0.1)
+
+
+@pytest.mark.parametrize("stated", [-2000.0, float("nan")])
+def test_a_stated_length_that_is_none_is_counted(tmp_path: Path, stated: float) -> None:
+    path = write_media(tmp_path / "stated.mkv")
+    data = path.read_bytes()
+    place = data.index(b"\x44\x89\x88") + 3  # Matroska's Duration, of eight bytes
+    path.write_bytes(data[:place] + struct.pack(">d", stated) + data[place + 8 :])
+    assert look_at(path).duration_s == pytest.approx(2.1, abs=0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"live": "1"}])
+def test_a_matroska_file_that_goes_on_after_its_stated_end_is_used_to_its_end(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
+    path = write_media(tmp_path / "stated.mkv", options=options)
+    data = path.read_bytes()
+    if b"\x44\x89\x88" in data:  # a live one states nothing
+        place = data.index(b"\x44\x89\x88") + 3
+        path.write_bytes(data[:place] + struct.pack(">d", 500.0) + data[place + 8 :])
+    found = look_at(path)
+    assert found.duration_s == pytest.approx(2.1, abs=0.1)
+    assert found.audio_s == pytest.approx(2.1, abs=0.1)
+
+
+def with_cover(sound: bytes, picture: bytes) -> bytes:
+    """An MP3 with a picture in an ID3 tag before it."""
+    content = b"\0image/png\0\x03\0" + picture
+    frame = b"APIC" + struct.pack(">I", len(content)) + b"\0\0" + content
+    size = bytes(len(frame) >> shift & 127 for shift in (21, 14, 7, 0))
+    return b"ID3\x03\0\0" + size + frame + sound
+
+
+def test_the_picture_on_the_cover_of_a_raw_stream_is_not_counted(tmp_path: Path) -> None:
+    plain, covered = tmp_path / "plain.mp3", tmp_path / "covered.mp3"
+    write_media(plain, None, "libmp3lame")
+    Image.new("RGB", (64, 64)).save(tmp_path / "cover.png")
+    covered.write_bytes(with_cover(plain.read_bytes(), (tmp_path / "cover.png").read_bytes()))
+    alone, found = look_at(plain), look_at(covered)
+    assert (found.reason, found.frames, found.duration_s) == (None, 0, alone.duration_s)
+    assert (found.audio_s, found.audio_rms) == (alone.audio_s, alone.audio_rms)
+
+
+@pytest.mark.parametrize("name", ["zeros.mp3", "zeros.h264", "gap.mp3"])
+def test_a_long_stretch_of_nothing_ends_the_search_for_a_packet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As in a download that was given its whole size at once; FFmpeg would hold all of it."""
+    monkeypatch.setattr(source, "MOST_BETWEEN", 1 << 24)
+    path = tmp_path / name
+    path.touch()
+    if name.startswith("gap"):
+        write_media(path, None, "libmp3lame")
+    os.truncate(path, 1 << 26)
+    found = look_at(path)
+    assert found.reason == "corrupt"
+    assert found.notes[0].endswith("bytes without anything in them")
 
 
 def test_a_file_without_positions_says_so(tmp_path: Path) -> None:

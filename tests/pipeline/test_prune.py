@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +91,22 @@ def test_what_is_unused_is_found_first_and_then_removed(project: Path, capfd: py
     kept = {str(path.relative_to(checkpoints)) for path in checkpoints.rglob("*") if path.name in (OLD, NEW, RUNNING)}
     assert kept == {f"retrieval/{NEW}", f"ablation/mean/{RUNNING}", f"finished/captioning/{NEW}"}
     assert [removal for removal in prune(3, carry_out=True) if "version" not in removal.what] == []
+
+
+def test_a_link_that_leads_nowhere_and_a_file_that_vanishes_meanwhile_do_not_matter(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, age_s in ((OLD, 2), (NEW, 1)):
+        write_checkpoint(project / "checkpoints/retrieval" / place, age_s)
+    (project / "checkpoints/retrieval" / OLD / "latest").symlink_to("nowhere")
+    walk = os.walk
+
+    def as_before(top: Path, **options: Any) -> Iterator[tuple[Any, list[str], list[str]]]:
+        yield from ((folder, folders, [*files, "vanished"]) for folder, folders, files in walk(top, **options))
+
+    monkeypatch.setattr("clip4vla.pipeline.prune.os.walk", as_before)
+    found = [removal for removal in prune(3, carry_out=False) if removal.what.startswith("checkpoints")]
+    assert [(removal.what, removal.size) for removal in found] == [(f"checkpoints of retrieval/{OLD}", 1000)]
 
 
 def test_a_project_without_checkpoints_and_commits_has_nothing_to_remove(

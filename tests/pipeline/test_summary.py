@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clip4vla.pipeline import summary
-from clip4vla.pipeline.summary import summarise_stage
+from clip4vla.pipeline.summary import project_summary, summarise_stage
 from tests.evaluation.by_kind import WEIGHTS, scores_by_kind
 
 
@@ -45,3 +45,16 @@ def test_without_queries_a_summary_has_one_table(evaluations: Path) -> None:
     report = summarise_stage("evaluate@retrieval").report
     assert report.count("| --- |") == 1
     assert "by_query" not in report
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"version": "1", "promote": 1e999}'])
+def test_a_damaged_decision_is_one_sentence_that_names_it(evaluations: Path, damage: str) -> None:
+    scores_by_kind({}).write(evaluations / "retrieval")
+    file = Path("metrics/promotion-retrieval.json")
+    file.parent.mkdir()
+    file.write_text(damage)
+    for use in (lambda: summarise_stage("promote@retrieval"), project_summary):
+        with pytest.raises(
+            ValueError, match=rf"{file} (can't be read: .*|holds no decision: `dvc repro promote@ret.*)"
+        ):
+            use()

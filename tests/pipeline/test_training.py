@@ -99,6 +99,24 @@ def test_a_damaged_kept_result_is_made_again(
     assert "a finished training is damaged and done again: " in caplog.text
 
 
+@pytest.mark.parametrize("run_id", ["gone", ""])
+def test_a_training_whose_run_is_gone_goes_on_in_a_new_one(
+    spec: TrainSpec,
+    trained: list[TrainSpec],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    run_id: str,
+) -> None:
+    monkeypatch.setattr(stage, "can_resume", lambda _root, run_id: run_id == "abc")
+    note = spec.checkpoints / spec.fingerprint() / stage.RUN_ID_FILE
+    note.parent.mkdir(parents=True)
+    note.write_text(run_id)  # empty: as a power cut leaves a file that was not on the disk yet
+    run_training(spec, "retrieval", "first")
+    assert f"MLflow has no run {run_id!r} any more: the training goes on from its checkpoint" in caplog.text
+    assert note.read_text() == "abc"
+    assert len(trained) == 1
+
+
 def test_what_follows_a_result_costs_a_warning_at_most(
     spec: TrainSpec, trained: list[TrainSpec], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

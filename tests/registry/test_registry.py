@@ -457,6 +457,24 @@ def test_a_captioning_version_has_the_beam_search_that_it_was_registered_with(
     )
 
 
+@pytest.mark.parametrize("damage", ["", "no JSON", "[]", "null", '{"role": "finetuning"}'])
+def test_a_damaged_description_of_a_corpus_is_one_sentence(registry: Registry, root: Path, damage: str) -> None:
+    run_id, directory = run_result(root, "one")
+    facts = {"role": "finetuning", "version": None, "license": "mit", "source": None}
+    version = registry.register(run_id, directory, scores(), NAME, corpora={"mine": facts})
+    assert registry.describe(NAME, version).corpora == {"mine": facts}
+    open_client(root).set_model_version_tag(NAME, version, "corpus.mine", damage)
+    with pytest.raises(ValueError, match=rf"the tag 'corpus.mine' of {NAME} version {version} is damaged: correct or"):
+        registry.describe(NAME, version)
+
+
+@pytest.mark.parametrize("name", ["it's", "a model", "", "x' or name like '%"])
+def test_what_is_no_name_of_a_model_is_one_sentence(registry: Registry, name: str) -> None:
+    for use in (registry.champion_version, registry.rollback, lambda name: registry.old_versions(name, 1)):
+        with pytest.raises(ValueError, match=f"{re.escape(repr(name))} is no name of a model"):
+            use(name)
+
+
 def two_champions(registry: Registry, root: Path) -> tuple[str, str]:
     """A champion and the one before it; (previous, champion)."""
     one, two = register(registry, root, "one"), register(registry, root, "two")

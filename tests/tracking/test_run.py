@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics import system_metrics_monitor
 
 from clip4vla.tracking import run as run_module
-from clip4vla.tracking.run import HEADLINES, Run, headline, reopen_run, start_run
+from clip4vla.tracking.run import HEADLINES, Run, can_resume, headline, reopen_run, start_run
 
 TAGS = {"audio_token": "both"}
 
@@ -100,6 +100,15 @@ def test_a_run_that_is_gone_cannot_be_resumed(root: Path, client: MlflowClient) 
     client.delete_run(run.run_id)
     with pytest.raises(ValueError, match="was deleted"), start_run(root, "e", "r", TAGS, run_id=run.run_id):
         pass
+
+
+def test_whether_a_run_can_be_resumed_is_known_before(root: Path, client: MlflowClient) -> None:
+    with start_run(root, "e", "r", TAGS) as run:
+        pass
+    assert run.run_id is not None
+    assert can_resume(root, run.run_id)
+    client.delete_run(run.run_id)
+    assert not any(can_resume(root, run_id) for run_id in (run.run_id, "0123", "", "no/id"))
 
 
 PROVENANCE = ("git_revision", "dvc_lock", "hardware")

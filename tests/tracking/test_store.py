@@ -23,6 +23,7 @@ from clip4vla.tracking.store import (
     prepare_store,
     run_page,
     runs_table_page,
+    shown_uri,
     tracking_uri,
     version_page,
 )
@@ -208,6 +209,15 @@ def test_half_a_login_is_an_error_without_it(tmp_path: Path, monkeypatch: pytest
         prepare_store(tmp_path)
 
 
+def test_what_is_no_address_is_an_error_that_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@[::1")
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI is no address: ") as caught:
+        prepare_store(tmp_path)
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("password", ["se/cret", "se?cret", "se#cret"])
 def test_a_password_that_would_stay_in_the_address_is_an_error_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str
@@ -217,3 +227,8 @@ def test_a_password_that_would_stay_in_the_address_is_an_error_without_it(
         with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_URI has a password with '/'") as caught:
             use(tmp_path)
         assert "cret" not in str(caught.value)
+
+
+def test_a_database_is_shown_without_its_password() -> None:
+    assert shown_uri("postgresql://ann:se/c@ret@db.example/mlflow") == "postgresql://db.example/mlflow"
+    assert shown_uri("sqlite:////home/ann@work/mlflow.db") == "sqlite:////home/ann@work/mlflow.db"

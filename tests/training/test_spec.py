@@ -118,6 +118,13 @@ def test_a_directory_without_a_finished_run_is_named(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"run_id": 3}', '{"run_id": ["a"]}'])
+def test_a_damaged_note_of_a_run_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json isn't of a finished run: it has no run_id"):
+        read_run(tmp_path)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_any_number_of_ranks_that_can_share_the_batch_has_the_same_order(spec: TrainSpec, world_size: int) -> None:
     dataset = ClipDataset([corpus.clips for corpus in spec.corpora])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clip4vla.utils.files import atomic_directory, atomic_file, write_json
+from clip4vla.utils.files import atomic_directory, atomic_file, read_json, write_json
 
 
 @pytest.fixture
@@ -111,3 +111,16 @@ def test_a_number_that_json_cannot_hold_is_named_with_file_and_place(
         write_json(path, tree)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "-1e400"])
+def test_a_number_that_is_not_finite_is_not_read(tmp_path: Path, number: str) -> None:
+    (tmp_path / "a.json").write_text(f'{{"loss": {number}}}')
+    with pytest.raises(ValueError, match=rf"a.json can't be read: it has the number {number}, which isn't finite"):
+        read_json(tmp_path / "a.json")
+
+
+def test_json_without_end_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep.json can't be read: "):
+        read_json(tmp_path / "deep.json")
