@@ -3,11 +3,13 @@
     python -m benchmarks.presets mean paper published published-front-end --seeds 0 1 2 \\
         --pretrain-epochs 4 --finetune-epochs 3 --out runs/presets
 
-Works on the clips that `dvc repro clips` leaves. It prints a JSON line for each run, with its scores, those by kind of
-query and of unseen clips included, and their 95 % intervals over clips, and at the end a line for each preset, with the
-means over its seeds. All presets are trained with one seed before the next, so that what a killed command leaves
-compares them. A run result stays in the directory: the same command again doesn't repeat it, and resumes a training
-from its last checkpoint.
+    python -m benchmarks.presets unseen,augmented --out runs/presets
+
+Works on the clips that `dvc repro clips` leaves, with the lengths of the presets unless others are given. It prints a
+JSON line for each run, with its scores, those by kind of query and of unseen clips included, and their 95 % intervals
+over clips, and at the end a line for each preset, with the means over its seeds. All presets are trained with one seed
+before the next, so that what a killed command leaves compares them. A run result stays in the directory: the same
+command again doesn't repeat it, and resumes a training from its last checkpoint.
 """
 
 import argparse
@@ -36,37 +38,37 @@ PROBES = ("probe/nonverbal/sound/R@1", "probe/verbal/speech/R@1")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and score every preset with every seed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.presets", description=main.__doc__)
-    parser.add_argument("presets", nargs="+", help="names of presets")
+    parser.add_argument("presets", nargs="+", help="names of presets; with commas, several laid over each other")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
-    parser.add_argument("--pretrain-epochs", type=int, required=True)
-    parser.add_argument("--finetune-epochs", type=int, required=True)
+    parser.add_argument("--pretrain-epochs", type=int, help="default: those of the preset")
+    parser.add_argument("--finetune-epochs", type=int, help="default: those of the preset")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(arguments)
-    lengths = (chosen.pretrain_epochs, chosen.finetune_epochs)
-    configs = {preset: load_config(preset=preset) for preset in chosen.presets}  # unknown names fail at once
+    configs = {  # unknown names fail at once
+        preset: with_lengths(load_config(preset=preset.split(",")), chosen.pretrain_epochs, chosen.finetune_epochs)
+        for preset in chosen.presets
+    }
     runs: dict[str, list[Result]] = {preset: [] for preset in configs}
     for seed in chosen.seeds:
         for preset, config in configs.items():
-            result = run(budget(config, seed, *lengths), chosen.out / preset / str(seed))
+            result = run(config.model_copy(update={"seed": seed}), chosen.out / preset / str(seed))
             runs[preset].append(result)
-            print(json.dumps({"preset": preset, "seed": seed, **budget_of(lengths), **scores_of(result)}), flush=True)
+            print(json.dumps({"preset": preset, "seed": seed, **budget_of(config), **scores_of(result)}), flush=True)
     for preset, results in runs.items():
-        line = {"preset": preset, "seeds": chosen.seeds, **budget_of(lengths), **summary(results)}
+        line = {"preset": preset, "seeds": chosen.seeds, **budget_of(configs[preset]), **summary(results)}
         print(json.dumps(line), flush=True)
 
 
-def budget_of(lengths: tuple[int, int]) -> dict[str, int]:
+def budget_of(config: Config) -> dict[str, int]:
     """The length of a run, as a line of output has it."""
-    return {"pretrain_epochs": lengths[0], "finetune_epochs": lengths[1]}
+    return {"pretrain_epochs": config.pretraining.epochs, "finetune_epochs": config.retrieval.epochs}
 
 
-def budget(config: Config, seed: int, pretrain_epochs: int, finetune_epochs: int) -> Config:
-    """`config` with another seed and other lengths."""
-    lengths = {
-        "pretraining": config.pretraining.model_copy(update={"epochs": pretrain_epochs}),
-        "retrieval": config.retrieval.model_copy(update={"epochs": finetune_epochs}),
-    }
-    return config.model_copy(update={"seed": seed, **lengths})
+def with_lengths(config: Config, pretrain_epochs: int | None, finetune_epochs: int | None) -> Config:
+    """`config` with other lengths where these are given."""
+    pretraining = config.pretraining.model_copy(update={"epochs": pretrain_epochs or config.pretraining.epochs})
+    retrieval = config.retrieval.model_copy(update={"epochs": finetune_epochs or config.retrieval.epochs})
+    return config.model_copy(update={"pretraining": pretraining, "retrieval": retrieval})
 
 
 def run(config: Config, out: Path) -> Result:

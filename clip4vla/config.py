@@ -178,7 +178,14 @@ class StampScenesConfig(FrozenConfig):
     no_sound: Fraction = 0.05
     """Caption clips without an audio track, likewise."""
     training_voices: Annotated[Whole, Field(ge=0, le=12)] = 0
-    """Voices of espeak-ng that speak in training clips beside the package's own, each in as many; 0: the own alone."""
+    """Voices of espeak-ng that speak in training clips beside the package's own."""
+    training_sounds: Annotated[Whole, Field(ge=0, le=12)] = 0
+    """Variants of each sound effect that training clips have beside it, in other pitch, tempo, room and timbre."""
+    training_pictures: Annotated[Whole, Field(ge=0, le=3)] = 0
+    """Drawings of `openclipart-svg` that training clips show beside the stamps, where it has that many."""
+    own_renderings: Fraction = 0.5
+    """Share of the training clips that keep the package's own voice, sound or picture where there are others; each of
+    the three is drawn by itself."""
     seconds: Annotated[Real, Field(gt=1, le=600)]
     size: Annotated[Whole, Field(ge=32, le=4096, multiple_of=2)]
     """Width and height of the videos in pixels."""
@@ -189,6 +196,11 @@ class StampScenesConfig(FrozenConfig):
     """Range of the level of the voice in a caption clip, relative to the sound effect."""
     noise_db: Range
     """Range of the level of the noise, relative to the leading sound."""
+
+    @property
+    def further_renderings(self) -> tuple[int, int, int]:
+        """How many voices, sounds and pictures training clips have beside the package's own."""
+        return self.training_voices, self.training_sounds, self.training_pictures
 
     @field_validator("caption_pairs", "pictures_per_pair")
     @classmethod

@@ -158,7 +158,7 @@ def test_unseen_clips_are_scored_with_their_preset_without_another_training(proj
     corpora = ("stampscenes-voices", "stampscenes-sounds", "stampscenes-pictures")
     assert sorted(ran(done.stdout)) == sorted(
         [
-            *("params", "clipart@stampscenes-unseen", "unseen@stampscenes-unseen"),
+            *("params", "clipart@openclipart-svg", "unseen@stampscenes-unseen"),
             *(f"{stage}@{corpus}" for stage in ("manifest", "clips") for corpus in corpora),
             *STAGES[STAGES.index("evaluate@pretraining") :],
         ]

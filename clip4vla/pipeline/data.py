@@ -29,8 +29,8 @@ def fetch_clipart() -> None:
 
 
 def compose_corpus() -> None:
-    """StampScenes, composed of the pictures, sounds and voices of the package."""
-    compose.compose(fetch.STAMPS.deb, load_config().stampscenes, compose.DESTINATION)
+    """StampScenes, composed of the pictures, sounds and voices of the package, and of other ones in training clips."""
+    compose.compose(fetch.STAMPS.deb, fetch.CLIPART.deb, load_config().stampscenes, compose.DESTINATION)
 
 
 def compose_unseen_clips() -> None:

@@ -28,7 +28,7 @@ from clip4vla.corpora.base import read_corpus
 from clip4vla.corpora.media_index import walk_files
 from clip4vla.corpora.stampscenes import compose, fetch
 from clip4vla.model.towers import find_weights
-from clip4vla.pipeline.params import is_composed, is_unseen
+from clip4vla.pipeline.params import is_composed, is_unseen, shows_drawings
 from clip4vla.pipeline.project import clips_directory
 from clip4vla.records import SPLITS, SourceRecord, Split
 from clip4vla.training.launch import ranks_here
@@ -91,8 +91,8 @@ def _corpora(config: Config, records: dict[str, list[SourceRecord]]) -> Iterator
     """Annotations and media of every corpus; its first READ records are put into `records`."""
     if any(is_composed(corpus) for corpus in config.corpora.values()):
         yield _package("StampScenes' package", fetch.STAMPS, config.stampscenes.package)
-    if any(is_unseen(corpus) for corpus in config.corpora.values()):
-        yield _package("package of unseen pictures", fetch.CLIPART, config.stampscenes.clipart_package)
+    if shows_drawings(config) or any(is_unseen(corpus) for corpus in config.corpora.values()):
+        yield _package("package of clip art", fetch.CLIPART, config.stampscenes.clipart_package)
     for name, corpus in config.corpora.items():
         if is_composed(corpus):
             continue
@@ -202,11 +202,10 @@ def dvc_links() -> bool:
 def _packages(config: Config) -> Iterator[Check]:
     wanted = [("silero_vad", "speech", "clips.verbal_above")] if config.clips.verbal_above is not None else []
     wanted += [("distributed", "dask", "clips.dask")] if config.clips.dask is not None else []
-    if any(is_unseen(corpus) for corpus in config.corpora.values()):
-        modules = ("espeakng_loader", "pedalboard", "resvg_py")
-        wanted += [(module, "stampscenes", "corpora of unseen clips") for module in modules]
-    elif config.stampscenes.training_voices:
-        wanted.append(("espeakng_loader", "stampscenes", "stampscenes.training_voices"))
+    unseen = any(is_unseen(corpus) for corpus in config.corpora.values())
+    if unseen or any(config.stampscenes.further_renderings):
+        key = "corpora of unseen clips" if unseen else "further voices, sounds and pictures of stampscenes"
+        wanted += [(module, "stampscenes", key) for module in ("espeakng_loader", "pedalboard", "resvg_py")]
     for module, extra, key in wanted:
         if find_spec(module) is None:
             advice = f"Install it: `pip install '.[{extra}]' -c constraints.txt`."

@@ -11,7 +11,7 @@ from typing import Any
 
 from clip4vla.config import SHARDS_ADAPTER, Config, CorpusConfig, load_config, read_yaml, to_yaml
 from clip4vla.corpora.media_index import linked_folders
-from clip4vla.corpora.stampscenes import compose
+from clip4vla.corpora.stampscenes import compose, fetch
 from clip4vla.pipeline.project import CLIPS, listing_file
 from clip4vla.utils.files import atomic_file
 
@@ -84,15 +84,17 @@ def _resolved(config: Config) -> dict[str, Any]:
 
 
 def _graph(config: Config) -> dict[str, Any]:
-    """What `dvc.yaml` makes stages for: StampScenes and its unseen clips, corpora to be listed, every corpus.
+    """What `dvc.yaml` makes stages for: StampScenes, clip art, unseen clips, corpora to be listed, every corpus.
 
     `scored` is the directory of all test clips: those of the role `unseen` lie beside those of `finetuning`.
+    `drawings` is what training clips take drawings from: the package of clip art, or else a directory without any.
 
     Raises:
         ValueError: a corpus is to be listed that a stage composes.
     """
     composed = [name for name, corpus in config.corpora.items() if is_composed(corpus)]
     unseen = any(is_unseen(corpus) for corpus in config.corpora.values())
+    drawn = shows_drawings(config)
     roles = {corpus.role for corpus in config.corpora.values()}
     listed = [name for name, corpus in config.corpora.items() if corpus.track == "listing"]
     for name in listed:
@@ -105,6 +107,8 @@ def _graph(config: Config) -> dict[str, Any]:
         corpora[name] = {"role": corpus.role, "annotations": annotations, "media": media}
     return {
         "composed": [compose.DESTINATION.name] if composed else [],
+        "clipart": [fetch.CLIPART.name] if drawn or unseen else [],
+        "drawings": (fetch.CLIPART if drawn else fetch.STAMPS).destination.as_posix(),
         "unseen": [compose.UNSEEN_DESTINATION.name] if unseen else [],
         "listed": listed,
         "corpora": corpora,
@@ -115,6 +119,11 @@ def _graph(config: Config) -> dict[str, Any]:
 def is_composed(corpus: CorpusConfig) -> bool:
     """Whether a corpus is StampScenes, which the stage `corpus` makes, or of its unseen clips."""
     return _is_in(corpus, compose.DESTINATION) or is_unseen(corpus)
+
+
+def shows_drawings(config: Config) -> bool:
+    """Whether training clips of StampScenes show drawings of the package of clip art."""
+    return bool(config.stampscenes.training_pictures) and any(map(is_composed, config.corpora.values()))
 
 
 def is_unseen(corpus: CorpusConfig) -> bool:

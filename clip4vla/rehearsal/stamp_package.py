@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clip4vla.corpora.stampscenes.pictures import listed_drawings
+from clip4vla.corpora.stampscenes.pictures import training_drawings, unseen_drawings
 
 FOLDER = "./usr/share/tuxpaint/stamps/animals"
 DRAWINGS = "./usr/share/openclipart/svg"
 DRAWN = {"a dog": "#c01010", "a cow": "#1010c0", "a bee": "#10c010"}
-"""Labels of stamps with another picture, and its colour."""
+"""Labels of stamps with another picture in unseen clips, and its colour."""
+TRAINING_COLOUR = "#c0c010"
+"""Of the drawings of training clips."""
 NAMES = ("cat", "dog", "cow", "hen", "owl", "bee", "fox", "pig", "ape", "elk")
 
 
@@ -45,8 +47,12 @@ def write_stamp_package(
 
 
 def write_clipart_package(path: Path) -> Path:
-    """Write a package of clip art with a drawing of each label in `DRAWN`, and a link, as Debian's has some."""
-    files = {f"{DRAWINGS}/{listed_drawings()[label].file}": _drawing(colour) for label, colour in DRAWN.items()}
+    """Write a package of clip art with the drawings of each label in `DRAWN`, and a link, as Debian's has some."""
+    files = {}
+    for label, colour in DRAWN.items():
+        files[f"{DRAWINGS}/{unseen_drawings()[label].file}"] = _drawing(colour)
+        for drawing in training_drawings().get(label, ()):
+            files[f"{DRAWINGS}/{drawing.file}"] = _drawing(TRAINING_COLOUR)
     link = tarfile.TarInfo(f"{DRAWINGS}/link.svg")
     link.type, link.linkname = tarfile.SYMTYPE, "animals/other.svg"
     return _write_package(path, "openclipart-svg", "1:0.18+dfsg-19", files, (link,))

@@ -36,8 +36,8 @@ COLOURS = dict(zip(SERIES, (BLUE, ORANGE, GREEN, VERMILLION, PURPLE), strict=Tru
 ARMS = ("#c9ced6", "#8f99a5", SKY, "#3d7ea6")
 LABELS: dict[str, str] = {**MODALITY_LABELS, "sound": "the sound", "speech": "the spoken word"}
 
-HEARD_IN_QUERY = {"heard": "sound", "said": "speech"}
-"""What the kinds of query that are about sound ask for."""
+ASKED_FOR = {"seen": "video", "heard": "sound", "said": "speech"}
+"""What the kinds of query about one thing ask for."""
 UNRELATED = "unrelated_sound"
 """The kind of query that compares modalities, not arms."""
 
@@ -192,12 +192,13 @@ def level_figure(panels: Sequence[LevelCurves], y_label: str) -> Figure:
     for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
         for kind, by_score in panel.values.items():
             for (name, values), style in zip(by_score.items(), ("-", "--", ":"), strict=False):
-                colour = COLOURS[HEARD_IN_QUERY[kind]]
+                colour = COLOURS[ASKED_FOR[kind]]
                 axes.plot(panel.levels, values, color=colour, linestyle=style, linewidth=2, label=f"{kind}, {name}")
         _describe(axes, panel.title, y_label, panel.x_label)
         axes.set_ylim(0, 102)
         axes.margins(x=0.01)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
+    lines = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
     return figure
 
 

@@ -21,9 +21,11 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def corpus(package: Path, stampscenes_config: StampScenesConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(
+    package: Path, clipart: Path, stampscenes_config: StampScenesConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     destination = tmp_path_factory.mktemp("corpus") / "stampscenes"
-    compose(package, stampscenes_config, destination)
+    compose(package, clipart, stampscenes_config, destination)
     return destination
 
 
@@ -70,25 +72,31 @@ def test_a_clip_can_be_seen_and_heard(corpus: Path, stampscenes_config: StampSce
 
 
 def test_composing_again_gives_the_same_corpus(
-    corpus: Path, package: Path, stampscenes_config: StampScenesConfig, tmp_path: Path
+    corpus: Path, package: Path, clipart: Path, stampscenes_config: StampScenesConfig, tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
-    compose(package, stampscenes_config, again)
+    compose(package, clipart, stampscenes_config, again)
     assert digests(again) == digests(corpus)
 
 
-def test_further_voices_speak_in_training_clips_only(
-    corpus: Path, package: Path, stampscenes_config: StampScenesConfig, tmp_path: Path
+@pytest.mark.parametrize("kind", ["voices", "sounds", "pictures"])
+def test_training_clips_alone_have_further_renderings(
+    kind: str, corpus: Path, package: Path, clipart: Path, stampscenes_config: StampScenesConfig, tmp_path: Path
 ) -> None:
-    config = stampscenes_config.model_copy(update={"training_voices": 2})
-    compose(package, config, tmp_path / "several")
-    before, after = digests(corpus), digests(tmp_path / "several")
-    assert before.keys() == after.keys()
+    labels = json.loads((corpus / "labels.json").read_text(encoding="utf-8"))["clips"]
     splits = {record.clip_id: record.split for record in find_adapter("msrvtt")(corpus / "captions/annotations")}
+    could_change = {clip for clip, split in splits.items() if split == "train"}
+    if kind == "pictures":  # of these labels the package of clip art has drawings for training
+        could_change &= {clip for clip, label in labels.items() if label["seen"] in ("a dog", "a cow", "a bee")}
+    else:
+        could_change &= {clip for clip, label in labels.items() if "sound" in label}
+    config = stampscenes_config.model_copy(update={f"training_{kind}": 2})
+    compose(package, clipart, config, tmp_path / "further")
+    before, after = (digests(each / "captions/videos") for each in (corpus, tmp_path / "further"))
+    assert before.keys() == after.keys()
     changed = {Path(name).stem for name in before if before[name] != after[name]}
-    assert {splits.get(clip, "train") for clip in changed} == {"train"}
-    trained = 24 + sum(split == "train" for split in splits.values())
-    assert 0.4 * trained < len(changed) < 0.9 * trained  # two of three voices
+    assert changed < could_change
+    assert 0.2 * len(could_change) < len(changed) < 0.8 * len(could_change)  # half keep the package's own
 
 
 def test_too_few_stamps_are_refused(package: Path, stampscenes_config: StampScenesConfig) -> None:

@@ -29,9 +29,11 @@ def records(corpus: Path) -> dict[str, SourceRecord]:
 
 
 @pytest.fixture(scope="module")
-def original(package: Path, stampscenes_config: StampScenesConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(
+    package: Path, clipart: Path, stampscenes_config: StampScenesConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     destination = tmp_path_factory.mktemp("original") / "stampscenes"
-    compose(package, stampscenes_config, destination)
+    compose(package, clipart, stampscenes_config, destination)
     return destination
 
 
@@ -98,7 +100,7 @@ def test_composing_again_gives_the_same_bytes(
 def test_where_no_test_clip_has_another_picture_the_part_is_named(
     clipart: Path, stampscenes_config: StampScenesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clip4vla.corpora.stampscenes.unseen.read_pictures", lambda *_: {})
+    monkeypatch.setattr("clip4vla.corpora.stampscenes.unseen.read_unseen_pictures", lambda *_: {})
     deb = write_stamp_package(tmp_path / "stamps.deb")
     with pytest.raises(ValueError, match="there are no other pictures of what the test clips"):
         compose_unseen(deb, clipart, stampscenes_config, tmp_path / "out")

@@ -119,7 +119,7 @@ def test_unseen_clips_need_both_packages_and_what_renders_them(project: Path, mo
     monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == "pedalboard" else module)
     stamps, clipart, renderer = missing()
     assert stamps.startswith("MISSING  StampScenes' package: there is no apt-get to download it. ")
-    assert clipart.startswith("MISSING  package of unseen pictures: there is no apt-get to download it. ")
+    assert clipart.startswith("MISSING  package of clip art: there is no apt-get to download it. ")
     assert renderer == (
         "MISSING  package for corpora of unseen clips: pedalboard is not installed. Install it: "
         "`pip install '.[stampscenes]' -c constraints.txt`."

@@ -75,13 +75,22 @@ def test_unseen_clips_are_fetched_composed_and_scored_only_with_their_preset(pro
     parents, trained_beside_unseen = files_of_dvc()
     assert trained_beside_unseen == trained
     unseen = ["stampscenes-voices", "stampscenes-sounds", "stampscenes-pictures"]
-    assert parents["unseen@stampscenes-unseen"] == {"params", "fetch@stampscenes", "clipart@stampscenes-unseen"}
+    assert parents["unseen@stampscenes-unseen"] == {"params", "fetch@stampscenes", "clipart@openclipart-svg"}
     assert {f"clips@{name}" for name in unseen} <= parents["evaluate@retrieval"]
-    made = {"clipart@stampscenes-unseen", "unseen@stampscenes-unseen"}
+    made = {"clipart@openclipart-svg", "unseen@stampscenes-unseen"}
     made |= {f"{stage}@{name}" for stage in ("manifest", "clips") for name in unseen}
     assert parents.keys() - without.keys() == made
     for stage in ("corpus@stampscenes", "pretrain", "finetune@retrieval", "finetune@captioning", "ablate"):
         assert parents[stage] == without[stage]
+
+
+def test_drawings_in_training_clips_are_fetched_before_the_corpus_is_composed(project: Path) -> None:
+    tree = read_config(project)
+    write_config(project, tree | {"stampscenes": tree["stampscenes"] | {"training_pictures": 2}})
+    assert not resolve()
+    parents = read_graph().parents
+    assert parents["corpus@stampscenes"] == {"params", "fetch@stampscenes", "clipart@openclipart-svg"}
+    assert "unseen@stampscenes-unseen" not in parents
 
 
 def test_changed_stages_fail_once_because_dvc_must_read_them_again(project: Path) -> None:

@@ -61,11 +61,11 @@ class Job:
     """Which of the casts, the stamps in one rendering or another, plays the scene."""
 
 
-def compose(deb: Path, config: StampScenesConfig, destination: Path) -> None:
-    """Compose the corpus from the package at `deb`.
+def compose(deb: Path, clipart_deb: Path, config: StampScenesConfig, destination: Path) -> None:
+    """Compose the corpus from the package of stamps at `deb` and, for `training_pictures`, the one of clip art.
 
     Raises:
-        ValueError: the package is unreadable or has too few stamps for `config`.
+        ValueError: a package is unreadable or has too little for `config`, or what renders it isn't installed.
     """
     stamps, sounding = choose_stamps(deb, config)
     pretraining = pretraining_scenes(config, len(stamps), sounding)
@@ -73,32 +73,38 @@ def compose(deb: Path, config: StampScenesConfig, destination: Path) -> None:
     with atomic_directory(destination) as directory:
         parts = (("pretraining", pretraining), ("captions", captioned))
         jobs = [
-            Job(scene, directory / part / "videos" / f"{scene.clip_id}.mp4", _cast_of(scene, config))
+            Job(scene, directory / part / "videos" / f"{scene.clip_id}.mp4", cast_of(scene, config))
             for part, scenes in parts
             for scene in scenes
         ]
-        render_all(jobs, _casts(stamps, config), config)
+        render_all(jobs, all_casts(stamps, config, clipart_deb), config)
         write_annotations(directory, stamps, pretraining, captioned, config.seed)
 
 
-def _casts(stamps: list[Stamp], config: StampScenesConfig) -> list[list[Stamp]]:
-    """The stamps with the package's own voices, then as each further voice of training says their names."""
-    if not config.training_voices:
+def all_casts(stamps: list[Stamp], config: StampScenesConfig, clipart_deb: Path) -> list[list[Stamp]]:
+    """The stamps as the package has them, then in the further renderings of training clips."""
+    if not any(config.further_renderings):
         return [stamps]
     try:
-        from clip4vla.corpora.stampscenes.voices import TRAINING_VOICES, voice_casts
+        from clip4vla.corpora.stampscenes.casts import training_casts
     except ImportError as error:
         raise ValueError(f"{error}: install it with `pip install 'clip4vla[stampscenes]'`") from error
-    voices = TRAINING_VOICES[: config.training_voices]
-    return [stamps, *voice_casts(stamps, config.language, voices, SAMPLE_RATE)]
+    side = round(PICTURE_SHARE * config.size)
+    return training_casts(stamps, config, clipart_deb, sample_rate=SAMPLE_RATE, picture_side=side)
 
 
-def _cast_of(scene: Scene, config: StampScenesConfig) -> int:
-    """Which of `_casts` plays a scene: any in training, the package's own voices in val and test."""
-    if scene.split != "train" or not config.training_voices:
+def cast_of(scene: Scene, config: StampScenesConfig) -> int:
+    """Which of `all_casts` plays a scene: the first in val and test; in training voice, sound and picture are drawn."""
+    if scene.split != "train":
         return 0
     rng = np.random.default_rng((config.seed, 8, *scene.clip_id.encode()))
-    return int(rng.integers(config.training_voices + 1))
+    numbers = config.further_renderings
+    keeps = rng.random(len(numbers)) < config.own_renderings
+    chosen = [
+        0 if keep or not number else int(rng.integers(1, number + 1))
+        for keep, number in zip(keeps, numbers, strict=True)
+    ]
+    return int(np.ravel_multi_index(chosen, [number + 1 for number in numbers]))
 
 
 def choose_stamps(deb: Path, config: StampScenesConfig) -> tuple[list[Stamp], int]:

@@ -1,15 +1,17 @@
 """Other pictures of what the stamps show: Debian's `openclipart-svg` in, rendered pictures by label out.
 
-`unseen_pictures.json` lists which drawing stands for which label, with its author. Each was looked at beside the stamp:
-it shows what the label says, and is not the drawing that the stamp was made from.
+`unseen_pictures.json` lists which drawing stands for which label in unseen clips, and `training_pictures.json` which
+further ones training clips may have, with their authors. Each was looked at beside the stamp: it shows what the label
+says, and is not the drawing that the stamp was made from. No drawing of training is a copy of an unseen one.
 """
 
 import io
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import resvg_py
 from PIL import Image
@@ -17,7 +19,7 @@ from PIL import Image
 from clip4vla.corpora.stampscenes.archive import read_members
 
 DRAWINGS = PurePosixPath("usr/share/openclipart/svg")
-LIST_FILE = "unseen_pictures.json"
+UNSEEN_FILE, TRAINING_FILE = "unseen_pictures.json", "training_pictures.json"
 OVERSAMPLING = 4
 """Drawings are rendered so many times wider than needed: some are small on an empty page."""
 DPI = 96
@@ -34,24 +36,49 @@ class Drawing:
     """As its metadata say; empty where they don't."""
 
 
-def listed_drawings() -> dict[str, Drawing]:
-    """The drawing of each label that has one."""
-    tree = json.loads((files(__package__) / LIST_FILE).read_text(encoding="utf-8"))
-    return {label: Drawing(**entry) for label, entry in tree.items()}
+def unseen_drawings() -> dict[str, Drawing]:
+    """The drawing of unseen clips of each label that has one."""
+    return {label: Drawing(**entry) for label, entry in _read_list(UNSEEN_FILE).items()}
 
 
-def read_pictures(deb: Path, labels: Collection[str], side: int) -> dict[str, Image.Image]:
+def training_drawings() -> dict[str, list[Drawing]]:
+    """The drawings that training clips may have, of each label that has some."""
+    return {label: [Drawing(**entry) for entry in entries] for label, entries in _read_list(TRAINING_FILE).items()}
+
+
+def read_unseen_pictures(deb: Path, labels: Collection[str], side: int) -> dict[str, Image.Image]:
     """RGBA pictures, cut to what is drawn, in a square of `side` pixels, of those `labels` that have a drawing.
 
     Raises:
         ValueError: `deb` isn't the package, or a drawing is missing or can't be rendered.
     """
-    drawings = {label: drawing.file for label, drawing in listed_drawings().items() if label in labels}
-    wanted = {DRAWINGS / file for file in drawings.values()}
+    drawings = {label: drawing.file for label, drawing in unseen_drawings().items() if label in labels}
+    rendered = _read(deb, drawings.values(), side)
+    return {label: rendered[file] for label, file in drawings.items()}
+
+
+def read_training_pictures(deb: Path, labels: Collection[str], side: int) -> dict[str, list[Image.Image]]:
+    """The same of all drawings for training clips.
+
+    Raises:
+        ValueError: likewise.
+    """
+    files = {label: [each.file for each in found] for label, found in training_drawings().items() if label in labels}
+    rendered = _read(deb, [file for of_label in files.values() for file in of_label], side)
+    return {label: [rendered[file] for file in of_label] for label, of_label in files.items()}
+
+
+def _read_list(file: str) -> Any:
+    return json.loads((files(__package__) / file).read_text(encoding="utf-8"))
+
+
+def _read(deb: Path, names: Iterable[str], side: int) -> dict[str, Image.Image]:
+    """Drawings of the package, rendered, by their path below `DRAWINGS`."""
+    wanted = {DRAWINGS / name: name for name in names}
     members = read_members(deb, lambda path: path in wanted, skip_symlinks=True)
     if missing := sorted(str(path) for path in wanted if path not in members):
         raise ValueError(f"{deb} lacks {len(missing)} drawings, such as {missing[0]}")
-    return {label: _render(file, members[DRAWINGS / file], side) for label, file in drawings.items()}
+    return {name: _render(name, members[path], side) for path, name in wanted.items()}
 
 
 def _render(file: str, svg: bytes, side: int) -> Image.Image:

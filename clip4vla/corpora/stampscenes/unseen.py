@@ -8,14 +8,15 @@ A clip has the id, the captions and everything else of the test clip that it sta
 the picture is another. So the difference of two scores is what that one thing does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from clip4vla.config import StampScenesConfig
+from clip4vla.corpora.stampscenes.casts import Cast, variant_of, with_pictures
 from clip4vla.corpora.stampscenes.compose import (
     PICTURE_SHARE,
     SAME_SOUND,
@@ -25,18 +26,14 @@ from clip4vla.corpora.stampscenes.compose import (
     render_all,
     write_msrvtt,
 )
-from clip4vla.corpora.stampscenes.pictures import read_pictures
+from clip4vla.corpora.stampscenes.pictures import read_unseen_pictures
 from clip4vla.corpora.stampscenes.scenes import Scene, caption_scenes
-from clip4vla.corpora.stampscenes.sounds import vary_sound
 from clip4vla.corpora.stampscenes.stamps import Stamp, likeness
 from clip4vla.corpora.stampscenes.voices import TEST_VOICES, voice_casts
 from clip4vla.utils.files import atomic_directory
 
 SOUND_VARIANTS = 2
 """Variants of each sound; a clip has one of them."""
-
-Cast = list[Stamp]
-"""The vocabulary, with voices, sounds or pictures replaced."""
 
 
 def compose_unseen(stamps_deb: Path, clipart_deb: Path, config: StampScenesConfig, destination: Path) -> None:
@@ -48,11 +45,12 @@ def compose_unseen(stamps_deb: Path, clipart_deb: Path, config: StampScenesConfi
     stamps, sounding = choose_stamps(stamps_deb, config)
     test = [scene for scene in caption_scenes(config, len(stamps), sounding) if scene.split == "test"]
     heard = [scene for scene in test if scene.soundtrack != "none"]
-    pictures = read_pictures(clipart_deb, [stamp.label for stamp in stamps], round(PICTURE_SHARE * config.size))
+    pictures = read_unseen_pictures(clipart_deb, [stamp.label for stamp in stamps], round(PICTURE_SHARE * config.size))
+    shown = [scene for scene in test if stamps[scene.seen].label in pictures]
     parts: dict[str, tuple[list[Scene], list[Cast]]] = {
         "voices": (heard, voice_casts(stamps, config.language, TEST_VOICES, SAMPLE_RATE)),
         "sounds": (heard, _sound_casts(stamps, config.seed)),
-        "pictures": ([scene for scene in test if stamps[scene.seen].label in pictures], [_drawn(stamps, pictures)]),
+        "pictures": (shown, [with_pictures(stamps, pictures)]),
     }
     labels, spoken = [stamp.label for stamp in stamps], [stamp.spoken for stamp in stamps]
     with atomic_directory(destination) as directory:
@@ -82,14 +80,8 @@ def _sound_casts(stamps: Sequence[Stamp], seed: int) -> list[Cast]:
     ]
 
 
-def _other_sound(stamp: Stamp, variant: int, seed: int) -> np.ndarray | None:
+def _other_sound(stamp: Stamp, variant: int, seed: int) -> NDArray[np.float32] | None:
     if stamp.sound is None:
         return None
     second = [sound for sound in stamp.other_sounds if likeness(sound, stamp.sound) <= SAME_SOUND]
-    if second:
-        return second[variant % len(second)]
-    return vary_sound(stamp.sound, SAMPLE_RATE, np.random.default_rng((seed, 7, variant, *stamp.label.encode())))
-
-
-def _drawn(stamps: Sequence[Stamp], pictures: Mapping[str, Image.Image]) -> Cast:
-    return [replace(stamp, picture=pictures.get(stamp.label, stamp.picture)) for stamp in stamps]
+    return second[variant % len(second)] if second else variant_of(stamp, variant, seed, "unseen", SAMPLE_RATE)
