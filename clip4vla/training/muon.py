@@ -58,6 +58,8 @@ class Muon(torch.optim.AdamW):
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, float]]] = {}
         for group in groups:
             trained = [weight for weight in group["params"] if group["matrices"] and weight.grad is not None]
+            if not trained:
+                continue
             directions = self._directions(trained)
             torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
             for pair in zip(trained, directions, strict=True):
@@ -80,8 +82,6 @@ class Muon(torch.optim.AdamW):
                 self.state[weight] = {"step": torch.zeros(()), "momentum": torch.zeros_like(weight)}
             self.state[weight]["step"] += 1
         momenta = [self.state[weight]["momentum"] for weight in weights]
-        if not weights:
-            return []
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         return torch._foreach_lerp(gradients, momenta, MOMENTUM)
 
