@@ -540,7 +540,7 @@ class TrainerConfig(FrozenConfig):
     fast as one with several threads, and lose less beside other work, since they wait for each other once a step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 on a GPU and fp32 on a CPU; fp32 on both with the optimizer `muon`. On a CPU with instructions for
-    bf16 (AMX or AVX-512 BF16), `bf16` is more than twice as fast for a model of CLIP's size, and slower for a small
+    bf16 (AMX or AVX-512 BF16), `bf16` is about twice as fast for a model of CLIP's size, and slower for a small
     one."""
     zero_stage: Annotated[Whole, Field(ge=0, le=3)] = 0
     memory_gb: GigabytesOrAuto = "auto"

@@ -152,3 +152,9 @@ def test_retired_words_are_gone(path: Path) -> None:
         set(re.findall(r"(?<![\w@-])[A-Za-z_]+(?![\w-])", path.read_text(encoding="utf-8"))) & set(RETIRED) - earlier
     )
     assert found == set()
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_merge_is_left_half_done(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if re.match(r"(<{7}|>{7}|\|{7}) |={7}$", line)] == []

@@ -424,7 +424,7 @@ def _open(path: Path, limits: MediaLimits) -> Iterator[InputContainer]:
 
 @contextmanager
 def _open_watched(path: Path, limits: MediaLimits) -> Iterator[tuple[InputContainer, MemberFile]]:
-    """The container, and the file that it reads, which must be told of each packet that is found.
+    """The container, and the file that it reads, whose `forget` must be called for each packet.
 
     FFmpeg gets the open file, never a name that it could take for something else, such as `http:x.mp4`.
     """

@@ -32,8 +32,8 @@ class Muon(torch.optim.AdamW):
     The gradients must be the same on all ranks, and the weights whole: without ZeRO.
 
     Args:
-        groups: parameter groups; `matrices` is the number of square ones that each weight of the group consists of,
-            above each other, such as the 3 of an attention's queries, keys and values, or 0. Default 0.
+        groups: parameter groups; `matrices` is the number of equal ones that each weight of the group consists of,
+            above each other, such as the 3 of an attention's queries, keys and values; 0, the default, is AdamW's.
         settings: of torch's AdamW; rates and decay are Muon's, too.
     """
 
