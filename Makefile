@@ -14,7 +14,7 @@ PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)
 PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 UNIT_TESTS := $(addprefix tests/,utils audio media corpora clips losses model evaluation reports test_config.py)
 
-.PHONY: help setup repro serve-flows test test-newest test-all test-team test-cluster dvc-remote notifications check format ui
+.PHONY: help setup repro serve-flows test test-newest test-all test-gpu test-team test-cluster dvc-remote notifications check format ui
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -45,7 +45,10 @@ test-newest:  ## run the unit tests on the newest supported Python of pyenv, whe
 	else $(MAKE) PYTHON=$$newest VENV=.venv-newest setup && OMP_NUM_THREADS=1 .venv-newest/bin/$(PYTEST) $(UNIT_TESTS); fi
 
 test-all: setup  ## run the tests, with those that start many processes
-	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "not team and not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "not team and not cluster and not gpu"
+
+test-gpu: setup  ## run the tests of a GPU
+	$(BIN)/python -m pytest -m gpu
 
 test-team: setup  ## run the tests of a team's servers; installs PostgreSQL by apt-get where it is missing
 	@ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || apt-get install -y postgresql

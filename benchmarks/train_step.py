@@ -3,15 +3,16 @@
 The engine of a real training on one device, on batches of noise that already lie in memory. On a GPU everything is
 measured by one command, a row each: eager, compiled, with all blocks recomputed, and with cached gradients, where
 `--batch` clips at once make up batches of `--large-batches`, 4,096 true negatives among them, in the same memory but
-for the batch itself. On a CPU it is the eager step of a few clips, unless `--variants` names more: `budget` is a step
-that is made to fit into `--memory-gb`. FLOPs are the useful ones (see `clip4vla.training.flops`). The row of a variant
-that doesn't fit into memory has `out_of_memory`. Needs neither Lance nor PyAV, MLflow or Prefect.
+for the batch itself. Where a step is one pass, its row there has the kernels of one more step, counted, and which of
+them take the most time. On a CPU it is the eager step of a few clips, unless `--variants` names more: `budget` is a
+step that is made to fit into `--memory-gb`. FLOPs are the useful ones (see `clip4vla.training.flops`). The row of a
+variant that doesn't fit into memory has `out_of_memory`. Needs neither Lance nor PyAV, MLflow or Prefect.
 """
 
 import gc
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ OBJECTIVE = ContrastiveObjective({"text_both": 1.0, "text_video": 1.0, "text_aud
 """That of fine-tuning with the mean fusion: every tower once."""
 VARIANTS = ("eager", "compiled", "recomputed", "budget", "cached")
 """`cached` are the large batches, on a GPU compiled, too."""
+LONGEST, SHOWN = 20, 120
+"""Kernels that are named, and letters of their names."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +55,28 @@ def rows(settings: Namespace) -> Iterator[Row]:
             yield Row(variant, batch, min(settings.batch, batch))
 
 
-def build_model(settings: Namespace) -> Clip4Vla:
+def build_model(settings: Namespace, seed: int = 0) -> Clip4Vla:
     """The model of `settings`, as it is initialised, with the published front end."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return Clip4Vla(ModelConfig(architecture=settings.architecture), AudioConfig(tiles=settings.tiles)).train()
 
 
-def make_batch(model: Clip4Vla, clips: int, settings: Namespace) -> Batch:
-    """A batch of noise in which every clip has all its frames, tiles and tokens."""
-    side = model.image_size
+def make_batch(model: Clip4Vla, clips: int, settings: Namespace, seed: int = 0) -> Batch:
+    """A batch of noise on the device, in which every clip has all its frames, tiles and tokens."""
+    side, device = model.image_size, settings.device
     length = max_samples(model.audio_config, side)
     vocabulary = model.architecture.config["text_cfg"]["vocab_size"]
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(1, vocabulary - 1, (clips, settings.max_tokens), generator=generator)
+    draw: dict[str, Any] = {"device": device, "generator": torch.Generator(device).manual_seed(seed)}
+    tokens = torch.randint(1, vocabulary - 1, (clips, settings.max_tokens), **draw)
     tokens[:, -1] = vocabulary - 1
-    frames = (clips, settings.frames, 3, side, side)
     return Batch(
         clip_ids=tuple(f"clip{row}" for row in range(clips)),
-        frames=torch.randint(0, 256, frames, dtype=torch.uint8, generator=generator),
-        video_mask=torch.ones(clips, settings.frames, dtype=torch.bool),
-        waveform=torch.randn(clips, 1, length, generator=generator).mul_(0.1),
-        samples=torch.full((clips,), length),
+        frames=torch.randint(0, 256, (clips, settings.frames, 3, side, side), dtype=torch.uint8, **draw),
+        video_mask=torch.ones(clips, settings.frames, dtype=torch.bool, device=device),
+        waveform=torch.randn(clips, 1, length, **draw).mul_(0.1),
+        samples=torch.full((clips,), length, device=device),
         tokens=tokens.unsqueeze(1),
-        audio_types=torch.zeros(clips, dtype=torch.int64),
+        audio_types=torch.zeros(clips, dtype=torch.int64, device=device),
     )
 
 
@@ -111,7 +113,7 @@ def measure(row: Row, settings: Namespace, device: torch.device, checkpoints: Pa
     from clip4vla.training.engine import Engine
 
     model = build_model(settings)
-    batch = make_batch(model, row.batch, settings).to(device)
+    batch = make_batch(model, row.batch, settings)
     micro_batches = -(-row.batch // row.micro_batch)
     trainer, plan = trainer_config(row, settings), memory_plan(row, settings, model)
     engine = Engine(model, OBJECTIVE, OPTIMIZER, trainer, micro_batches, plan, device, checkpoints, None)
@@ -123,6 +125,8 @@ def measure(row: Row, settings: Namespace, device: torch.device, checkpoints: Pa
     flops = StepFlops(engine.model, OBJECTIVE)(batch)
     peak = peak_flops(device, engine.precision, trainer.peak_tflops)
     memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else peak_memory_gb()
+    once = device.type == "cuda" and micro_batches == 1  # more micro-batches launch the same kernels again
+    kernels = count_kernels(lambda: engine.step(batch, OPTIMIZER.lr, (0, 0, 0))) if once else {}
     return {
         "s_per_step": seconds,
         "clips_per_s": row.batch / seconds,
@@ -139,7 +143,23 @@ def measure(row: Row, settings: Namespace, device: torch.device, checkpoints: Pa
         "recomputed_blocks": plan.recomputed_blocks,
         "blocks": model.blocks,
         "moments_on_disk": plan.moments_on_disk,
+        **kernels,
     }
+
+
+def count_kernels(call: Callable[[], object]) -> dict[str, Any]:
+    """Kernels that a call launches on the GPU, the milliseconds in which one runs, and those that take the longest."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    kernels = [event for event in profile.key_averages() if event.device_time_total > 0]
+    kernels.sort(key=lambda event: event.self_device_time_total, reverse=True)
+    longest = [
+        {"name": event.key[:SHOWN], "ms": round(event.self_device_time_total / 1e3, 2), "times": event.count}
+        for event in kernels[:LONGEST]
+    ]
+    busy = sum(event.self_device_time_total for event in kernels)
+    return {"kernels": sum(event.count for event in kernels), "busy_ms": busy / 1e3, "longest": longest}
 
 
 def measure_all(settings: Namespace, directory: Path) -> list[dict[str, Any]]:

@@ -370,7 +370,7 @@ class OptimizerConfig(FrozenConfig):
 
     name: Literal["adamw", "muon"] = "adamw"
     """`muon` learns matrices from scratch in about half the steps of `adamw`, at the same rates. It needs whole
-    matrices in float32: no ZeRO, and `trainer.precision: auto` is fp32 then."""
+    matrices: no ZeRO."""
     lr: Annotated[Real, Field(gt=0, le=10)]
     """Peak rate of the audio tower and the fusion."""
     text_lr_ratio: Weight = 1.0
@@ -539,10 +539,11 @@ class TrainerConfig(FrozenConfig):
     """Processes on a node without a GPU, which share its cores. For a small model several with one thread each are as
     fast as one with several threads, and lose less beside other work, since they wait for each other once a step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 on a GPU and fp32 on a CPU; fp32 on both with the optimizer `muon`. On a CPU with instructions for
-    bf16 (AMX or AVX-512 BF16), `bf16` is about twice as fast for a model of CLIP's size, and slower for a small
-    one."""
+    """`auto` is bf16 on a GPU and fp32 on a CPU. On a CPU with instructions for bf16 (AMX or AVX-512 BF16), `bf16` is
+    about twice as fast for a model of CLIP's size, and slower for a small one."""
     zero_stage: Annotated[Whole, Field(ge=0, le=3)] = 0
+    """From 1 on, ranks share the optimizer's states, from 2 on the gradients, and at 3 the weights, too. With bf16 the
+    weights themselves are bf16 then; without ZeRO they are float32, and products alone are bf16."""
     memory_gb: GigabytesOrAuto = "auto"
     """Memory that a rank may take, in GB: of its GPU, or of the machine where there is none. `auto` is what is free,
     shared equally among the ranks of a machine. Where it is too little for all activations, some are recomputed in the
@@ -566,23 +567,13 @@ class TrainerConfig(FrozenConfig):
         """Whether the towers compute in bf16 on a device."""
         return self.precision == "bf16" or (self.precision == "auto" and on_gpu)
 
-    def zero_stage_on(self, on_gpu: bool) -> int:
-        """The stage on a device: on a GPU bf16 weights save memory, and ZeRO keeps the float32 ones to step on."""
-        return max(1, self.zero_stage) if on_gpu and self.is_half(on_gpu) else self.zero_stage
-
     def has_half_weights(self, on_gpu: bool) -> bool:
-        """Whether the weights themselves are bf16. Without ZeRO they are float32, and only products are bf16."""
-        return self.is_half(on_gpu) and self.zero_stage_on(on_gpu) > 0
+        """Whether the weights themselves are bf16."""
+        return self.is_half(on_gpu) and self.zero_stage > 0
 
     def moments_can_lie_on_disk(self, on_gpu: bool, optimizer: OptimizerConfig) -> bool:
         """Whether a rank's optimizer is AdamW in float32 on a CPU, without ZeRO."""
-        return not on_gpu and self.zero_stage_on(on_gpu) == 0 and optimizer.name == "adamw"
-
-    def with_optimizer(self, optimizer: OptimizerConfig) -> "TrainerConfig":
-        """The same with the precision that `optimizer` needs, where it is to be chosen."""
-        if optimizer.name == "muon" and self.precision == "auto":
-            return self.model_copy(update={"precision": "fp32"})
-        return self
+        return not on_gpu and self.zero_stage == 0 and optimizer.name == "adamw"
 
 
 class BeamSearchConfig(FrozenConfig):
@@ -791,12 +782,11 @@ class Config(FrozenConfig):
 
     @model_validator(mode="after")
     def _muon_has_whole_matrices(self) -> "Config":
-        has_whole = self.trainer.zero_stage == 0 and self.trainer.precision != "bf16"
         for task in ("pretraining", *TASKS):
-            if getattr(self, task).optimizer.name == "muon" and not has_whole:
+            if getattr(self, task).optimizer.name == "muon" and self.trainer.zero_stage:
                 raise ValueError(
-                    f"{task}.optimizer.name is 'muon', which needs whole matrices in float32: set trainer.zero_stage "
-                    "to 0 and trainer.precision to auto or fp32, or train with 'adamw'"
+                    f"{task}.optimizer.name is 'muon', which needs whole matrices: set trainer.zero_stage to 0, or "
+                    "train with 'adamw'"
                 )
         return self
 

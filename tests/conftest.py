@@ -1,5 +1,9 @@
-"""The order of the test files: those of minutes come first, so that parallel workers end at about the same time."""
+"""The order of the test files, those of minutes first, so that parallel workers end at about the same time; the device.
 
+Only the tests marked `gpu` see a GPU; all others compute on the CPU on every machine.
+"""
+
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,12 @@ LONGEST = (
     "training",
 )
 """Files and folders of this one, the longest first."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs, unless the tests of a GPU are asked for."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

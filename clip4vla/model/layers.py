@@ -126,14 +126,18 @@ class Blocks(nn.Module):
 
 
 class PatchEmbedding(nn.Conv2d):
-    """A convolution of square patches that don't overlap: with gradients, one product with its weight (W, 3, P, P)."""
+    """A convolution of square patches that don't overlap: with gradients, one product with its weight (W, 3, P, P).
+
+    On a GPU it is always the product, for a convolution may round its factors to TF32 there, and the passes with and
+    without gradients must agree.
+    """
 
     def __init__(self, width: int, patch_size: int) -> None:
         super().__init__(3, width, patch_size, stride=patch_size, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, W, R / P, R / P) of `images` (N, 3, R, R)."""
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and images.device.type == "cpu":
             return super().forward(images)
         side = self.kernel_size[0]
         patches = images.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)

@@ -47,7 +47,7 @@ def make_spec(
         training=training,
         model=config.model_of(task),
         audio=config.audio,
-        trainer=config.trainer.with_optimizer(training.optimizer),
+        trainer=config.trainer,
         inference=InferenceConfig.of(config.clips, training, config.evaluation.beam_search),
         root=ROOT.absolute(),
         checkpoints=CHECKPOINTS / name,

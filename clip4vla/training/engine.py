@@ -109,15 +109,23 @@ class _ModelWithObjective(nn.Module):
 
     ZeRO 3 brings parameters back for the backward pass of a module when it finds tensors in what the module returned,
     in tuples and dicts. Some of the model's are read outside the module that owns them; they count as this module's.
+
+    Args:
+        half_products: on float32 weights, compute products in bf16; DeepSpeed leaves autocast around it on a GPU.
     """
 
-    def __init__(self, model: Clip4Vla, objective: Objective) -> None:
+    def __init__(self, model: Clip4Vla, objective: Objective, half_products: bool) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
+        self.half_products = half_products
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        return self.objective.outputs(self.model, batch), self.model.scale()
+        with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=self.half_products):
+            outputs = self.objective.outputs(self.model, batch)
+        if self.half_products:
+            outputs = {name: value.float() if value.is_floating_point() else value for name, value in outputs.items()}
+        return outputs, self.model.scale()
 
 
 class Engine:
@@ -151,8 +159,8 @@ class Engine:
         self.micro_batches = micro_batches
         self.plan = plan
         self.precision: Precision = "bf16" if trainer.is_half(device.type == "cuda") else "fp32"
-        self.zero_stage = trainer.zero_stage_on(device.type == "cuda")
-        self._has_half_weights = trainer.has_half_weights(device.type == "cuda")
+        self.zero_stage = trainer.zero_stage
+        has_half_weights = trainer.has_half_weights(device.type == "cuda")
         # flags of ranks don't wait for a GPU
         self._host_ranks = dist.new_group(backend="gloo") if device.type == "cuda" else None
         self._enter_pass: Callable[[], None] = lambda: None
@@ -167,9 +175,9 @@ class Engine:
         self._group_settings = [{key: group[key] for key in ("lr_ratio", "weight_decay")} for group in groups]
         self._adamw = self._build_adamw(groups, optimizer)
         self._engine, *_ = deepspeed.initialize(
-            model=_ModelWithObjective(model.to(device), objective),
+            model=_ModelWithObjective(model.to(device), objective, self.precision == "bf16" and not has_half_weights),
             optimizer=self._adamw,
-            config=self._config(optimizer),
+            config=self._config(optimizer, has_half_weights),
         )
         if self.zero_stage == 0 and dist.get_world_size() == 1:
             # it would copy all gradients into one tensor, to exchange them with nobody
@@ -183,13 +191,13 @@ class Engine:
             return Muon(groups, **settings)
         return torch.optim.AdamW(groups, **settings)
 
-    def _config(self, optimizer: OptimizerConfig) -> dict[str, Any]:
+    def _config(self, optimizer: OptimizerConfig, has_half_weights: bool) -> dict[str, Any]:
         return {
             "train_micro_batch_size_per_gpu": 1,  # only its product with the micro-batches is checked, nothing is cut
             "gradient_accumulation_steps": self.micro_batches,
             "gradient_clipping": optimizer.clip_norm,
             "zero_optimization": {"stage": self.zero_stage},
-            "bf16": {"enabled": self._has_half_weights},
+            "bf16": {"enabled": has_half_weights},
             "checkpoint": {"load_universal": self._converts},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 1_000_000_000,
@@ -287,12 +295,8 @@ class Engine:
         """The objective's outputs for a micro-batch and the logit scale; the same `seed` draws the same at random."""
         self._enter_pass()
         torch.manual_seed(hash(seed) & 0x7FFF_FFFF_FFFF_FFFF)
-        if self.precision == "fp32" or self._has_half_weights:
-            outputs, scale = self._engine(batch)
-            return outputs, scale
-        with torch.autocast(self.device.type, torch.bfloat16):
-            outputs, scale = self._engine(batch)
-        return {name: value.float() if value.is_floating_point() else value for name, value in outputs.items()}, scale
+        outputs, scale = self._engine(batch)
+        return outputs, scale
 
     def _backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`; DeepSpeed steps when it has seen all micro-batches."""

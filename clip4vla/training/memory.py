@@ -72,7 +72,7 @@ class StateBytes:
         """Of one of `world_size` ranks that train `model`, which may be one without numbers."""
         sizes = [weight.numel() for weight in model.parameters() if weight.requires_grad]
         number, trained = sum(weight.numel() for weight in model.parameters()), sum(sizes)
-        width, stage = 2 if trainer.has_half_weights(on_gpu) else 4, trainer.zero_stage_on(on_gpu)
+        width, stage = 2 if trainer.has_half_weights(on_gpu) else 4, trainer.zero_stage
         gradients = width * trained // (world_size if stage >= 2 else 1)
         copies = 2 * number if trainer.is_half(on_gpu) and width == 4 else 0
         return cls(
@@ -261,7 +261,6 @@ def cost_of(
     Raises:
         ValueError: the architecture can't be used.
     """
-    trainer = trainer.with_optimizer(training.optimizer)
     sized = without_numbers(lambda: _build(training, model, audio))
     objective = build_objective(training, audio_token)
     clip = _clips(training, sized, 1)
@@ -280,7 +279,6 @@ def plan_of(
     Raises:
         ValueError: nothing fits, see `plan_step`.
     """
-    trainer = trainer.with_optimizer(training.optimizer)
     share = -(-training.batch_size // ranks)
     wanted = Wanted(
         share, training.micro_batch_size, cost.comparing, trainer.moments_can_lie_on_disk(on_gpu, training.optimizer)
@@ -314,8 +312,8 @@ def _measured(
     on_gpu: bool,
     state: StateBytes,
 ) -> StepMemory:
-    if trainer.has_half_weights(on_gpu):
-        sized.bfloat16()
+    if trainer.has_half_weights(on_gpu) or (on_gpu and trainer.is_half(on_gpu)):
+        sized.bfloat16()  # a GPU keeps the sums of residual paths in float32: an eighth more, which the margin covers
     for weight in sized.parameters():
         if weight.requires_grad:  # gradients of weights are counted as state
             weight.register_post_accumulate_grad_hook(_forget_gradient)

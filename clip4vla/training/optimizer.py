@@ -9,6 +9,8 @@ from clip4vla.config import OptimizerConfig
 
 NEW_IN_DECODER = ("cross", "memory")
 """In the names of those parameters of the caption decoder that don't come from the text tower."""
+ALIGNED = 8
+"""Numbers of bf16 that a GPU's products read at once."""
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -17,6 +19,9 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     Norms, biases, embeddings, class tokens and the logit scale have no decay. The logit scale goes with the texts, and
     so does what the caption decoder has from the text tower; its attention to frames and tiles is new.
     With Muon, matrices between features have groups of their own, see its `matrices`.
+
+    A group begins with weights of whole multiples of 16 bytes in bf16: ZeRO lays its weights one after the other, and
+    behind a scalar the fast products of a GPU could read none of them.
     """
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -26,7 +31,13 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
             matrices = _matrices(name, parameter) if config.name == "muon" else 0
             groups.setdefault((ratio, decay, matrices), []).append(parameter)
     return [
-        {"params": weights, "lr": config.lr * ratio, "lr_ratio": ratio, "weight_decay": decay, "matrices": matrices}
+        {
+            "params": sorted(weights, key=lambda weight: weight.numel() % ALIGNED != 0),
+            "lr": config.lr * ratio,
+            "lr_ratio": ratio,
+            "weight_decay": decay,
+            "matrices": matrices,
+        }
         for (ratio, decay, matrices), weights in groups.items()
     ]
 

@@ -256,3 +256,17 @@ def test_the_masks_are_a_function_of_the_generator() -> None:
     ]
     assert augmented[0].equal(augmented[1])
     assert not augmented[0].equal(augmented[2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", ["masked", "published"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_gpu_computes_the_tiles_of_the_cpu(recipe: str, channels: int) -> None:
+    front_end = LogMel(AudioConfig(recipe=recipe, tiles=3), 224)
+    waveform = 0.1 * torch.randn(5, channels, 70_000, generator=torch.Generator().manual_seed(0))
+    samples = torch.tensor([70_000, 0, 128 * 224, 1, 50_001])
+    tiles, views, mask = front_end.forward_views(waveform, samples, torch.Generator().manual_seed(1))
+    found = front_end.cuda().forward_views(waveform.cuda(), samples.cuda(), torch.Generator().manual_seed(1))
+    assert torch.equal(found[2].cpu(), mask)
+    for ours, expected in zip(found, (tiles, views), strict=False):
+        torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=2e-3)

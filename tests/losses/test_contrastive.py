@@ -418,3 +418,26 @@ def test_the_benchmark_compares_the_same_loss() -> None:
     inputs = (inputs[0], inputs[0].flip(0), inputs[2])
     got = multi_positive_info_nce(*inputs, **ids)
     torch.testing.assert_close(got, benchmark.naive_multi_positive_info_nce(*inputs, **ids))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("loss", "naive"), LOSSES)
+def test_a_gpu_gives_the_loss_and_the_gradients_of_double_precision(loss: Loss, naive: Loss) -> None:
+    inputs, valid = leaves(700), torch.arange(700) % 5 != 0
+    expected = naive(*inputs, valid)
+    on_gpu = tuple(leaf.detach().float().cuda().requires_grad_() for leaf in inputs)
+    got = loss(*on_gpu, valid=valid.cuda(), block_size=64)
+    torch.testing.assert_close(got.double().cpu(), expected, rtol=1e-5, atol=1e-6)
+    for ours, gradient in zip(gradients(got, on_gpu), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(ours.double().cpu(), gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block_size", [4, 512])
+def test_a_gpu_gives_the_loss_of_several_positives(block_size: int) -> None:
+    ids = {name: values.cuda() for name, values in benchmark.shared_sentences(300).items()}
+    on_gpu = tuple(leaf.detach().float().cuda().requires_grad_() for leaf in leaves(300))
+    got = multi_positive_info_nce(*on_gpu, **ids, block_size=block_size)
+    expected = benchmark.naive_multi_positive_info_nce(*on_gpu, **ids)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(gradients(got, on_gpu), gradients(expected, on_gpu))

@@ -1,7 +1,8 @@
 """The trainings that `test_engine` checks, in processes of their own: `python -m tests.training.engine_cases OUT`.
 
 Groups of 1, 2 and 3 gloo ranks run through their cases, with engine after engine in the same processes; importing
-DeepSpeed takes seconds, so they are forked from one process that has. Out: OUT/CASE.pt.
+DeepSpeed takes seconds, so they are forked from one process that has. Out: OUT/CASE.pt. With `cuda` as a second
+argument it is one NCCL rank on a GPU, see `test_engine_on_gpu`.
 """
 
 import multiprocessing
@@ -137,6 +138,14 @@ HALF = {
 }
 """Must come near it. Terms of embeddings with themselves are differences of numbers that bf16 rounds to the same."""
 HALF_CAPTIONS = {"half_captions": Case(1, 2, precision="bf16", captions=True)}
+ON_GPU = {
+    **{name: case for name, case in EXACT.items() if case.world_size == 1},
+    "ranks_zero2": replace(EXACT["ranks_zero2"], world_size=1),
+    "ranks_experts_zero1": replace(EXACT["ranks_experts_zero1"], world_size=1),
+    "ranks_experts_zero3": replace(EXACT["ranks_experts_zero3"], world_size=1),
+}
+"""Of `EXACT`, on one GPU."""
+HALF_ON_GPU = {name: replace(case, world_size=1, dropout=0.0) for name, case in HALF.items()}
 RESUMED = {
     "on_disk": Case(2, 2, leave_out=("audio_audio",), moments_on_disk=True),
     "zero0": Case(2, 2, leave_out=("audio_audio",)),
@@ -195,26 +204,46 @@ def of_ranks(world_size: int, rank: int, port: int, out: Path) -> None:
     """Everything that ranks of one world size do."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    _, _, device = join_ranks()
+    _, _, device = join_ranks(on_gpu=False)
     for name, case in (EXACT | CAPTIONS | HALF | HALF_CAPTIONS | SAME).items():
         if case.world_size == world_size:
-            engine = start(case, device, out / "checkpoints" / name)
-            keep(out, name, rank, go_on(engine, case, rank, range(case.steps)), engine)
+            _train(name, case, device, out, rank)
     for name, case in RESUMED.items():
-        checkpoints = out / "checkpoints" / name
         if case.world_size == world_size:
-            engine = start(case, device, checkpoints)
-            go_on(engine, case, rank, range(2))
-            engine.save(2, keep=1)
-            keep(out, f"{name}.through", rank, go_on(engine, case, rank, range(2, 4)), engine)
-            _resume(case, device, checkpoints, out, f"{name}.again", rank)
+            _train_on(name, case, device, out, rank)
         elif world_size == 1:
             other = replace(case, world_size=1, zero_stage=OTHER_STAGE[name])
-            _resume(other, device, checkpoints, out, f"{name}.elsewhere", rank)
+            _resume(other, device, out / "checkpoints" / name, out, f"{name}.elsewhere", rank)
     if world_size == 2:
         for name, (case, passes) in LEFT.items():
             _leave(name, case, passes, device, out, rank)
         _agree(device, out, rank)
+
+
+def on_gpu(out: Path) -> None:
+    """Everything that one rank on a GPU does."""
+    rank, _, device = join_ranks(on_gpu=True)
+    for name, case in (ON_GPU | HALF_ON_GPU | CAPTIONS | HALF_CAPTIONS | SAME).items():
+        if case.world_size == 1 and not case.moments_on_disk:
+            _train(name, case, device, out, rank)
+    for name, case in RESUMED.items():
+        if not case.moments_on_disk:
+            _train_on(name, replace(case, world_size=1), device, out, rank)
+
+
+def _train(name: str, case: Case, device: torch.device, out: Path, rank: int) -> None:
+    engine = start(case, device, out / "checkpoints" / name)
+    keep(out, name, rank, go_on(engine, case, rank, range(case.steps)), engine)
+
+
+def _train_on(name: str, case: Case, device: torch.device, out: Path, rank: int) -> None:
+    """Train through, and resume what was saved on the way."""
+    checkpoints = out / "checkpoints" / name
+    engine = start(case, device, checkpoints)
+    go_on(engine, case, rank, range(2))
+    engine.save(2, keep=1)
+    keep(out, f"{name}.through", rank, go_on(engine, case, rank, range(2, 4)), engine)
+    _resume(case, device, checkpoints, out, f"{name}.again", rank)
 
 
 def _resume(case: Case, device: torch.device, checkpoints: Path, out: Path, name: str, rank: int) -> None:
@@ -255,6 +284,9 @@ def _agree(device: torch.device, out: Path, rank: int) -> None:
 
 def main() -> None:
     out = Path(sys.argv[1])
+    if sys.argv[2:] == ["cuda"]:
+        on_gpu(out)
+        return
     fork = multiprocessing.get_context("fork")
     for world_size in (2, 1, 3):
         with socket.socket() as free:

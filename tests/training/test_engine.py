@@ -18,6 +18,7 @@ from clip4vla.training.optimizer import parameter_groups
 from tests.training.engine_cases import CAPTIONS, CLIPS, EXACT, HALF, HALF_CAPTIONS, LEFT, RESUMED, SAME, SEED, Case
 from tests.training.tiny import OPTIMIZER, NaiveTraining, build, build_captioner, make_batch
 
+CPU = torch.device("cpu")
 Weights = dict[str, Tensor]
 CLOSE = {"rtol": 1e-4, "atol": 3e-5}
 """Weights move by 1e-2 a step."""
@@ -28,8 +29,12 @@ OF_LOSSES = {"rel": 1e-4, "abs": 1e-5}
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the engines of all cases left."""
-    directory = tmp_path_factory.mktemp("engine")
-    command = [sys.executable, "-m", "tests.training.engine_cases", str(directory)]
+    return run_cases(tmp_path_factory.mktemp("engine"))
+
+
+def run_cases(directory: Path, *device: str) -> Path:
+    """Run `engine_cases` into `directory`."""
+    command = [sys.executable, "-m", "tests.training.engine_cases", str(directory), *device]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(directory / "extensions")}
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, check=False)
@@ -38,7 +43,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(out: Path, name: str, rank: int = 0) -> Any:
-    return torch.load(out / f"{name}.{rank}.pt", weights_only=False)
+    return torch.load(out / f"{name}.{rank}.pt", map_location="cpu", weights_only=False)
 
 
 def micro_batches(case: Case) -> list[list[slice]]:
@@ -50,12 +55,12 @@ def micro_batches(case: Case) -> list[list[slice]]:
     return shares
 
 
-def naive(case: Case, steps: int) -> tuple[list[dict[str, float]], Weights]:
+def naive(case: Case, steps: int, device: torch.device = CPU) -> tuple[list[dict[str, float]], Weights]:
     """Losses by step and final weights."""
-    model = build(case.temperature, case.fusion, case.dropout, case.cross_encoder)
+    model = build(case.temperature, case.fusion, case.dropout, case.cross_encoder).to(device)
     training = NaiveTraining(model, case.contrastive, case.optimizer)
-    losses = [training.step(case.batch(step), micro_batches(case), SEED, step) for step in range(steps)]
-    return losses, model.state_dict()
+    losses = [training.step(case.batch(step).to(device), micro_batches(case), SEED, step) for step in range(steps)]
+    return losses, {name: weight.cpu() for name, weight in model.state_dict().items()}
 
 
 def distance(a: Weights, b: Weights) -> float:

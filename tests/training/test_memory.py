@@ -82,9 +82,10 @@ def test_half_precision_without_zero_adds_copies_of_the_weights() -> None:
     assert (half.state.gradients, half.state.moments) == (whole.state.gradients, whole.state.moments)
 
 
-def test_in_half_precision_weights_gradients_and_activations_take_half() -> None:
-    half, whole = cost(on_gpu=True).memory, cost(on_gpu=True, precision="fp32").memory
-    assert half.state.weights == whole.state.weights / 2
+@pytest.mark.parametrize(("stage", "weights"), [(0, 1.5), (1, 0.5)])
+def test_in_half_precision_activations_take_half_and_weights_too_with_zero(stage: int, weights: float) -> None:
+    half, whole = (cost(on_gpu=True, zero_stage=stage, precision=name).memory for name in ("bf16", "fp32"))
+    assert half.state.weights == weights * whole.state.weights
     assert half._peak(16, 0) < 0.7 * whole._peak(16, 0)
 
 

@@ -50,6 +50,14 @@ def test_matrices_decay_and_nothing_else_does() -> None:
     assert found["clip.text_projection"][1] == found["audio.conv1.weight"][1] == OPTIMIZER.weight_decay
 
 
+def test_in_a_group_laid_out_in_bf16_the_weights_begin_at_whole_multiples_of_16_bytes() -> None:
+    sizes = [[weight.numel() for weight in group["params"]] for group in parameter_groups(build(), FROM_CLIP)]
+    assert any(1 in of_group for of_group in sizes)  # the logit scale
+    for of_group in sizes:
+        begins = [2 * sum(of_group[:index]) for index in range(len(of_group))]
+        assert all(begin % 16 == 0 for begin, size in zip(begins, of_group, strict=True) if 2 * size % 16 == 0)
+
+
 def test_clip_s_towers_have_lower_rates_than_new_parts() -> None:
     for name, (ratio, _) in settings(build(fusion="sequence")).items():
         expected = 0.2 if name.startswith("clip.visual.") else 0.1 if name.startswith("clip.") else 1.0

@@ -98,7 +98,7 @@ def with_identical_captions(batch: Batch) -> Batch:
 
 def naive_info_nce(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     logits = scale * a @ b.T
-    target = torch.arange(len(a))
+    target = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -159,9 +159,9 @@ def naive_of_captions(outputs: Outputs, scale: Tensor) -> Tensor:
 
 def naive_nt_xent(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     vectors = torch.cat([a, b])
-    itself = torch.eye(len(vectors), dtype=torch.bool)
+    itself = torch.eye(len(vectors), dtype=torch.bool, device=a.device)
     logits = (scale * vectors @ vectors.T).masked_fill(itself, -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(vectors)).roll(len(a)))
+    return F.cross_entropy(logits, torch.arange(len(vectors), device=a.device).roll(len(a)))
 
 
 def naive_losses(outputs: Outputs, scale: Tensor, weights: dict[str, float]) -> dict[str, Tensor]:
