@@ -1,4 +1,4 @@
-"""Names in `params.yaml` whose meaning other parts know, checked before anything runs: those of scores in the gates.
+"""Names in `params.yaml` that other parts define, checked before anything runs: adapters, and scores in gates.
 
 In: a configuration, and the files of queries and labels that it names, where they are there already. A file of the
 user's that isn't there yet says nothing, and any kind of query or role is taken for one of it.
@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from clip4vla.config import Config, GateConfig
+from clip4vla.corpora.base import check_adapter
 from clip4vla.corpora.stampscenes import compose
 from clip4vla.evaluation.labels import ROLES, Labels
 from clip4vla.evaluation.queries import QuerySet
@@ -25,11 +26,21 @@ def check_names(config: Config, root: Path = Path()) -> None:
     """Refuse names that nothing has, in the project at `root`.
 
     Raises:
-        ValueError: a gate names a score that no evaluation gives with these settings; or the file of queries or labels
-            isn't one. The message has a line for each, with the key, the name and names that are near.
+        ValueError: there is no adapter of the name that a corpus has; a gate names a score that no evaluation gives
+            with these settings; or the file of queries or labels isn't one. The message has a line for each name, with
+            the key, the name and others in place of it.
     """
-    if wrong := [line for task in TASKS for line in _wrong_scores(config, task, root)]:
+    wrong = [*_wrong_adapters(config), *(line for task in TASKS for line in _wrong_scores(config, task, root))]
+    if wrong:
         raise ValueError("\n".join(["params.yaml with its presets is not valid:", *(f"  {line}" for line in wrong)]))
+
+
+def _wrong_adapters(config: Config) -> Iterator[str]:
+    for name, corpus in config.corpora.items():
+        try:
+            check_adapter(corpus.adapter)
+        except ValueError as error:
+            yield f"corpora.{name}.adapter: {error}"
 
 
 def _wrong_scores(config: Config, task: TaskName, root: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from clip4vla.__main__ import main
 from clip4vla.config import load_config
+from clip4vla.corpora.base import ADAPTERS
 from clip4vla.pipeline.names import check_names
 from tests.project import REPOSITORY, read_config, write_config
 
@@ -108,6 +109,14 @@ def test_kinds_and_roles_of_own_files_are_known_where_the_files_are_there(tmp_pa
         "  gates.retrieval.never_worse_than_best_modality",
         "  gates.captioning.primary",
     ]
+
+
+def test_an_adapter_is_one_that_there_is(tmp_path: Path) -> None:
+    corpora = read_config(REPOSITORY)["corpora"]
+    corpora["stampscenes-captions"]["adapter"] = "mrsvtt"
+    [line] = wrong(tmp_path, {}, corpora=corpora)
+    known = ", ".join(sorted(ADAPTERS))
+    assert line == f"  corpora.stampscenes-captions.adapter: there is no corpus adapter 'mrsvtt'; there are {known}"
 
 
 @pytest.mark.parametrize("command", ["params", "doctor"])
