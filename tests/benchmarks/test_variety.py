@@ -104,6 +104,11 @@ def test_what_is_said_heard_and_shown_is_asked_of_clips_as_they_are_and_unseen(
         "sounds": (share, share),
         "pictures": (100.0, 100.0),
     }
+    found = examiner.report(Path("model"))
+    assert found["voices"] == {"as they are": round(share, 1), "unseen": round(share, 1)}
+    by_drawings = found["pictures by drawings in training"]
+    assert sum(group["clips"] for group in by_drawings.values()) == len(drawn)
+    assert {group["unseen"] for group in by_drawings.values()} == {100.0}
 
 
 def test_curves_end_where_stampscenes_has_no_more() -> None:
