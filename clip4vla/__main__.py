@@ -18,6 +18,7 @@ import typer
 import clip4vla
 from clip4vla.records import MODALITIES, SPLITS, TASKS, TaskName
 from clip4vla.utils.threads import spin_briefly
+from clip4vla.utils.variables import warn_of_unread
 
 if TYPE_CHECKING:
     from clip4vla.inference.embedder import Embedder
@@ -521,6 +522,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is None:
         _use_project_code()
     spin_briefly()
+    warn_of_unread()
     try:
         _check_settings()
         app(arguments)

@@ -20,7 +20,8 @@ from prefect.events import emit_event
 from prefect.events.actions import SendNotification
 from prefect.exceptions import PrefectException
 
-ADDRESS_VARIABLE = "CLIP4VLA_NOTIFY_URL"
+from clip4vla.utils.variables import NOTIFY_URL, warn_of_unread
+
 SERVER_VARIABLE = "PREFECT_API_URL"
 BLOCK = "clip4vla"
 Sender = CustomWebhookNotificationBlock | SlackWebhook
@@ -102,7 +103,7 @@ def block_for(address: str) -> Sender:
     from apprise import Apprise
 
     if Apprise.instantiate(address) is None:
-        raise ValueError(f"{ADDRESS_VARIABLE} is no address of a webhook (https://...), of Slack or of Apprise")
+        raise ValueError(f"{NOTIFY_URL} is no address of a webhook (https://...), of Slack or of Apprise")
     return SlackWebhook(url=address)  # Prefect has no block for mail by SMTP; this one knows all that Apprise does
 
 
@@ -186,7 +187,7 @@ def _send_first_message(block: Sender) -> None:
     Raises:
         ValueError: it doesn't take them.
     """
-    failed = f"a first message could not be sent to the address in {ADDRESS_VARIABLE}"
+    failed = f"a first message could not be sent to the address in {NOTIFY_URL}"
     try:
         with block.raise_on_failure():
             block.notify("Failures, decisions and missed runs are sent here from now on.", "CLIP4VLA: notifications")
@@ -198,8 +199,9 @@ def _send_first_message(block: Sender) -> None:
 
 def main() -> None:
     """Set the notifications up, with the settings of the environment."""
-    address = os.environ.get(ADDRESS_VARIABLE, "")
-    missing = [name for name in (ADDRESS_VARIABLE, SERVER_VARIABLE) if not os.environ.get(name)]
+    warn_of_unread()
+    address = os.environ.get(NOTIFY_URL, "")
+    missing = [name for name in (NOTIFY_URL, SERVER_VARIABLE) if not os.environ.get(name)]
     if missing:
         raise SystemExit(f"{' and '.join(missing)} not set: `set -a; . ./team.env; set +a` first")
     try:

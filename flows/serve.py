@@ -26,6 +26,7 @@ import typer
 
 from clip4vla.utils.http import answers
 from clip4vla.utils.supervise import PATIENCE_S, supervised
+from clip4vla.utils.variables import warn_of_unread
 
 if TYPE_CHECKING:
     from prefect.client.schemas.filters import FlowRunFilter
@@ -230,6 +231,7 @@ def _wait_for(done: Callable[[], bool], seconds: float) -> bool:
 
 def main(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect's server.")] = PORT) -> None:
     """Serve the flows of the project in the working directory."""
+    warn_of_unread()
     serve(Path.cwd(), port)
 
 

@@ -15,7 +15,8 @@ from prefect.states import Completed
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-URL_VARIABLE = "CLIP4VLA_METRICS_URL"
+from clip4vla.utils.variables import METRICS_URL
+
 TIMEOUT_S = 30.0
 QUANTILES = (0.5, 0.95, 0.99)
 
@@ -23,9 +24,9 @@ QUANTILES = (0.5, 0.95, 0.99)
 @flow(name="report-serving", log_prints=True)
 def report_serving() -> State[Any] | None:
     """Show what the served model has seen since it started; without CLIP4VLA_METRICS_URL there is nothing to do."""
-    url = os.environ.get(URL_VARIABLE)
+    url = os.environ.get(METRICS_URL)
     if not url:
-        return Completed(name="Skipped", message=f"{URL_VARIABLE} names no served model")
+        return Completed(name="Skipped", message=f"{METRICS_URL} names no served model")
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
         rows = serving_table(answer.read().decode())
     create_table_artifact(rows, key="serving", description=f"What the model served at {url} has seen")

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-OPTIONS_VARIABLE = "CLIP4VLA_SBATCH"
-"""Options of sbatch, such as `--nodes=2 --gpus-per-node=8`; where it is set, stages that train run as jobs."""
+from clip4vla.utils.variables import SBATCH
+
 TRAINS = ("pretrain", "finetune", "ablate")
 """Stages that train, without what follows an @."""
 TEMPLATE = Path(__file__).parents[1] / "slurm/train.sbatch"
@@ -30,7 +30,7 @@ SILENCE_S = 600.0
 
 def runs_on_slurm(stage: str) -> bool:
     """Whether a stage of dvc.yaml runs as a job."""
-    return OPTIONS_VARIABLE in os.environ and stage.partition("@")[0] in TRAINS
+    return SBATCH in os.environ and stage.partition("@")[0] in TRAINS
 
 
 def on_slurm(command: Sequence[str]) -> list[str]:
@@ -91,7 +91,7 @@ def _call(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise RuntimeError(f"{command[0]} isn't installed here, but {OPTIONS_VARIABLE} is set") from None
+        raise RuntimeError(f"{command[0]} isn't installed here, but {SBATCH} is set") from None
     if done.returncode:
         words = done.stderr.strip().rpartition("\n")[2]
         raise RuntimeError(f"{command[0]} ended with status {done.returncode}: {words}")
@@ -115,7 +115,7 @@ def main() -> None:
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     try:
-        state = run_job(sys.argv[1:], shlex.split(os.environ[OPTIONS_VARIABLE]), lambda: bool(asked))
+        state = run_job(sys.argv[1:], shlex.split(os.environ[SBATCH]), lambda: bool(asked))
     except RuntimeError as error:
         sys.exit(f"clip4vla: Slurm: {error}")
     if state != "COMPLETED":

@@ -43,14 +43,23 @@ ADAPTERS = {
 }
 
 
-def find_adapter(name: str) -> Adapter:
-    """The adapter that is named `name` here.
+def check_adapter(name: str) -> None:
+    """Refuse a name that no adapter has.
 
     Raises:
         ValueError: there is no such adapter.
     """
     if name not in ADAPTERS:
         raise ValueError(f"there is no corpus adapter {name!r}; there are {', '.join(sorted(ADAPTERS))}")
+
+
+def find_adapter(name: str) -> Adapter:
+    """The adapter that is named `name` here.
+
+    Raises:
+        ValueError: there is no such adapter.
+    """
+    check_adapter(name)
     module, function = ADAPTERS[name].split(":")
     adapter: Adapter = getattr(importlib.import_module(module), function)
     return adapter

@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 PTB, SIMPLE = "PTBTokenizer (Stanford CoreNLP 3.4.1)", "lower-cased words without punctuation (no PTBTokenizer)"
 """The two tokenizations, by name."""
 NO_JAVA = "left out: there is no Java on this machine"
+METRIC_NAMES = (*(f"BLEU-{n}" for n in range(1, 5)), "METEOR", "ROUGE-L", "CIDEr", "SPICE")
+KEPT_BY_CLIP = ("ROUGE-L", "CIDEr")
+"""Metrics whose values of each clip are kept."""
 SPICE_MODELS = "stanford-corenlp-3.6.0-models.jar"
 
 LINE_ENDS = re.compile("[\n\r\v\f\x85\u2028\u2029]+")
@@ -102,7 +105,7 @@ class CaptionMetrics:
                 values |= {f"BLEU-{n}": float(value) for n, value in enumerate(overall, 1)}
             else:
                 values[name] = float(overall)
-            if name in ("ROUGE-L", "CIDEr"):
+            if name in KEPT_BY_CLIP:
                 each[name] = np.asarray(by_clip, dtype=np.float64)
         return CaptionScores(values, each)
 

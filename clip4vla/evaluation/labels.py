@@ -11,6 +11,8 @@ from pathlib import Path
 
 KINDS = ("sound", "speech")
 """What the probe looks for."""
+ROLES = ("seen", *KINDS)
+"""What StampScenes has of a clip."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Labels:
     choices: Mapping[str, tuple[str, ...]]
     """All texts of each kind in `KINDS`."""
     clips: Mapping[str, Mapping[str, str]]
-    """By clip id, the right text of each role: `seen`, `sound`, `speech`."""
+    """By clip id, the right text of each role, such as those in `ROLES`."""
 
     @classmethod
     def read(cls, path: Path) -> "Labels":

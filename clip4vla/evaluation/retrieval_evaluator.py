@@ -19,6 +19,7 @@ from clip4vla.evaluation.probe import probe_scores
 from clip4vla.evaluation.queries import NO_QUERIES, QuerySet
 from clip4vla.evaluation.rerank import nearest, rerank
 from clip4vla.evaluation.retrieval_metrics import IntArray, caption_correspondence, correspondence, ranks
+from clip4vla.evaluation.score_names import CLIP_TO_TEXT, PROBED, RERANKED, TEXT_TO_CLIP
 from clip4vla.evaluation.scores import (
     ORIGINAL,
     UNSEEN,
@@ -34,7 +35,6 @@ from clip4vla.model.media_features import MediaFeatures
 from clip4vla.records import MODALITIES, Modality, Text
 from clip4vla.utils.hashing import hash_bytes
 
-PROBED: tuple[AudioToken, ...] = ("verbal", "nonverbal")
 Key = TypeVar("Key")
 
 
@@ -239,10 +239,10 @@ class RetrievalEvaluator:
         tables: dict[str, QueryTable] = {}
         for modality in MODALITIES:
             similarity = split.similarity(modality)
-            tables[f"text_to_clip/{modality}"] = _captions_as_queries(split, similarity, pairs)
-            tables[f"clip_to_text/{modality}"] = _clips_as_queries(split, similarity, pairs)
+            tables[f"{TEXT_TO_CLIP}/{modality}"] = _captions_as_queries(split, similarity, pairs)
+            tables[f"{CLIP_TO_TEXT}/{modality}"] = _clips_as_queries(split, similarity, pairs)
         if split.reranked is not None:
-            tables["text_to_clip/reranked"] = _captions_as_queries(split, split.reranked, pairs)
+            tables[RERANKED] = _captions_as_queries(split, split.reranked, pairs)
         return tables
 
     def _pairs(self, split: EmbeddedSplit) -> IntArray:

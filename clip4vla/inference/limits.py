@@ -3,6 +3,7 @@
 Each field is set by the variable `CLIP4VLA_` and its name in capitals, such as `CLIP4VLA_MAX_BYTES`.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from clip4vla.config import Large, MediaLimits, Positive, Seconds
+from clip4vla.utils.variables import PREFIX, unread
 
-PREFIX = "CLIP4VLA_"
+log = logging.getLogger(__name__)
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -45,11 +47,13 @@ class ServingLimits(ReaderLimits):
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "ServingLimits":
-        """The limits that `variables` set, the defaults of the others.
+        """The limits that `variables` set, the defaults of the others; variables that nothing reads are logged.
 
         Raises:
             ValueError: a value is out of range, or `media_root` is no folder.
         """
+        for sentence in unread(variables):
+            log.warning("%s", sentence)
         names = {name: f"{PREFIX}{name.upper()}" for name in cls.model_fields}
         try:
             limits = cls.model_validate_strings({n: variables[v] for n, v in names.items() if variables.get(v)})

@@ -34,6 +34,8 @@ LONGEST_SIDE = 16_384
 MISSING_S, MISSING_SHARE = 1.0, 0.1
 """A file is incomplete when pictures and sound both end this long before the end of the span, and this share of it.
 (Less is how far a stated duration can be off.)"""
+FLOATS: dict[str, type[np.floating]] = {"flt": np.float32, "fltp": np.float32, "dbl": np.float64, "dblp": np.float64}
+"""Formats whose samples may be NaN or infinite."""
 LIMITS = MediaLimits()
 
 
@@ -271,6 +273,12 @@ def decode_sound(
         except (av.error.FFmpegError, ValueError) as error:
             source.notes.append(f"audio stream {stream.index} can't be decoded: {error}")
             continue
+        if track.not_finite:
+            share = f"{track.not_finite:,} of {track.added:,} samples"
+            if track.not_finite == track.added:
+                source.notes.append(f"audio stream {stream.index} has no sample that is a finite number")
+                continue
+            source.notes.append(f"{share} of audio stream {stream.index} are no finite numbers: they count as silence")
         return stream, sink, start_s + min(track.position, samples) / sample_rate
     return None
 
@@ -291,6 +299,10 @@ class _Track:
         self.samples = samples
         self.position = 0
         """Sample at which the next resampled piece belongs; negative before the span."""
+        self.added = 0
+        """Samples of all channels that were decoded."""
+        self.not_finite = 0
+        """Those of them that were NaN or infinite, and were set to 0."""
         self._sink = sink
         self._layout = "mono" if channels == 1 else "stereo"
         self._sample_rate = sample_rate
@@ -312,6 +324,8 @@ class _Track:
             self._resampler = AudioResampler(format="s16p", layout=self._layout, rate=self._sample_rate)
             self.position = round(time_s * self._sample_rate)
             self._next_s = time_s
+        self.added += frame.samples * frame.layout.nb_channels
+        self.not_finite += _silence_what_is_not_finite(frame)
         self._next_s += frame.samples / frame.sample_rate
         self._place(self._resampler, frame)
 
@@ -329,3 +343,19 @@ class _Track:
             if low < high:
                 self._sink.add(low, samples[:, low - self.position : high - self.position])
             self.position = end
+
+
+def _silence_what_is_not_finite(frame: av.AudioFrame) -> int:
+    """Set samples that are NaN or infinite to 0, and count them: as whole numbers they would be the loudest."""
+    kind = FLOATS.get(frame.format.name)
+    if kind is None:
+        return 0
+    count = frame.samples * (1 if frame.format.is_planar else frame.layout.nb_channels)
+    silenced = 0
+    for plane in frame.planes:
+        samples = np.frombuffer(memoryview(plane), kind, count)
+        finite = np.isfinite(samples)
+        if not finite.all():
+            samples[~finite] = 0
+            silenced += int((~finite).sum())
+    return silenced

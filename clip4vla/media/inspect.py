@@ -55,6 +55,8 @@ def _describe(name: str, source: Source, count: int, short_side: int, sample_rat
     pictures, seen_s = decode_frames(source, 0.0, duration_s, count, short_side)
     check_found(source, 0.0, duration_s, found[2] if found else None, seen_s)
     notes = [*source.describe_tracks(), *source.notes]
+    if (place := source.find_next_file()) is not None:
+        notes.append(f"another file seems to begin at byte {place:,}: what follows isn't used")
     if found is None:
         return Inspection(name, None, duration_s, len(pictures), notes=tuple(notes))
     _, level, until_s = found

@@ -6,12 +6,14 @@ file, also where a container counts from elsewhere (MPEG-TS).
 """
 
 import math
+import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +54,10 @@ COUNTS_KEPT = 64
 """Files whose counted packets a process remembers."""
 RATE_BITS = {"mp3": (0x18, 0x0C), "aac": (0, 0x3C)}
 """Of raw streams, the bits in the second and third byte of each packet that state the rate of the sound."""
+FLAC_STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+"""How a FLAC stream begins: its mark, and the header of a block of 34 bytes."""
+SEARCHED = 1 << 20
+"""Bytes that are searched at once for the beginning of another stream or file."""
 SET_BACK_S = 0.5
 """Timestamps that fall back by more than this begin a new stream, chained to the one before."""
 
@@ -93,6 +99,8 @@ class Source:
         self._origin_s = _origin(container)
         self._is_chained = False
         self._has_clock = True
+        self._parts: Sequence[Member] = _locate(path)[1:]
+        self._read_until = 0
         self.duration_s = self._find_duration()
         if not self.duration_s <= limits.max_duration_s:
             raise MediaError("too_long", f"{path} states {self.duration_s:,.0f} s, more than {limits.max_duration_s:g}")
@@ -134,6 +142,10 @@ class Source:
         stated_s = (container.duration or 0) / av.time_base
         stat = (find_shard(self.path) or self.path).stat()
         state = stat.st_size, stat.st_mtime_ns
+        if container.format.name == "flac" and stated_s <= self.limits.max_duration_s:
+            parts = _find_flac_streams(self.path, state, self.limits)
+            if len(parts) > 1:  # FFmpeg loses its way where one stream follows another: each is opened by itself
+                return self._chain(parts, _count_parts(self.path, state, self.limits, parts))
         if stated_s > 0 and not COUNTED.intersection(container.format.name.split(",")):
             if not _is_matroska(container) or stated_s > self.limits.max_duration_s:
                 return stated_s
@@ -142,6 +154,29 @@ class Source:
         count = _count_packets(self.path, state, self.limits)
         self._is_chained, self._has_clock = count.is_chained, count.has_clock
         return count.end_s - self._origin_s
+
+    def _chain(self, parts: Sequence[Member], lengths_s: Sequence[float]) -> float:
+        """Decode `parts` of the file one after the other, and say how long they are together."""
+        usable = [part for part, length_s in zip(parts, lengths_s, strict=True) if length_s]
+        unused = len(parts) - len(usable)
+        if unused:
+            self.notes.append(f"{unused} of {len(parts)} streams that follow one another can't be decoded")
+        self._parts, self._is_chained, self._has_clock = usable, True, False
+        return sum(lengths_s)
+
+    def find_next_file(self) -> int | None:
+        """The byte at which another file of the same format begins, behind all packets; None where none does.
+
+        Of several files strung together FFmpeg reads the first alone where it says how long it is (WAV, MP4).
+        """
+        if self._is_chained or not self._read_until:
+            return None
+        shard, member = _locate(self.path)
+        with MemberFile(shard, member, self._ends) as file:
+            head = file.read(8) or b""
+            begin = head[4:] if head[4:] == b"ftyp" else head[:4]  # MP4 begins with the length of its first box
+            found = next(_find_all(file, self._read_until, re.compile(re.escape(begin))), None)
+        return None if found is None else found - head.index(begin)
 
     def pictures(self, stream: av.VideoStream, start_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """Frames with the moment at which each appears, from the one on screen at `start_s` on or earlier."""
@@ -206,12 +241,14 @@ class Source:
         return first is None or first[0] > float(stream.start_time * stream.time_base) - self._origin_s + PRIMING_S
 
     def _decode_again(self, stream: Media) -> Iterator[tuple[float, Frame]]:
-        """The frames of a stream from the very first packet on, without a seek."""
-        with _open(self.path, self.limits) as container:
-            again = container.streams[stream.index]
-            assert isinstance(again, Media)
-            _prepare(again, self.limits)
-            yield from self._decode_stream(container, again, _Clock(0.0))
+        """The frames of a stream from the very first packet on, without a seek, and of those chained to it."""
+        clock = _Clock(0.0)
+        for part in self._parts:
+            with _open(self.path, self.limits, part) as container:
+                again = container.streams[stream.index]
+                assert isinstance(again, Media)
+                _prepare(again, self.limits)
+                yield from self._decode_stream(container, again, clock)
 
     def _decode_stream(
         self, container: InputContainer, stream: Media, clock: "_Clock"
@@ -239,6 +276,7 @@ class Source:
         bad = 0
         for number, packet in enumerate(container.demux(stream), 1):
             self._check_time()
+            self._read_until = max(self._read_until, (packet.pos or 0) + packet.size)
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError:
@@ -347,10 +385,10 @@ def _find_end(path: Path, state: tuple[int, int], limits: MediaLimits, stated_s:
     return end_s
 
 
-def _count_frames(path: Path, limits: MediaLimits, stop_at: float) -> float:
-    """Seconds of the longest stream, by decoding."""
+def _count_frames(path: Path, limits: MediaLimits, stop_at: float, part: Member | None = None) -> float:
+    """Seconds of the longest stream, by decoding the file, or a part of it."""
     lengths_s: dict[int, float] = defaultdict(float)
-    with _open(path, limits) as container:
+    with _open(path, limits, part) as container:
         streams = [s for s in container.streams if isinstance(s, Media) and s.codec_context and not _is_cover(s)]
         for stream in streams:
             _prepare(stream, limits)
@@ -361,6 +399,21 @@ def _count_frames(path: Path, limits: MediaLimits, stop_at: float) -> float:
                     assert isinstance(frame, Frame)
                     lengths_s[packet.stream_index] += _seconds(frame)
     return max(lengths_s.values(), default=0.0)
+
+
+@lru_cache(maxsize=COUNTS_KEPT)
+def _count_parts(
+    path: Path,
+    state: tuple[int, int],  # noqa: ARG001
+    limits: MediaLimits,
+    parts: tuple[Member, ...],
+) -> list[float]:
+    """Seconds of each part of a file, 0 of one that can't be opened; see `_count_packets`."""
+    lengths_s, stop_at = [0.0] * len(parts), time.monotonic() + limits.max_decode_s
+    for place, part in enumerate(parts):
+        with suppress(av.error.InvalidDataError):
+            lengths_s[place] = _count_frames(path, limits, stop_at, part)
+    return lengths_s
 
 
 def _check_time(path: Path, limits: MediaLimits, stop_at: float) -> None:
@@ -415,26 +468,58 @@ def _check_file(path: Path, limits: MediaLimits) -> None:
         raise MediaError("too_large", f"{path} has {size:,} bytes, more than {limits.max_bytes:,}")
 
 
+def _locate(path: Path) -> tuple[Path, Member]:
+    """The file that holds the bytes of `path`, which may be a shard, and where in it."""
+    return find_member(path) or (path, Member(path.name, 0, path.stat().st_size))
+
+
+def _find_all(file: MemberFile, start: int, begin: re.Pattern[bytes]) -> Iterator[int]:
+    """Places from `start` on at which `begin`, which has no more than eight bytes, is found."""
+    place, kept = start, b""
+    file.seek(start)
+    while block := file.read(SEARCHED):
+        kept = kept[-7:]
+        for found in begin.finditer(kept + block):
+            if found.end() > len(kept):
+                yield place - len(kept) + found.start()
+        place, kept = place + len(block), kept + block
+
+
+@lru_cache(maxsize=COUNTS_KEPT)
+def _find_flac_streams(path: Path, state: tuple[int, int], limits: MediaLimits) -> tuple[Member, ...]:  # noqa: ARG001
+    """The parts of a FLAC file that are streams of their own, in order; what is before the first belongs to it.
+
+    Args:
+        path, state, limits: see `_count_packets`.
+    """
+    shard, member = _locate(path)
+    with MemberFile(shard, member, time.monotonic() + limits.max_decode_s) as file:
+        places = [0, *list(_find_all(file, 0, FLAC_STREAM))[1:], member.size]
+    return tuple(Member(member.name, member.offset + start, end - start) for start, end in pairwise(places))
+
+
 @contextmanager
-def _open(path: Path, limits: MediaLimits) -> Iterator[InputContainer]:
-    with _open_watched(path, limits) as (container, file):
+def _open(path: Path, limits: MediaLimits, part: Member | None = None) -> Iterator[InputContainer]:
+    with _open_watched(path, limits, part) as (container, file):
         file.most = math.inf  # to find a position may take all of a file
         yield container
 
 
 @contextmanager
-def _open_watched(path: Path, limits: MediaLimits) -> Iterator[tuple[InputContainer, MemberFile]]:
-    """The container, and the file that it reads, whose `forget` must be called for each packet.
+def _open_watched(
+    path: Path, limits: MediaLimits, part: Member | None = None
+) -> Iterator[tuple[InputContainer, MemberFile]]:
+    """The container, and the file, or the part of it, that it reads, whose `forget` must be called for each packet.
 
     FFmpeg gets the open file, never a name that it could take for something else, such as `http:x.mp4`.
     """
-    shard, member = find_member(path) or (path, Member(path.name, 0, path.stat().st_size))
+    shard, member = _locate(path)
     options = {
         "format_whitelist": DEMUXERS,
         "protocol_whitelist": "none",
         "max_pixels": str(limits.max_pixels + CODED_BEYOND),
     }
-    with MemberFile(shard, member, time.monotonic() + limits.max_decode_s, MOST_BETWEEN) as file:
+    with MemberFile(shard, part or member, time.monotonic() + limits.max_decode_s, MOST_BETWEEN) as file:
         try:
             container = av.open(file, metadata_errors="ignore", options=options, timeout=limits.max_decode_s)
         except av.error.ArgumentError as error:

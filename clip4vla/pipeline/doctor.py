@@ -28,6 +28,7 @@ from clip4vla.corpora.base import read_corpus
 from clip4vla.corpora.media_index import walk_files
 from clip4vla.corpora.stampscenes import compose, fetch
 from clip4vla.model.towers import find_weights
+from clip4vla.pipeline.names import check_names
 from clip4vla.pipeline.params import is_composed, is_unseen, shows_drawings
 from clip4vla.pipeline.project import clips_directory
 from clip4vla.records import SPLITS, SourceRecord, Split
@@ -71,9 +72,10 @@ def examine() -> list[Check]:
     """Every check of the project in the working directory.
 
     Raises:
-        ValueError: `params.yaml` or a preset is not valid.
+        ValueError: `params.yaml` or a preset is not valid, or what `check_names` raises.
     """
     config = load_config()
+    check_names(config)
     records: dict[str, list[SourceRecord]] = {}
     checks = list(_corpora(config, records))
     checks += _splits(config, records)

@@ -12,6 +12,7 @@ from typing import Any
 from clip4vla.config import SHARDS_ADAPTER, Config, CorpusConfig, load_config, read_yaml, to_yaml
 from clip4vla.corpora.media_index import linked_folders
 from clip4vla.corpora.stampscenes import compose, fetch
+from clip4vla.pipeline.names import check_names
 from clip4vla.pipeline.project import CLIPS, listing_file
 from clip4vla.utils.files import atomic_file
 
@@ -24,9 +25,11 @@ def resolve(root: Path = Path()) -> bool:
     """Bring `params.resolved.yaml` in `root` up to date; whether the stages stayed the same.
 
     Raises:
-        ValueError: `params.yaml` or a preset is not valid.
+        ValueError: `params.yaml` or a preset is not valid, or what `check_names` raises.
     """
-    tree = _resolved(load_config(root / "params.yaml"))
+    config = load_config(root / "params.yaml")
+    check_names(config, root)
+    tree = _resolved(config)
     before = _read(root / RESOLVED)
     with atomic_file(root / RESOLVED) as partial:
         partial.write_text(HEADER + to_yaml(tree), encoding="utf-8")
@@ -41,7 +44,7 @@ def write_resolved(dvc_has_read_it: bool) -> None:
 
     Raises:
         ValueError: `params.yaml` or a preset is not valid; or the stages have changed, and DVC must read them again; or
-            what `check_links` raises.
+            what `check_names` or `check_links` raises.
     """
     check_links(load_config())
     if not resolve() and dvc_has_read_it:
@@ -54,9 +57,12 @@ def check_resolved() -> None:
     """Refuse to run a stage on settings that DVC doesn't know of: `dvc.lock` would not be true.
 
     Raises:
-        ValueError: `params.yaml` or a preset isn't valid, or has changed since the stage `params` ran.
+        ValueError: `params.yaml` or a preset isn't valid, or has changed since the stage `params` ran; or what
+            `check_names` raises, also of files that were not there then.
     """
-    if _read(RESOLVED) != _resolved(load_config()):
+    config = load_config()
+    check_names(config)
+    if _read(RESOLVED) != _resolved(config):
         raise ValueError(f"{RESOLVED} is older than params.yaml or a preset: run `dvc repro params` first")
 
 

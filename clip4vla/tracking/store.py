@@ -51,6 +51,13 @@ TRAINING_VIEW = {"workflowType": "machine_learning"}
 visitor last selected in the sidebar, at first `GenAI`, and never by the tag."""
 COLUMN_KINDS = ("attributes", "metrics", "params", "tags")
 HTTP = ("http", "https")
+DATABASES = ("mssql", "mysql", "postgresql", "sqlite")
+DRIVER_PACKAGES = {
+    "MySQLdb": "mysqlclient",
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "'.[team]' -c constraints.txt",
+}
+"""What pip installs for a driver of a database, by its module; others are named as theirs."""
 
 
 def store_directory(root: Path) -> Path:
@@ -96,7 +103,8 @@ def prepare_store(root: Path) -> str:
 
     Raises:
         RuntimeError: MLflow can't make or upgrade the database.
-        ValueError: MLFLOW_TRACKING_URI has a user name without a password, or the reverse.
+        ValueError: MLFLOW_TRACKING_URI has a user name without a password, or the reverse; or it names a database whose
+            driver isn't installed, or no store of MLflow.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if not sys.stderr.isatty():
@@ -104,6 +112,7 @@ def prepare_store(root: Path) -> str:
     _move_credentials()
     uri = tracking_uri(root)
     if uri != _own_uri(root):
+        _check_database(uri)
         return uri
     directory, installed = store_directory(root), version("mlflow")
     database, marker = _database(root), directory / ".schema"
@@ -274,6 +283,39 @@ def _move_credentials() -> None:
     os.environ[URI_VARIABLE] = bare
     if not (os.environ.get(USER_VARIABLE) and os.environ.get(PASSWORD_VARIABLE)):
         os.environ[USER_VARIABLE], os.environ[PASSWORD_VARIABLE] = unquote(parts.username), unquote(parts.password)
+
+
+def _check_database(uri: str) -> None:
+    """Refuse what MLflow fails over with a traceback, or with a message that has the password.
+
+    Raises:
+        ValueError: `uri` names a database whose driver isn't installed, or has a password for what is no store.
+    """
+    scheme, is_address, rest = uri.partition("://")
+    if not is_address or scheme in HTTP:
+        return
+    if scheme.partition("+")[0] in DATABASES:
+        _check_driver(uri)
+    elif "@" in rest:
+        known = ", ".join((*HTTP, *DATABASES))
+        raise ValueError(f"{URI_VARIABLE} ({shown_uri(uri)}) is no store of MLflow, whose addresses begin with {known}")
+
+
+def _check_driver(uri: str) -> None:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    where = f"{URI_VARIABLE} ({shown_uri(uri)})"
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ModuleNotFoundError as error:
+        module = str(error.name)
+        package = DRIVER_PACKAGES.get(module, module)
+        raise ValueError(f"{where} needs {module}, which isn't installed: `pip install {package}`") from None
+    except (NoSuchModuleError, ImportError) as error:
+        raise ValueError(f"{where} can't be used: {' '.join(str(error).split())}") from None
+    except (ArgumentError, ValueError):  # whose text may have a part of the password
+        raise ValueError(f"{where} is no address of a database") from None
 
 
 def _make_database(database: Path) -> None:

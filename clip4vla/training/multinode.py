@@ -25,12 +25,12 @@ from pathlib import Path
 
 from clip4vla.training.network import INTERFACE_VARIABLES, address_of_interface
 from clip4vla.training.slurm import JOB_VARIABLE, stop_command
+from clip4vla.utils.variables import HOSTFILE, PREFIX
 
-HOSTFILE = "CLIP4VLA_HOSTFILE"
 NODE_MODULE = "clip4vla.training.node"
 ENVIRONMENT_FILE = "environment.json"
 """Beside the spec: the variables that the nodes of a hostfile get, passwords among them."""
-PASSED_ON = ("AWS_", "CLIP4VLA_", "CUDA_", "GLOO_", "GOMP_", "MLFLOW_", "NCCL_", "OMP_", "TORCH")
+PASSED_ON = ("AWS_", PREFIX, "CUDA_", "GLOO_", "GOMP_", "MLFLOW_", "NCCL_", "OMP_", "TORCH")
 """Prefixes of these variables."""
 PORT = 29500
 """Where the nodes meet on the first one."""

@@ -11,6 +11,7 @@ from clip4vla.config import StampScenesConfig
 from clip4vla.corpora.base import find_adapter
 from clip4vla.corpora.stampscenes.compose import choose_stamps, compose
 from clip4vla.corpora.stampscenes.fetch import CLIPART, STAMPS, fetch
+from clip4vla.evaluation.labels import ROLES
 from clip4vla.media.decode import decode
 from clip4vla.records import SourceRecord
 
@@ -45,6 +46,7 @@ def test_both_parts_are_read_by_their_adapters(corpus: Path, stampscenes_config:
     assert set(labels["clips"]) == {record.clip_id for record in records}
     for record in records:
         label = labels["clips"][record.clip_id]
+        assert set(label) <= set(ROLES)
         assert all(label["seen"] in text.text for text in record.texts[:3])
         if "sound" in label:
             assert label["sound"] in labels["sound"]

@@ -16,7 +16,8 @@ from socketserver import StreamRequestHandler, TCPServer
 import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
 
-from flows.notifications import ADDRESS_VARIABLE, block_for
+from clip4vla.utils.variables import NOTIFY_URL
+from flows.notifications import block_for
 from tests.project import REPOSITORY
 
 PATIENCE_S = 240.0
@@ -90,7 +91,7 @@ def receiving(status: int = 200) -> Iterator[Receiver]:
 
 
 def run(server: dict[str, str], address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command, variables = [sys.executable, *arguments], server | {ADDRESS_VARIABLE: address}
+    command, variables = [sys.executable, *arguments], server | {NOTIFY_URL: address}
     return subprocess.run(command, env=variables, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
@@ -142,11 +143,11 @@ def test_the_command_can_be_run_again_and_the_server_keeps_the_last_address(serv
 
 
 def test_what_is_missing_or_wrong_is_one_line_without_the_address() -> None:
-    unset = {name: value for name, value in os.environ.items() if name not in (ADDRESS_VARIABLE, "PREFECT_API_URL")}
+    unset = {name: value for name, value in os.environ.items() if name not in (NOTIFY_URL, "PREFECT_API_URL")}
     unset["PYTHONPATH"] = str(REPOSITORY)
     there = unset | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
     command = ("-m", "flows.notifications")
-    assert f"{ADDRESS_VARIABLE} and PREFECT_API_URL not set" in run(unset, "", *command).stderr
+    assert f"{NOTIFY_URL} and PREFECT_API_URL not set" in run(unset, "", *command).stderr
     with receiving(404) as receiver:
         wrong = {
             "nonsense://hush": "is no address of a webhook",

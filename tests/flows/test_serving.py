@@ -9,7 +9,8 @@ from prometheus_client import generate_latest
 
 from clip4vla.inference.drift import EmbeddingStatistics
 from clip4vla.inference.metrics import ServingMetrics
-from flows.serving import URL_VARIABLE, report_serving, serving_table
+from clip4vla.utils.variables import METRICS_URL
+from flows.serving import report_serving, serving_table
 from tests.servers import free_port
 
 
@@ -24,7 +25,7 @@ def test_the_report_has_requests_latency_rejects_and_drift(monkeypatch: pytest.M
     metrics.rejected("corrupt")
     with pytest.raises(ValueError, match="no"), metrics.request(refusal=ValueError):
         raise ValueError("no")
-    monkeypatch.setenv(URL_VARIABLE, f"http://127.0.0.1:{port}/metrics")
+    monkeypatch.setenv(METRICS_URL, f"http://127.0.0.1:{port}/metrics")
     report_serving()
     artifact = Artifact.get("serving")
     assert artifact is not None
@@ -44,7 +45,7 @@ def test_the_report_has_requests_latency_rejects_and_drift(monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("prefect")
 def test_without_a_served_model_the_run_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    monkeypatch.delenv(METRICS_URL, raising=False)
     state = report_serving(return_state=True)
     assert (state.name, state.is_completed()) == ("Skipped", True)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from clip4vla.utils.variables import SBATCH
 from flows import slurm
-from flows.slurm import OPTIONS_VARIABLE, TEMPLATE, run_job, runs_on_slurm
+from flows.slurm import TEMPLATE, run_job, runs_on_slurm
 
 JOB_LOG = "checkpoints/job-7.log"
 
@@ -83,9 +84,9 @@ def test_what_sbatch_refuses_and_where_there_is_none(cluster: Path, monkeypatch:
 
 
 def test_only_what_trains_runs_on_slurm_and_only_where_it_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(OPTIONS_VARIABLE, raising=False)
+    monkeypatch.delenv(SBATCH, raising=False)
     assert not runs_on_slurm("pretrain")
-    monkeypatch.setenv(OPTIONS_VARIABLE, "")
+    monkeypatch.setenv(SBATCH, "")
     assert [stage for stage in ("pretrain", "finetune@captioning", "ablate", "clips@mine", "promote@retrieval")
             if runs_on_slurm(stage)] == ["pretrain", "finetune@captioning", "ablate"]  # fmt: skip
 
@@ -93,7 +94,7 @@ def test_only_what_trains_runs_on_slurm_and_only_where_it_is_configured(monkeypa
 def test_sigterm_cancels_the_job_and_the_state_decides_the_status(
     cluster: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(OPTIONS_VARIABLE, "--nodes=2 --comment='two words'")
+    monkeypatch.setenv(SBATCH, "--nodes=2 --comment='two words'")
     monkeypatch.setenv("PYTHONPATH", str(Path(slurm.__file__).parents[1]))
     (cluster / "state").write_text("RUNNING")
     process = subprocess.Popen([sys.executable, "-m", "flows.slurm", "true"], stderr=subprocess.PIPE, text=True)

@@ -340,6 +340,35 @@ def test_a_cover_inside_a_sound_file_is_no_video(tmp_path: Path, suffix: str) ->
     assert onset(span.audio, RATE) == pytest.approx(1.0, abs=0.06)
 
 
+@pytest.mark.parametrize(("codec", "layout"), [("pcm_f32le", "mono"), ("pcm_f64le", "stereo")])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_finite_numbers_are_silent(tmp_path: Path, codec: str, layout: str, value: float) -> None:
+    wave = tone(16_000, onset_s=0.0)
+    wave = np.stack([wave] * 2) if layout == "stereo" else wave[None]
+    whole = write_media(tmp_path / "whole.wav", None, codec, layout=layout, wave=wave)
+    expected = read(whole).audio
+    assert expected is not None
+    kind = np.dtype({"pcm_f32le": "<f4", "pcm_f64le": "<f8"}[codec])
+    data = whole.read_bytes()
+    begin = data.index(b"data") + 8
+    samples = np.frombuffer(data[begin:], kind).copy()
+    channels = len(wave)
+    samples[8_000 * channels : 8_100 * channels] = value
+    path = tmp_path / "wrong.wav"
+    path.write_bytes(data[:begin] + samples.tobytes())
+    span = read(path)
+    assert span.audio is not None
+    assert not span.audio[:, 8_000:8_100].any()
+    np.testing.assert_array_equal(span.audio[:, :8_000], expected[:, :8_000])
+    np.testing.assert_array_equal(span.audio[:, 8_100:], expected[:, 8_100:])
+    number = f"{100 * channels:,} of {len(samples):,} samples"
+    assert span.notes == (f"{number} of audio stream 0 are no finite numbers: they count as silence",)
+    path.write_bytes(data[:begin] + np.full_like(samples, value).tobytes())
+    with pytest.raises(MediaError, match="audio stream 0 has no sample that is a finite number") as refused:
+        read(path)
+    assert refused.value.reason == "corrupt"
+
+
 def test_nothing_at_all_in_a_container(tmp_path: Path) -> None:
     with wave.open(str(tmp_path / "zero.wav"), "wb") as sound:
         sound.setnchannels(1)

@@ -283,6 +283,8 @@ def test_sound_before_the_first_picture_is_heard(tmp_path: Path, suffix: str) ->
         ("aac", "aac", (44_100, "stereo"), (16_000, "mono")),
         ("aac", "aac", (16_000, "mono"), (48_000, "mono")),
         ("mp3", "libmp3lame", (16_000, "mono"), (48_000, "stereo")),
+        ("flac", "flac", (16_000, "mono"), (16_000, "mono")),
+        ("flac", "flac", (44_100, "stereo"), (16_000, "mono")),
     ],
 )
 def test_sounds_of_other_rates_strung_together_are_as_long_as_they_are(
@@ -298,6 +300,64 @@ def test_sounds_of_other_rates_strung_together_are_as_long_as_they_are(
     sound = decode(path, 0, None, frames=1, short_side=48, sample_rate=RATE).audio
     assert sound is not None
     assert onset(sound[:, 2 * RATE + RATE // 4 :], RATE) == pytest.approx(0.75, abs=0.2)  # the second tone
+
+
+def flac(path: Path, seconds: float, rate: int, layout: str = "mono") -> bytes:
+    wave = tone(rate, seconds, 0.0)
+    return write_media(path, None, "flac", rate=rate, layout=layout, wave=wave).read_bytes()
+
+
+def test_flac_streams_strung_together_are_all_heard(tmp_path: Path) -> None:
+    lengths = ((0.3, 8_000, "mono"), (1.0, 44_100, "stereo"), (0.3, 8_000, "mono"), (2.0, 48_000, "mono"))
+    streams = [flac(tmp_path / "one.flac", *length) for length in lengths]
+    unstated = bytearray(streams[0])
+    unstated[21] &= 0xF0
+    unstated[22:26] = bytes(4)  # the number of samples: unknown
+    path = tmp_path / "all.flac"
+    for first in (streams[0], bytes(unstated)):
+        path.write_bytes(b"".join([first, *streams[1:]]))
+        found = look_at(path)
+        assert (found.reason, found.notes) == (None, ())
+        assert found.duration_s == pytest.approx(3.6, abs=0.001)
+        assert found.audio_s == pytest.approx(3.6, abs=0.01)
+        late = decode(path, 1.7, 3.5, frames=1, short_side=48, sample_rate=RATE).audio
+        assert late is not None
+        assert late.shape == (1, round(1.8 * RATE))
+        assert np.abs(late[:, -RATE:]).max() > 10_000
+
+
+def test_of_flac_streams_one_that_is_damaged_is_noted(tmp_path: Path) -> None:
+    first, second = flac(tmp_path / "first.flac", 2.0, RATE), flac(tmp_path / "second.flac", 1.0, RATE)
+    path = tmp_path / "both.flac"
+    path.write_bytes(first + second[:12] + bytes(len(second) - 12))
+    found = look_at(path)
+    assert (found.reason, found.audio_s) == (None, 2.0)
+    assert found.notes == ("1 of 2 streams that follow one another can't be decoded",)
+
+
+def test_a_flac_file_that_is_cut_off_is_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "cut.flac"
+    path.write_bytes(flac(tmp_path / "all.flac", 4.0, RATE)[:20_000])
+    assert look_at(path).reason == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "video", "audio"),
+    [
+        *(("wav", None, "pcm_s16le"), ("aiff", None, "pcm_s16be"), ("m4a", None, "aac"), ("mka", None, "flac")),
+        ("mp4", "libx264", "aac"),
+    ],
+)
+def test_a_file_that_follows_another_and_is_not_read_is_noted(
+    tmp_path: Path, suffix: str, video: str | None, audio: str
+) -> None:
+    path = write_media(tmp_path / f"first.{suffix}", video, audio)
+    assert look_at(path).notes == ()
+    content = path.read_bytes()
+    path.write_bytes(content * 2)
+    found = look_at(path)
+    assert (found.reason, found.audio_s) == (None, pytest.approx(2.0, abs=0.1))
+    assert found.notes == (f"another file seems to begin at byte {len(content):,}: what follows isn't used",)
 
 
 def test_an_animated_avif_moves(tmp_path: Path) -> None:

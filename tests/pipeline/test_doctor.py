@@ -127,7 +127,7 @@ def test_unseen_clips_need_both_packages_and_what_renders_them(project: Path, mo
 
 
 def test_a_corpus_of_unseen_clips_of_ones_own_needs_test_clips(project: Path) -> None:
-    (project / "mine/queries.json").touch()
+    (project / "mine/queries.json").write_text("{}")
     unseen = FOLDER | {"role": "unseen"}
     mine = {"corpora": {"again": unseen}, "evaluation": {"queries": "mine/queries.json"}}
     (project / "presets/mine.yaml").write_text(yaml.safe_dump(mine))
@@ -148,7 +148,7 @@ def test_files_of_the_evaluation_are_missed(project: Path) -> None:
     write_config(project, tree | {"preset": ["own-captions", "mine"]})
     [line] = missing()
     assert "evaluation.queries: there is no file queries.json. Write it, or set evaluation.queries: null." in line
-    (project / "queries.json").touch()
+    (project / "queries.json").write_text("{}")
     assert missing() == []
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from clip4vla.__main__ import main
 from clip4vla.tracking import store
 from clip4vla.tracking.run import start_run
 from clip4vla.tracking.store import (
     comparison_page,
     open_client,
     open_experiment,
+    own_database,
     prepare_store,
     run_page,
     runs_table_page,
@@ -227,6 +230,41 @@ def test_a_password_that_would_stay_in_the_address_is_an_error_without_it(
         with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_URI has a password with '/'") as caught:
             use(tmp_path)
         assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "missing", "message"),
+    [
+        (
+            "mysql://me:secret@h/db",
+            "MySQLdb",
+            "(mysql://h/db) needs MySQLdb, which isn't installed: `pip install my",
+        ),
+        ("mysql+pymysql://me:secret@h/db", "pymysql", "(mysql+pymysql://h/db) needs pymysql, which isn't installed: "),
+        (
+            "postgresql://me:secret@h/db",
+            "psycopg2",
+            "(postgresql://h/db) needs psycopg2, which isn't installed: `pip i",
+        ),
+        ("postgresql+nosuch://me:secret@h/db", None, "(postgresql+nosuch://h/db) can't be used: Can't load plugin"),
+        ("postgresql://me:x@h:secret@h/db", None, "(postgresql://h/db) is no address of a database"),
+        ("oracle://me:secret@h/db", None, "(oracle://h/db) is no store of MLflow, whose addresses begin with "),
+    ],
+)
+def test_a_database_that_cannot_be_opened_here_is_one_sentence_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, missing: str | None, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    if missing is not None:
+        monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SystemExit) as ended:
+        main(["rollback", "clip4vla"])
+    assert str(ended.value).startswith(f"clip4vla: MLFLOW_TRACKING_URI {message}")
+    assert "secret" not in str(ended.value)
+    for opened in (open_client, prepare_store, own_database):
+        with pytest.raises(ValueError, match=r"^MLFLOW_TRACKING_URI "):
+            opened(tmp_path)
 
 
 def test_a_database_is_shown_without_its_password() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from clip4vla.training.multinode import (
-    HOSTFILE,
     NodesCommand,
     address_of,
     first_host,
@@ -20,6 +19,7 @@ from clip4vla.training.multinode import (
     slurm_command,
 )
 from clip4vla.training.network import LOOPBACK, interface_towards
+from clip4vla.utils.variables import HOSTFILE
 
 SPEC = Path("/shared/checkpoints/pretraining/spec.json")
 SLURM = {"SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_NODELIST": "gpu[03-06]"}
