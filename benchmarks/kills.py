@@ -3,9 +3,9 @@
 The graph of `dvc.yaml` runs on a miniature project in two rounds: from nothing to a first champion, and again with
 another seed, where there is a champion to compare with. It runs undisturbed once, and then in passes in which every
 stage is killed at random moments: the stage alone, one of its ranks, or everything with DVC, by SIGKILL or SIGTERM.
-`dvc repro` is then started again. After each kill of a promotion the registry is read as a consumer reads it. At the
-end of each round data, weights, loss curves, scores, decisions and the registry must be those of the undisturbed
-project, bit by bit; else the exit status is 1.
+`dvc repro` is then started again, as `make repro` does it. After each kill of a promotion the registry is read as a
+consumer reads it. At the end of each round data, weights, loss curves, scores, decisions and the registry must be those
+of the undisturbed project, bit by bit; else the exit status is 1.
 
 With `--directory` the undisturbed project and the passes that are done are kept, and the same command continues there.
 """
@@ -36,6 +36,7 @@ from clip4vla.config import load_config
 from clip4vla.records import TASKS
 from clip4vla.registry.registry import Registry, content_hash
 from clip4vla.tracking.store import open_client
+from clip4vla.utils.dvc_lock import WRITING_S, has_torn_lock
 from clip4vla.utils.files import read_json, write_json
 from clip4vla.utils.hashing import hash_file, hash_text
 from clip4vla.utils.supervise import kill_process_tree, processes_in, wait_until_none_in
@@ -91,6 +92,9 @@ class Repro:
         self._output = project.parent / f"{project.name}.log"
         self._read = 0
         self._stage: str | None = None
+        if has_torn_lock(project):
+            time.sleep(WRITING_S)  # after which nobody can still be writing it
+            _resolve_params(project)
         with self._output.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dvc", "repro"],
@@ -166,8 +170,13 @@ def begin(project: Path, round_number: int) -> None:
     for changes in (SETTINGS, ROUNDS[round_number]):
         config = _merged(config, changes)
     write_config(project, config)
-    subprocess.run([sys.executable, "-m", "clip4vla", "params"], cwd=project, env=environment(), check=True,
-                   stdout=sys.stderr)  # fmt: skip
+    _resolve_params(project)
+
+
+def _resolve_params(project: Path) -> None:
+    """Do what `make repro` does before `dvc repro`."""
+    command = [sys.executable, "-m", "clip4vla", "params"]
+    subprocess.run(command, cwd=project, env=environment(), check=True, stdout=sys.stderr)
 
 
 def _merged(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,10 @@ RegisteredModel = Annotated[
 def params() -> None:
     """Resolve params.yaml and its presets into params.resolved.yaml, which DVC reads."""
     from clip4vla.pipeline.params import write_resolved
+    from clip4vla.utils.dvc_lock import remove_torn_lock
 
+    if STAGE_VARIABLE not in os.environ:
+        remove_torn_lock()
     write_resolved(dvc_has_read_it=STAGE_VARIABLE in os.environ)
 
 

@@ -3,13 +3,13 @@
 In: a function, and items one after the other. Out: its results, in the order in which they are ready.
 """
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any, TypeVar
 
 from clip4vla.config import ClipsConfig
+from clip4vla.utils.pool import process_pool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,8 +31,7 @@ def run_all(clips: ClipsConfig, work: Callable[[Item], Result], items: Iterable[
     elif workers <= 1:
         yield from map(work, items)
     else:
-        # Lance's threads do not survive a fork
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with process_pool(workers) as pool:
             yield from _run_some_at_once(
                 lambda item: pool.submit(work, item),
                 items,

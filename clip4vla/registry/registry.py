@@ -42,8 +42,12 @@ log = logging.getLogger(__name__)
 
 CHAMPION, PREVIOUS = "champion", "previous"
 CONTENT, SCORES_PATH, REPLACES, ROLLED_BACK = "content", "scores", "replaces", "rolled_back"
+DECIDED_BY = "decided_by"
+"""Tag: the scores by which a version was decided on."""
 CORPUS = "corpus."
 """Begins the tags that describe the corpora of a version."""
+REASON = "- "
+"""Begins a reason in the description of a version."""
 MODELS = "models:/"
 """Begins the source of a version: the address of the model that MLflow keeps."""
 CLAIM = "promotion"
@@ -278,7 +282,9 @@ class Registry:
 
         Returns:
             The decision as carried out: a version that was rolled back stays where it is, the champion stays
-            the champion, and a champion that the decision was not compared with is not replaced.
+            the champion, and a champion that the decision was not compared with is not replaced. Where the version was
+            made the champion by these very scores, it is the decision of that time: a promotion that was killed before
+            its reasons were written down gives them when it is done again.
 
         Raises:
             ValueError: there is no such version, or its model is gone, damaged or not finite; nothing has changed then.
@@ -290,7 +296,7 @@ class Registry:
             champion = self.find_champion(name)
             if champion == version:
                 self._move_champion(name, version)  # where the alias was lost
-                return Decision(True, (f"pass: version {version} is the champion already",))
+                return _recorded(found) or Decision(True, (f"pass: version {version} is the champion already",))
             decision = _bar_other_champion(_bar_rolled_back(found, decision), against, champion)
             confirm()
             self._write_decision(name, version, decision)
@@ -441,9 +447,10 @@ class Registry:
 
     def _write_decision(self, name: str, version: str, decision: Decision) -> None:
         word = "promoted" if decision.promote else "rejected"
-        lines = [f"**{word}** on {_now()}", "", *(f"- {reason}" for reason in decision.reasons)]
+        lines = [f"**{word}** on {_now()}", "", *(f"{REASON}{reason}" for reason in decision.reasons)]
         self._client.update_model_version(name, version, description="\n".join(lines))
-        self._set_tags(name, version, {"decision": word})
+        scores = self._version(name, version).tags.get(SCORES_PATH, "")
+        self._set_tags(name, version, {"decision": word, DECIDED_BY: scores})
 
     def _log_model(
         self, run_id: str, run_directory: Path, content: str, inference: InferenceConfig, evaluation: Path | None
@@ -692,6 +699,15 @@ def _model_of(version: "ModelVersion") -> str | None:
     """Id of the model that MLflow keeps for a version; None for one that was not registered by this project."""
     source = str(version.source)
     return source.removeprefix(MODELS) if source.startswith(MODELS) else None
+
+
+def _recorded(version: "ModelVersion") -> Decision | None:
+    """The decision that made `version` the champion; None where it has other scores by now, or no reasons are there."""
+    if not version.tags.get(SCORES_PATH) or version.tags.get(DECIDED_BY) != version.tags[SCORES_PATH]:
+        return None
+    lines = (version.description or "").splitlines()
+    reasons = tuple(line.removeprefix(REASON) for line in lines if line.startswith(REASON))
+    return Decision(True, reasons) if reasons else None
 
 
 def _bar_rolled_back(version: "ModelVersion", decision: Decision) -> Decision:

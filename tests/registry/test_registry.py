@@ -246,11 +246,12 @@ def test_the_champion_stays_champion_when_it_is_compared_again(registry: Registr
     promote(registry, one, YES)
     promote(registry, two, YES)
     before = open_client(root).get_model_version(NAME, two)
-    answer = promote(registry, two, NO)
-    assert answer == Decision(True, (f"pass: version {two} is the champion already",))
+    assert promote(registry, two, NO) == YES, "the decision that made it the champion"
     assert aliases(root) == {"champion": two, "previous": one}
     after = open_client(root).get_model_version(NAME, two)
     assert (after.tags, after.description) == (before.tags, before.description)
+    registry.replace_scores(NAME, two, scores(61))
+    assert promote(registry, two, NO) == Decision(True, (f"pass: version {two} is the champion already",))
 
 
 def test_rollback_goes_back_version_by_version(registry: Registry, root: Path) -> None:
@@ -737,9 +738,9 @@ def test_a_promotion_that_is_killed_anywhere_is_completed_by_the_next(root: Path
     promote(Registry(root), old, YES)
     run_id, directory = run_result(root, "new")
 
-    def attempt(registry: Registry) -> None:
+    def attempt(registry: Registry) -> Decision:
         version = registry.register(run_id, directory, scores(60), NAME)
-        promote(registry, version, YES)
+        return promote(registry, version, YES)
 
     deaths = 0
     for dies_at in range(1, 100):
@@ -752,7 +753,7 @@ def test_a_promotion_that_is_killed_anywhere_is_completed_by_the_next(root: Path
         else:
             break
         assert champion_of(healthy) in (old, "2"), "there is a champion at every moment, and it has its scores"
-        attempt(healthy)
+        assert attempt(healthy) == YES, "with its reasons"
         assert aliases(trial) == {"champion": "2", "previous": old}
         assert len(open_client(trial).search_model_versions(f"name = '{NAME}'")) == 2
         assert healthy.find_champion(NAME) == "2"

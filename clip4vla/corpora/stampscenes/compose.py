@@ -9,10 +9,8 @@ Out, under `data/corpora/stampscenes/`:
     queries.json                            what people ask for in val and test, and all clips that are right
 """
 
-import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from clip4vla.corpora.stampscenes.scenes import (
 from clip4vla.corpora.stampscenes.stamps import Stamp, decode_stamp, likeness, read_stamps
 from clip4vla.media.encode import encode
 from clip4vla.utils.files import atomic_directory, write_json
+from clip4vla.utils.pool import process_pool
 from clip4vla.utils.progress import track
 
 DESTINATION = Path("data/corpora/stampscenes")
@@ -141,9 +140,7 @@ def render_all(jobs: Sequence[Job], casts: Sequence[list[Stamp]], config: StampS
     """Render every job by all cores; a clip depends on its scene, its cast and `config` only."""
     for folder in {job.video.parent for job in jobs}:
         folder.mkdir(parents=True)
-    with ProcessPoolExecutor(
-        os.cpu_count(), multiprocessing.get_context("spawn"), _start_worker, (casts, config)
-    ) as pool:
+    with process_pool(os.cpu_count() or 1, _start_worker, (casts, config)) as pool:
         for _ in track(pool.map(_render, jobs, chunksize=16), len(jobs), "clips"):
             pass
 

@@ -5,9 +5,7 @@ downloaded. The voices of the test clips are none of those that training can hav
 """
 
 import ctypes
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from math import gcd
 
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip4vla.corpora.stampscenes.stamps import Stamp, trim_silence
+from clip4vla.utils.pool import process_pool
 
 # constants of espeak-ng's speak_lib.h
 SYNCHRONOUS, DONT_EXIT = 2, 0x8000
@@ -69,7 +68,7 @@ def say(
     """
     from scipy.signal import resample_poly
 
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+    with process_pool(1) as process:
         spoken, rate = process.submit(_synthesize, tuple(sentences), language, tuple(voices)).result()
     factor = gcd(sample_rate, rate)
     return [
