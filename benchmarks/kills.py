@@ -36,7 +36,7 @@ from clip4vla.config import load_config
 from clip4vla.records import TASKS
 from clip4vla.registry.registry import Registry, content_hash
 from clip4vla.tracking.store import open_client
-from clip4vla.utils.dvc_lock import WRITING_S, has_torn_lock
+from clip4vla.utils.dvc_files import WRITING_S, is_cut_off
 from clip4vla.utils.files import read_json, write_json
 from clip4vla.utils.hashing import hash_file, hash_text
 from clip4vla.utils.supervise import kill_process_tree, processes_in, wait_until_none_in
@@ -92,7 +92,7 @@ class Repro:
         self._output = project.parent / f"{project.name}.log"
         self._read = 0
         self._stage: str | None = None
-        if has_torn_lock(project):
+        if is_cut_off(project):
             time.sleep(WRITING_S)  # after which nobody can still be writing it
             _resolve_params(project)
         with self._output.open("w") as file:

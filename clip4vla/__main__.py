@@ -72,10 +72,10 @@ RegisteredModel = Annotated[
 def params() -> None:
     """Resolve params.yaml and its presets into params.resolved.yaml, which DVC reads."""
     from clip4vla.pipeline.params import write_resolved
-    from clip4vla.utils.dvc_lock import remove_torn_lock
+    from clip4vla.utils.dvc_files import repair
 
     if STAGE_VARIABLE not in os.environ:
-        remove_torn_lock()
+        repair()
     write_resolved(dvc_has_read_it=STAGE_VARIABLE in os.environ)
 
 
@@ -516,8 +516,10 @@ def _check_settings() -> None:
     """In a stage of DVC, refuse settings that DVC has not read, which is possible under `dvc repro --single-item`."""
     if os.environ.get(STAGE_VARIABLE) not in (None, "params"):
         from clip4vla.pipeline.params import check_resolved
+        from clip4vla.utils.dvc_files import keep_lock
 
         check_resolved()
+        keep_lock()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from clip4vla.utils.dvc_lock import remove_torn_lock
+from clip4vla.utils.dvc_files import repair
 
 EDGE = re.compile(r'"([^"]+)" -> "([^"]+)"')
 NODE = re.compile(r'^\s*"([^"]+)";?$', re.MULTILINE)
@@ -56,7 +56,7 @@ def current_graph() -> Graph:
     Raises:
         ValueError: that stage fails, or DVC can't read the graph; the message is theirs.
     """
-    remove_torn_lock()
+    repair()
     command = [sys.executable, "-m", "dvc", "repro", "params"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     for _ in range(2):  # when the stages change, it fails once
