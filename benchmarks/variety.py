@@ -72,13 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chosen.models:
             results = {str(model): examiner.report(model) for model in chosen.models}
             chosen.models = list(results)
-            report("variety", torch.device("cpu"), chosen, results)
-            return
-        marks = [examiner.mark(pretrain(config, number, chosen.out / str(number))) for number in chosen.numbers]
-        curves = curves_of(chosen.numbers, marks)
-        if chosen.figure:
-            save_figure(level_figure(panels(curves), "recognised in %"), chosen.figure)
-    report("variety", torch.device("cpu"), chosen, {str(kind): curve for kind, curve in curves.items()})
+        else:
+            marks = [examiner.mark(pretrain(config, number, chosen.out / str(number))) for number in chosen.numbers]
+            curves = curves_of(chosen.numbers, marks)
+            results = {str(kind): curve for kind, curve in curves.items()}
+            if chosen.figure:
+                save_figure(level_figure(panels(curves), "recognised in %"), chosen.figure)
+    report("variety", torch.device("cpu"), chosen, results)
 
 
 def pretrain(config: Config, number: int, out: Path) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.variety import Examiner, compose_pretraining, curves_of, panels
+from benchmarks.variety import Examiner, compose_pretraining, curves_of, main, panels
 from clip4vla.clips.dataset import ClipDataset
 from clip4vla.clips.format import Clip
 from clip4vla.clips.ingest import ingest
@@ -123,3 +123,22 @@ def test_curves_end_where_stampscenes_has_no_more() -> None:
     axes = level_figure(panels(curves), "recognised in %").axes
     assert [each.get_xlabel() for each in axes] == [f"further {kind} in training" for kind in curves]
     assert [len(each.lines) for each in axes] == [2, 2, 2]
+
+
+def test_models_that_are_there_are_reported_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Fake:
+        def __init__(self, config: Config) -> None:
+            assert config.stampscenes.training_voices
+
+        def report(self, model: Path) -> dict[str, str]:
+            return {"asked": model.name}
+
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("benchmarks.variety.Examiner", Fake)
+    main(["--models", "runs/one", "runs/two"])
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["results"] == {"runs/one": {"asked": "one"}, "runs/two": {"asked": "two"}}
+    with pytest.raises(SystemExit):
+        main([])
