@@ -33,10 +33,10 @@ import torch
 
 from benchmarks.measure import report, silence
 from clip4vla.config import load_config
+from clip4vla.pipeline.dvc_files import WRITING_S, is_cut_off
 from clip4vla.records import TASKS
 from clip4vla.registry.registry import Registry, content_hash
 from clip4vla.tracking.store import open_client
-from clip4vla.utils.dvc_files import WRITING_S, is_cut_off
 from clip4vla.utils.files import read_json, write_json
 from clip4vla.utils.hashing import hash_file, hash_text
 from clip4vla.utils.supervise import kill_process_tree, processes_in, wait_until_none_in

@@ -71,8 +71,8 @@ RegisteredModel = Annotated[
 @app.command(rich_help_panel=STAGES)
 def params() -> None:
     """Resolve params.yaml and its presets into params.resolved.yaml, which DVC reads."""
+    from clip4vla.pipeline.dvc_files import repair
     from clip4vla.pipeline.params import write_resolved
-    from clip4vla.utils.dvc_files import repair
 
     if STAGE_VARIABLE not in os.environ:
         repair()
@@ -515,8 +515,8 @@ def _use_project_code() -> None:
 def _check_settings() -> None:
     """In a stage of DVC, refuse settings that DVC has not read, which is possible under `dvc repro --single-item`."""
     if os.environ.get(STAGE_VARIABLE) not in (None, "params"):
+        from clip4vla.pipeline.dvc_files import keep_lock
         from clip4vla.pipeline.params import check_resolved
-        from clip4vla.utils.dvc_files import keep_lock
 
         check_resolved()
         keep_lock()

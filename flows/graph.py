@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from clip4vla.utils.dvc_files import repair
+from clip4vla.pipeline.dvc_files import repair
 
 EDGE = re.compile(r'"([^"]+)" -> "([^"]+)"')
 NODE = re.compile(r'^\s*"([^"]+)";?$', re.MULTILINE)

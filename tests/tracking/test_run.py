@@ -296,7 +296,8 @@ def test_a_store_that_stays_away_is_an_error_in_the_end() -> None:
         writer.close()
 
 
-def test_what_is_flushed_is_on_record(root: Path, client: MlflowClient) -> None:
+def test_what_is_flushed_is_on_record(root: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "FLUSH_SECONDS", 60.0)  # on a busy machine the store takes its time
     with start_run(root, "e", "r", TAGS) as run:
         run.flush()  # nothing yet
         for step in range(1200):

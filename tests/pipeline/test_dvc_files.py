@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clip4vla.utils.dvc_files import KEPT, LOCK, RWLOCK, WRITING_S, is_cut_off, keep_lock, repair
+from clip4vla.pipeline.dvc_files import KEPT, LOCK, RWLOCK, WRITING_S, is_cut_off, keep_lock, repair
 
 WHOLE = "schema: '2.0'\nstages:\n  one:\n    cmd: echo done\n"
 EARLIER = "schema: '2.0'\n"

@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
+from clip4vla.config import read_yaml
 from clip4vla.utils.files import atomic_file
 
 log = logging.getLogger(__name__)
@@ -66,13 +65,12 @@ def _is_left(path: Path, is_whole: Callable[[Path], bool]) -> bool:
 def _is_lock(path: Path) -> bool:
     """Whether there is no such file, or a whole one."""
     try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = read_yaml(path)
+        return path.read_bytes().endswith(b"\n") and isinstance(content, dict) and "schema" in content
     except FileNotFoundError:
         return True
-    except (ValueError, yaml.YAMLError):
+    except ValueError:
         return False
-    return text.endswith("\n") and isinstance(content, dict) and "schema" in content
 
 
 def _is_rwlock(path: Path) -> bool:
