@@ -40,10 +40,11 @@ def repair(root: Path = Path()) -> None:
         root: the project's directory.
     """
     if _is_left(root / LOCK, _is_lock):
-        (root / LOCK).unlink()
         if (root / KEPT).is_file():
             with atomic_file(root / LOCK) as partial:
                 shutil.copyfile(root / KEPT, partial)
+        else:
+            (root / LOCK).unlink()
         log.warning("%s was cut off by a kill of DVC: it is as it was before the last stage", root / LOCK)
     if _is_left(root / RWLOCK, _is_rwlock):
         (root / RWLOCK).unlink()

@@ -42,8 +42,9 @@ log = logging.getLogger(__name__)
 
 CHAMPION, PREVIOUS = "champion", "previous"
 CONTENT, SCORES_PATH, REPLACES, ROLLED_BACK = "content", "scores", "replaces", "rolled_back"
-DECIDED_BY = "decided_by"
-"""Tag: the scores by which a version was decided on."""
+DECISION, DECISION_SCORES = "decision", "decision_scores"
+"""Tags: what was decided about a version, and the scores by which."""
+PROMOTED = "promoted"
 CORPUS = "corpus."
 """Begins the tags that describe the corpora of a version."""
 REASON = "- "
@@ -446,11 +447,11 @@ class Registry:
             self._client.delete_registered_model_alias(name, PREVIOUS)
 
     def _write_decision(self, name: str, version: str, decision: Decision) -> None:
-        word = "promoted" if decision.promote else "rejected"
+        word = PROMOTED if decision.promote else "rejected"
         lines = [f"**{word}** on {_now()}", "", *(f"{REASON}{reason}" for reason in decision.reasons)]
         self._client.update_model_version(name, version, description="\n".join(lines))
         scores = self._version(name, version).tags.get(SCORES_PATH, "")
-        self._set_tags(name, version, {"decision": word, DECIDED_BY: scores})
+        self._set_tags(name, version, {DECISION: word, DECISION_SCORES: scores})
 
     def _log_model(
         self, run_id: str, run_directory: Path, content: str, inference: InferenceConfig, evaluation: Path | None
@@ -702,8 +703,9 @@ def _model_of(version: "ModelVersion") -> str | None:
 
 
 def _recorded(version: "ModelVersion") -> Decision | None:
-    """The decision that made `version` the champion; None where it has other scores by now, or no reasons are there."""
-    if not version.tags.get(SCORES_PATH) or version.tags.get(DECIDED_BY) != version.tags[SCORES_PATH]:
+    """The decision that made `version` the champion; None where it was a rollback, or it has other scores by now."""
+    tags = version.tags
+    if tags.get(DECISION) != PROMOTED or not tags.get(SCORES_PATH) or tags.get(DECISION_SCORES) != tags[SCORES_PATH]:
         return None
     lines = (version.description or "").splitlines()
     reasons = tuple(line.removeprefix(REASON) for line in lines if line.startswith(REASON))

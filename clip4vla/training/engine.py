@@ -111,7 +111,8 @@ class _ModelWithObjective(nn.Module):
     in tuples and dicts. Some of the model's are read outside the module that owns them; they count as this module's.
 
     Args:
-        half_products: on float32 weights, compute products in bf16; DeepSpeed leaves autocast around it on a GPU.
+        half_products: compute products in bf16, on float32 weights. It happens here, because DeepSpeed switches an
+            autocast off that is around the engine.
     """
 
     def __init__(self, model: Clip4Vla, objective: Objective, half_products: bool) -> None:

@@ -24,7 +24,7 @@ from clip4vla.records import RUN_FILE
 from clip4vla.utils.files import read_json, write_json
 from clip4vla.utils.hashing import hash_file, hash_json
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 """Raised whenever checkpoints of an earlier version no longer fit: those are not resumed from."""
 PROGRESS_FILE = "progress.json"
 """Beside the checkpoints: how many of the `steps` are done, `step`, while a training goes on."""

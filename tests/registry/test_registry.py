@@ -254,6 +254,15 @@ def test_the_champion_stays_champion_when_it_is_compared_again(registry: Registr
     assert promote(registry, two, NO) == Decision(True, (f"pass: version {two} is the champion already",))
 
 
+def test_a_version_that_was_refused_and_came_back_by_a_rollback_has_not_the_reasons_of_the_refusal(
+    registry: Registry, root: Path
+) -> None:
+    one, _ = two_champions(registry, root)
+    promote(registry, one, NO)
+    assert registry.rollback(NAME) == one
+    assert promote(registry, one, NO) == Decision(True, (f"pass: version {one} is the champion already",))
+
+
 def test_rollback_goes_back_version_by_version(registry: Registry, root: Path) -> None:
     versions = [register(registry, root, weights) for weights in ("one", "two", "three")]
     for version in versions:
