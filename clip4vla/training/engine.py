@@ -20,10 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.constants import default_pg_timeout
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.serialization import config as load_settings
@@ -47,7 +44,13 @@ from clip4vla.training.network import LOOPBACK, open_store, use_interface_toward
 from clip4vla.training.objectives import Objective, total_loss
 from clip4vla.training.optimizer import parameter_groups
 from clip4vla.utils.files import sync_directory
+from clip4vla.utils.imports import hidden
 from clip4vla.utils.machine import return_freed_memory
+
+with hidden("mlflow"):  # DeepSpeed's autotuner would import it: 1.4 s and 110 MB of every rank
+    import deepspeed
+    from deepspeed.constants import default_pg_timeout
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 log = logging.getLogger(__name__)
 
