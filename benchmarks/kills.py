@@ -33,7 +33,7 @@ import torch
 
 from benchmarks.measure import report, silence
 from clip4vla.config import load_config
-from clip4vla.pipeline.dvc_files import WRITING_S, is_cut_off
+from clip4vla.pipeline.dvc_files import repair
 from clip4vla.records import TASKS
 from clip4vla.registry.registry import Registry, content_hash
 from clip4vla.tracking.store import open_client
@@ -92,9 +92,7 @@ class Repro:
         self._output = project.parent / f"{project.name}.log"
         self._read = 0
         self._stage: str | None = None
-        if is_cut_off(project):
-            time.sleep(WRITING_S)  # after which nobody can still be writing it
-            _resolve_params(project)
+        repair(project)
         with self._output.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dvc", "repro"],

@@ -23,6 +23,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from clip4vla.pipeline.dvc_files import repair
 from clip4vla.records import TASKS
 from clip4vla.training.spec import PROGRESS_FILE
 from clip4vla.utils.supervise import PATIENCE_S, supervised
@@ -108,6 +109,7 @@ def reproduce(stage: str, force: bool) -> bool:
     Raises:
         RuntimeError: it failed; a concurrent `dvc` that blocks it is named.
     """
+    repair()  # what a DVC of this flow that was killed has left, before the stage is tried again
     worker = os.getppid() if FLOW_RUN_VARIABLE in os.environ else None
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if force else []), stage]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -22,6 +22,7 @@ KEPT = Path(".dvc/tmp/dvc.lock.kept")
 RWLOCK = Path(".dvc/tmp/rwlock")
 WRITING_S = 5.0
 """Far longer than DVC takes to write either: a file that has been cut off for as long has no writer."""
+POLL_S = 0.05
 
 
 def keep_lock(root: Path = Path()) -> None:
@@ -34,7 +35,8 @@ def keep_lock(root: Path = Path()) -> None:
 def repair(root: Path = Path()) -> None:
     """Put back a `dvc.lock` that is cut off as the last stage kept it, and remove an `rwlock` that is.
 
-    DVC then runs the stage again, or restores the result, that the file was being written for.
+    DVC then runs the stage again, or restores the result, that the file was being written for. One that may still be
+    written is waited for, 5 seconds at most.
 
     Args:
         root: the project's directory.
@@ -51,16 +53,16 @@ def repair(root: Path = Path()) -> None:
         log.warning("removed %s, which was cut off by a kill of DVC", root / RWLOCK)
 
 
-def is_cut_off(root: Path = Path()) -> bool:
-    """Whether one of the files of the project at `root` is, perhaps because it is being written."""
-    return not (_is_lock(root / LOCK) and _is_rwlock(root / RWLOCK))
-
-
 def _is_left(path: Path, is_whole: Callable[[Path], bool]) -> bool:
+    """Whether the file stays cut off."""
     try:
-        return not is_whole(path) and time.time() - path.stat().st_mtime > WRITING_S
+        while not is_whole(path):
+            if time.time() - path.stat().st_mtime > WRITING_S:
+                return True
+            time.sleep(POLL_S)
     except FileNotFoundError:  # a DVC that has just ended has removed it
-        return False
+        pass
+    return False
 
 
 def _is_lock(path: Path) -> bool:

@@ -55,6 +55,16 @@ def test_the_output_and_the_failure_of_dvc_come_through(dvc: Path, capsys: pytes
     assert capsys.readouterr().out == "a line\nan error\n"
 
 
+def test_what_a_killed_dvc_has_left_is_repaired_before_the_next_try(dvc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(dvc)
+    monkeypatch.setattr("clip4vla.pipeline.dvc_files.WRITING_S", 0.3)
+    (dvc / "dvc.sh").write_text(": > dvc.lock; kill -KILL $$")
+    with pytest.raises(RuntimeError, match="pretrain"):
+        reproduce("pretrain", force=False)
+    (dvc / "dvc.sh").write_text("test ! -e dvc.lock")
+    assert reproduce("pretrain", force=False)
+
+
 @pytest.mark.parametrize(
     ("output", "reason"),
     [

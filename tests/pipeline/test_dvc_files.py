@@ -1,14 +1,15 @@
-"""DVC's files cut off, just being written, and whole; and DVC itself going on after the repair."""
+"""DVC's files cut off, being written, and whole; and DVC itself going on after the repair."""
 
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from clip4vla.pipeline.dvc_files import KEPT, LOCK, RWLOCK, WRITING_S, is_cut_off, keep_lock, repair
+from clip4vla.pipeline.dvc_files import KEPT, LOCK, RWLOCK, WRITING_S, keep_lock, repair
 
 WHOLE = "schema: '2.0'\nstages:\n  one:\n    cmd: echo done\n"
 EARLIER = "schema: '2.0'\n"
@@ -24,10 +25,8 @@ def write(path: Path, content: str, age: float = WRITING_S + 1) -> Path:
 @pytest.mark.parametrize("content", ["", '{"/a/b": {"read": [{"pid": 1', "[]", "\x00\x00"])
 def test_an_rwlock_that_is_cut_off_is_removed(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / RWLOCK, content)
-    assert is_cut_off(tmp_path)
     repair(tmp_path)
     assert not path.exists()
-    assert not is_cut_off(tmp_path)
     assert "cut off by a kill of DVC" in caplog.text
 
 
@@ -41,27 +40,42 @@ def test_a_lock_that_is_cut_off_is_that_of_before_the_last_stage(tmp_path: Path,
     path = write(tmp_path / LOCK, content)
     repair(tmp_path)
     assert (path.read_text() if path.exists() else None) == (EARLIER if kept else None)
-    assert not is_cut_off(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "age"),
     [
-        (RWLOCK, "", 0.0),
-        (RWLOCK, '{"/a', 0.0),
         (RWLOCK, "{}", 100.0),
         (RWLOCK, '{"/a/b": {"write": {"pid": 1, "cmd": "x"}}}', 100.0),
-        (LOCK, "", 0.0),
         (LOCK, WHOLE, 100.0),
         (LOCK, EARLIER, 100.0),
     ],
 )
-def test_whole_files_and_those_that_are_being_written_stay(
-    tmp_path: Path, name: Path, content: str, age: float
-) -> None:
+def test_whole_files_stay(tmp_path: Path, name: Path, content: str, age: float) -> None:
     path = write(tmp_path / name, content, age)
     repair(tmp_path)
     assert path.read_text() == content
+
+
+@pytest.mark.parametrize(("name", "content"), [(RWLOCK, '{"/a": {}}'), (LOCK, WHOLE)])
+@pytest.mark.parametrize("cut", [0, 4])
+def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path, name: Path, content: str, cut: int) -> None:
+    path = write(tmp_path / name, content[:cut], age=0.0)
+    writer = threading.Timer(0.3, path.write_text, [content])
+    writer.start()
+    repair(tmp_path)
+    assert path.read_text() == content
+    writer.join()
+
+
+@pytest.mark.parametrize("name", [RWLOCK, LOCK])
+def test_a_file_whose_writer_was_just_killed_is_repaired_after_a_while(
+    tmp_path: Path, name: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clip4vla.pipeline.dvc_files.WRITING_S", 0.3)
+    write(tmp_path / name, "", age=0.0)
+    repair(tmp_path)
+    assert not (tmp_path / name).exists()
 
 
 def test_without_the_files_nothing_happens(tmp_path: Path) -> None:
