@@ -10,7 +10,10 @@ import pytest
 
 from tests.project import REPOSITORY, environment
 
-CANDIDATE = "from pathlib import Path; from tests.candidates import *; make_candidate(Path.cwd(), {}); promote()"
+CANDIDATES = """
+from pathlib import Path; from tests.candidates import make_candidate, promote
+for number in {}: make_candidate(Path.cwd(), number); promote()
+"""
 
 
 def documented(title: str) -> str:
@@ -27,8 +30,8 @@ def call(project: Path, *command: str) -> str:
     return done.stdout
 
 
-def promote_candidate(project: Path, number: int) -> None:
-    call(project, sys.executable, "-c", CANDIDATE.format(number))
+def promote_candidates(project: Path, *numbers: int) -> None:
+    call(project, sys.executable, "-c", CANDIDATES.format(numbers))
 
 
 @pytest.fixture
@@ -37,15 +40,14 @@ def project(tmp_path: Path) -> Path:
     directory = tmp_path / "project"
     directory.mkdir()
     shutil.copy(REPOSITORY / "params.yaml", directory)
-    for number in (1, 2):
-        promote_candidate(directory, number)
+    promote_candidates(directory, 1, 2)
     return directory
 
 
 def test_a_store_that_was_lost_is_restored_elsewhere_with_its_champion(project: Path, tmp_path: Path) -> None:
     before = call(project, sys.executable, "-m", "clip4vla", "champion")
     call(project, "sh", "-ec", documented("back up mlruns"))
-    promote_candidate(project, 11)
+    promote_candidates(project, 11)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copy(REPOSITORY / "params.yaml", elsewhere)
@@ -56,4 +58,4 @@ def test_a_store_that_was_lost_is_restored_elsewhere_with_its_champion(project: 
     call(elsewhere, "sh", "-ec", documented("restore mlruns"))
     assert call(elsewhere, sys.executable, "-m", "clip4vla", "champion") == before
     assert "version 1 is the champion again" in call(elsewhere, sys.executable, "-m", "clip4vla", "rollback")
-    promote_candidate(elsewhere, 3)
+    promote_candidates(elsewhere, 3)

@@ -1,10 +1,11 @@
 """The trainings that `test_engine` checks, in processes of their own: `python -m tests.training.engine_cases OUT`.
 
-Groups of 1, 2 and 3 gloo ranks run through their cases, with engine after engine in the same processes; importing
-DeepSpeed takes seconds, so they are forked from one process that has. Out: OUT/CASE.pt. With `cuda` as a second
-argument it is one NCCL rank on a GPU, see `test_engine_on_gpu`.
+Groups of 1, 2 and 3 gloo ranks run through their cases, with engine after engine in the same processes; the imports
+take seconds, so they are forked from one process that has done them. Out: OUT/CASE.pt. With `cuda` as a second argument
+it is one NCCL rank on a GPU, see `test_engine_on_gpu`.
 """
 
+import importlib
 import multiprocessing
 import os
 import socket
@@ -24,6 +25,8 @@ from tests.training.tiny import EVERYTHING, OPTIMIZER, build, build_captioner, m
 
 CLIPS = 12
 SEED = 5
+IMPORTED_BY_A_STEP = ("torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer", "clip4vla.audio.compiled")
+"""What torch, DeepSpeed and the front end import when they are first used."""
 
 
 @dataclass(frozen=True)
@@ -287,6 +290,8 @@ def main() -> None:
     if sys.argv[2:] == ["cuda"]:
         on_gpu(out)
         return
+    for module in IMPORTED_BY_A_STEP:
+        importlib.import_module(module)
     fork = multiprocessing.get_context("fork")
     for world_size in (2, 1, 3):
         with socket.socket() as free:
