@@ -34,7 +34,7 @@ from clip4vla.utils.hashing import hash_files
 from clip4vla.utils.numbers import format_score
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
     from clip4vla.inference.embedder import Embedder
 
@@ -141,7 +141,7 @@ class Registry:
         read_weights(run_directory / WEIGHTS_FILE)
         inference = _inference_of(run_directory, beam_search)
         with self._one_at_a_time():
-            if not self._exists(name):
+            if self._model(name) is None:
                 self._client.create_registered_model(name)
             found = self._find(name, content)
             tags = self._tags_of(run_id if found is None else _run_of(found), scores)
@@ -170,9 +170,10 @@ class Registry:
         Raises:
             ValueError: the version is gone.
         """
-        version, last = self._alias(name, CHAMPION), self.last_champion(name)
-        if version is not None or last is None:
-            return version
+        model = self._model(name)
+        last = None if model is None else _champion_of(model)
+        if model is None or last is None or CHAMPION in model.aliases:
+            return last
         if not self._is_there(name, last):
             raise ValueError(
                 f"version {last}, the champion of {name}, was deleted: `clip4vla rollback {name}` goes back to the one "
@@ -183,11 +184,8 @@ class Registry:
 
     def last_champion(self, name: str) -> str | None:
         """The version that is, or was last, the champion, whether or not it still exists."""
-        if not self._exists(name):
-            return None
-        model = self._client.get_registered_model(name)
-        version = model.aliases.get(CHAMPION, model.tags.get(CHAMPION))
-        return None if version is None else str(version)
+        model = self._model(name)
+        return None if model is None else _champion_of(model)
 
     def champion_run(self, name: str) -> str | None:
         """MLflow run that trained the champion; None while there is none."""
@@ -204,7 +202,7 @@ class Registry:
         if found is None:
             raise ValueError(f"models:/{reference} is neither models:/NAME@ALIAS nor models:/NAME/VERSION")
         name, alias, version = found.groups()
-        if not self._exists(name):
+        if self._model(name) is None:
             raise ValueError(f"the registry at {shown_uri(self._uri)} has no model {name}")
         if alias is None:
             return name, str(self._version(name, version).version)
@@ -340,12 +338,12 @@ class Registry:
             keep: how many of the newest versions stay. Those that have an alias, such as the champion and the one
                 before it, and those that were rolled back, which must not be promoted again, stay as well.
         """
-        if not self._exists(name):
+        model = self._model(name)
+        if model is None:
             return []
         found = self._client.search_model_versions(f"name = '{name}'")
         oldest_first = sorted(found, key=lambda version: int(version.version))
-        aliases = self._client.get_registered_model(name).aliases.values()
-        needed = {*map(str, aliases), self.last_champion(name), self._previous(name)}
+        needed = {*map(str, model.aliases.values()), _champion_of(model), self._previous(name)}
         needed |= {str(version.version) for version in oldest_first[max(0, len(oldest_first) - keep) :]}
         return [
             OldVersion(name, str(version.version), self._size_of_model(version))
@@ -358,7 +356,7 @@ class Registry:
 
         A version goes after its model, so that what a kill leaves is removed the next time.
         """
-        if not self._exists(name):
+        if self._model(name) is None:
             return []
         with self._one_at_a_time(name):
             removed = self.old_versions(name, keep)
@@ -507,15 +505,22 @@ class Registry:
                 raise
             raise ValueError(f"{name} has no version {version}") from error
 
-    def _exists(self, name: str) -> bool:
+    def _model(self, name: str) -> "RegisteredModel | None":
+        """The registered model with its aliases and tags; None where there is none."""
+        from mlflow.exceptions import MlflowException
+
         if not re.fullmatch(MODEL_NAME, name):
             raise ValueError(f"{name!r} is no name of a model: those have letters, digits, '_', '.' and '-'")
-        return bool(self._client.search_registered_models(f"name = '{name}'"))
+        try:
+            return self._client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
 
     def _alias(self, name: str, alias: str) -> str | None:
-        if not self._exists(name):
-            return None
-        version = self._client.get_registered_model(name).aliases.get(alias)
+        model = self._model(name)
+        version = None if model is None else model.aliases.get(alias)
         return None if version is None else str(version)
 
     def _set_tags(self, name: str, version: str, tags: Mapping[str, str]) -> None:
@@ -534,7 +539,7 @@ class Registry:
         if is_local(self._uri):
             with store_lock(self._root):
                 yield _confirm_nothing
-        elif name is None or not self._exists(name):
+        elif name is None or self._model(name) is None:
             yield _confirm_nothing
         else:
             confirm = partial(self._check_claim, name, self._claim(name))
@@ -576,6 +581,12 @@ class Registry:
 
 def _confirm_nothing() -> None:
     """Where a lock holds, or nobody else can have claimed anything."""
+
+
+def _champion_of(model: "RegisteredModel") -> str | None:
+    """The version that has the alias, or had it last."""
+    version = model.aliases.get(CHAMPION, model.tags.get(CHAMPION))
+    return None if version is None else str(version)
 
 
 def content_hash(run_directory: Path) -> str:
