@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,10 @@ SOURCES = sorted(
 )
 
 
-def imports(source: str) -> set[str]:
+@cache
+def imports(source: str) -> frozenset[str]:
     """Full names of all modules that are imported anywhere in `source`."""
-    found = set()
+    found = set[str]()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -73,7 +75,7 @@ def imports(source: str) -> set[str]:
             assert node.level == 0, "a relative import hides where it leads"
             assert node.module is not None
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+    return frozenset(found)
 
 
 def part_of(name: str) -> str | None:
