@@ -123,6 +123,9 @@ def test_retrieval_is_scored_by_kind_of_query_and_modality_with_the_weights_of_t
     assert [kind for kind in KINDS if f"queries of the kind {kind!r}" not in reasons] == []
     figures = [path.name for path in (project / "runs/evaluations/retrieval").glob("*.png")]
     assert sorted(figures) == ["queries.png", "retrieval.png", "similarity.png"]
+    kept = [path.name for path in (project / "mlruns/artifacts/retrieval").rglob("figures/*.png")]
+    assert sorted(kept) == ["loss.png", *sorted(figures)]
+    assert list((project / "mlruns/artifacts/ablation").rglob("figures/ablation.png"))
     assert json.loads((project / "metrics/ablation.json").read_text()).keys() == {"mean", "experts"}
 
 

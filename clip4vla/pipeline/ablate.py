@@ -16,7 +16,7 @@ from clip4vla.pipeline.project import METRICS, ROOT, RUNS, find_clips
 from clip4vla.pipeline.training import after_result, forget_results, make_spec, run_name, run_training
 from clip4vla.records import MODALITIES
 from clip4vla.reports.figures import ablation_figure, save_figure
-from clip4vla.tracking.run import start_run
+from clip4vla.tracking.run import FIGURES, start_run
 from clip4vla.training.spec import TrainSpec, read_run
 from clip4vla.utils.files import atomic_file, write_json
 
@@ -43,10 +43,9 @@ def ablate() -> None:
         _write_table(trials, OUT / "table.csv")
         write_json(METRICS / f"{NAME}.json", {arm: scores.tree() for arm, scores in trials.items()})
         _, before = score_retrieval(config, RUNS / pretrain.NAME, "test")
-        figure = ablation_figure(trials, probe=before)
-        save_figure(figure, OUT / "ablation.png")
+        save_figure(ablation_figure(trials, probe=before), OUT / "ablation.png")
         with after_result("figure and table of the ablation are not in MLflow"):
-            parent.log_figure(figure, NAME)
+            parent.log_artifact(OUT / "ablation.png", FIGURES)
             parent.log_artifact(OUT / "table.csv")
     forget_results(NAME)
 

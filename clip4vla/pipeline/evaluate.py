@@ -25,7 +25,7 @@ from clip4vla.reports.captioning_report import captioning_page
 from clip4vla.reports.figures import query_figure, retrieval_figure, save_figure, similarity_figure, unseen_figure
 from clip4vla.reports.pages import Page, write_page
 from clip4vla.reports.retrieval_report import retrieval_page
-from clip4vla.tracking.run import Run, headline, reopen_run
+from clip4vla.tracking.run import FIGURES, Run, headline, reopen_run
 from clip4vla.training.spec import TrainingName, read_run
 from clip4vla.utils.files import write_json
 
@@ -126,7 +126,7 @@ def _evaluate_retrieval(config: Config, model: TrainingName) -> None:
     with reopen_run(ROOT, trained["run_id"]) as run:
         for title, figure in figures.items():
             save_figure(figure, out / f"{title}.png")
-            run.log_figure(figure, title)
+            run.log_artifact(out / f"{title}.png", FIGURES)
         page = retrieval_page(f"Retrieval, {model} model", scores, embedded, _test_clips(config), _rate(config))
         _write_report(page, out, run)
     size = {"n_queries": len(embedded.caption_clips), **_counts(embedded.size)}

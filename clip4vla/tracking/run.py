@@ -44,6 +44,9 @@ HEADLINES = {
 """The scores to compare runs by, and their names in MLflow. Its tables order metrics by character code, in which
 capitals come first: no other metric begins with one."""
 
+FIGURES = "figures"
+"""Folder of a run's artifacts."""
+
 _FLUSH_POLL_SECONDS = 0.005
 _METRICS_PER_BATCH = 1000
 _PARAMS_PER_BATCH = 100
@@ -107,15 +110,15 @@ class Run:
 
         self._client.log_batch(self._id, tags=[RunTag(name, value) for name, value in values.items()])
 
-    def log_artifact(self, path: Path) -> None:
-        """Keep a file among the run's artifacts."""
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file among the run's artifacts, in a folder of them where one is named."""
         if self._client is not None:
-            self._client.log_artifact(self._id, str(path))
+            self._client.log_artifact(self._id, str(path), folder)
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Keep a figure as `figures/<name>.png`."""
         if self._client is not None:
-            self._client.log_figure(self._id, figure, f"figures/{name}.png")
+            self._client.log_figure(self._id, figure, f"{FIGURES}/{name}.png")
 
     def log_dataset(self, name: str, digest: str, source: Path, context: str) -> None:
         """Record that the data set `name` was used; `context` is for what, such as `train` or `test`."""

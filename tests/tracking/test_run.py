@@ -37,7 +37,7 @@ def test_a_run_keeps_everything(root: Path, client: MlflowClient) -> None:
         for step in range(1200):
             run.log_metrics({"loss/total": 1.0 / (step + 1), "text_to_clip/both/R@1": 5.0}, step)
         run.log_artifact(root / "notes" / "a.txt")
-        run.log_artifact(root / "dvc.lock")
+        run.log_artifact(root / "dvc.lock", "made/by")
         run.log_figure(Figure(), "curves")
         run.log_dataset("stampscenes", "abc123", root / "notes", "train")
         assert client.get_run(run.run_id).info.status == "RUNNING"
@@ -54,7 +54,7 @@ def test_a_run_keeps_everything(root: Path, client: MlflowClient) -> None:
     assert " x " in found.data.tags["hardware"]
     kept = root / "mlruns" / "artifacts" / "finetune" / run.run_id / "artifacts"
     names = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
-    assert names == {"a.txt", "dvc.lock", "figures/curves.png"}
+    assert names == {"a.txt", "made/by/dvc.lock", "figures/curves.png"}
     used = found.inputs.dataset_inputs[0]
     assert (used.dataset.name, used.dataset.digest, used.tags[0].value) == ("stampscenes", "abc123", "train")
 
