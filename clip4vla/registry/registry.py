@@ -55,6 +55,7 @@ CLAIM = "promotion"
 CLAIM_S = 5.0
 """Time that a claim on a server must stand: much longer than its answers take."""
 
+REGISTRY_VARIABLE = "MLFLOW_REGISTRY_URI"
 REFERENCE = re.compile(rf"({MODEL_NAME})(?:@([A-Za-z][A-Za-z0-9_-]*)|/([1-9][0-9]*))")
 """`NAME@ALIAS` or `NAME/VERSION`."""
 
@@ -571,12 +572,14 @@ class Registry:
         """Make this the default store within the block: MLflow looks up `models:/` there, whatever the client's."""
         import mlflow
 
-        before = os.environ.get(URI_VARIABLE)
+        before, registry = os.environ.get(URI_VARIABLE), os.environ.pop(REGISTRY_VARIABLE, None)
         mlflow.set_tracking_uri(self._uri)
         try:
             yield
         finally:
             mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it, the variable included
+            if registry is not None:
+                os.environ[REGISTRY_VARIABLE] = registry
 
 
 def _confirm_nothing() -> None:

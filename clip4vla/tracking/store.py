@@ -85,11 +85,11 @@ def shown_uri(uri: str) -> str:
 
 
 def open_client(root: Path) -> "MlflowClient":
-    """A client of the project's store, which is made when there is none."""
+    """A client of the project's store, which is made when there is none; the registry is there, too."""
     uri = prepare_store(root)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)  # else MLFLOW_REGISTRY_URI would name another
 
 
 def prepare_store(root: Path) -> str:

@@ -148,6 +148,18 @@ def test_a_registry_without_models_has_no_champion(registry: Registry, root: Pat
     assert registry.find_champion(NAME) is None, "a version that was not promoted is not the champion"
 
 
+def test_the_registry_is_in_the_store_of_the_runs_whatever_another_variable_names(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{tmp_path}/elsewhere.db")
+    registry = Registry(root)
+    version = register(registry, root, "one")
+    promote(registry, version, YES)
+    assert aliases(root) == {"champion": version}
+    registry.scores(NAME, version)
+    assert not (tmp_path / "elsewhere.db").exists()
+
+
 def test_the_champion_comes_with_its_scores_and_queries(registry: Registry, root: Path) -> None:
     version = register(registry, root, "one", scores(40))
     assert promote(registry, version, YES) == YES
