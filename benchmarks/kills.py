@@ -45,6 +45,7 @@ from tests.project import environment, make_project, read_config, write_config
 ROUNDS: tuple[dict[str, Any], ...] = ({"seed": 0}, {"seed": 1})
 """What each round changes in params.yaml."""
 SETTINGS: dict[str, Any] = {
+    "clips": {"workers": 2},
     "pretraining": {"epochs": 4},
     "retrieval": {"epochs": 3},
     "captioning": {"epochs": 3},

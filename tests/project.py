@@ -34,7 +34,7 @@ TINY_CONFIG: dict[str, Any] = {
         "size": 48,
         "fps": 4,
     },
-    "clips": {"frames": 2, "size": 36},
+    "clips": {"frames": 2, "size": 36, "workers": 1},
     "audio": {"tiles": 2, "hop": 256},
     "model": {"architecture": "tiny"},
     "pretraining": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8},
