@@ -51,6 +51,9 @@ REASON = "- "
 """Begins a reason in the description of a version."""
 MODELS = "models:/"
 """Begins the source of a version: the address of the model that MLflow keeps."""
+RUN_RESULT = "artifacts"
+FETCHED = ("MLmodel", RUN_RESULT)
+"""Of a stored model, what says how it reads media, and the run result; not the code that serves it, a hundred files."""
 CLAIM = "promotion"
 CLAIM_S = 5.0
 """Time that a claim on a server must stand: much longer than its answers take."""
@@ -262,15 +265,16 @@ class Registry:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with self._default_store():
-                path = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(folder))
-            content = content_hash(Path(path) / "artifacts")
+                for part in FETCHED:
+                    mlflow.artifacts.download_artifacts(f"{MODELS}{name}/{version}/{part}", dst_path=str(folder))
+            content = content_hash(folder / RUN_RESULT)
         except (MlflowException, OSError, ValueError) as error:
             raise ValueError(f"the artifacts of {name} version {version} are gone or damaged: {error}") from error
         if CONTENT not in found.tags:
             log.warning("%s version %s has lost its tag %r: its artifacts can't be checked", name, version, CONTENT)
         elif content != found.tags[CONTENT]:
             raise ValueError(f"the artifacts of {name} version {version} are not those that were registered")
-        return Path(path) / "artifacts"
+        return folder / RUN_RESULT
 
     def promote(self, name: str, version: str, decision: Decision, against: str | None) -> Decision:
         """Write `decision` on the version and, where it is to promote, make the version the champion.

@@ -69,6 +69,7 @@ def light_models(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def save(path: Path, run_directory: Path, *_settings: object) -> None:
         (path / "artifacts").mkdir(parents=True)
+        (path / "MLmodel").touch()
         for file in run_directory.iterdir():
             (path / "artifacts" / file.name).write_bytes(file.read_bytes())
 
@@ -445,6 +446,19 @@ def test_an_unknown_model_version_or_alias_is_one_sentence(
     monkeypatch.chdir(root)
     with pytest.raises(ValueError, match=f"^{message}$"):
         clip4vla.load(f"models:/{reference}")
+
+
+@pytest.mark.usefixtures("complete_models")
+def test_what_is_fetched_is_the_run_result_without_the_code_that_serves_it(
+    registry: Registry, root: Path, tmp_path: Path
+) -> None:
+    directory = save_retrieval(tmp_path / "run")
+    version = registry.register(finished_run(root, directory), directory, scores(), NAME)
+    fetched = registry.fetch(NAME, version, tmp_path / "fetched")
+    assert {path.name: path.read_bytes() for path in fetched.iterdir()} == {
+        path.name: path.read_bytes() for path in directory.iterdir()
+    }
+    assert [path.name for path in fetched.parent.iterdir() if path != fetched] == ["MLmodel"]
 
 
 @pytest.mark.usefixtures("complete_models")
