@@ -259,6 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--directory", type=Path, help="for the files, removed afterwards: 0.5 kB a clip and its sound")
     settings = parser.parse_args(arguments)
     settings.workers = settings.workers or os.cpu_count() or 1
+    if settings.directory is not None:
+        settings.directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=settings.directory) as temporary:
         sizes = [*settings.beside, settings.clips]
         directories = {clips: Path(temporary) / str(clips) for clips in sizes}
@@ -268,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         for clips, figures in read_in_turns(directories, settings).items():
             found[clips]["read"] = figures
-    settings.directory = str(settings.directory)
+    del settings.directory  # no matter where, for the figures
     report("scale", torch.device("cpu"), settings, {f"{clips}_clips": found[clips] for clips in sizes}, ("pylance",))
     if wrong := [fault for clips in sizes for fault in faults(clips, found[clips], settings.workers)]:
         sys.exit("\n".join(wrong))
