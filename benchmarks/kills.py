@@ -35,7 +35,8 @@ from benchmarks.measure import report, silence
 from clip4vla.config import load_config
 from clip4vla.pipeline.dvc_files import repair
 from clip4vla.records import TASKS
-from clip4vla.registry.registry import Registry, content_hash
+from clip4vla.registry.registry import Registry
+from clip4vla.registry.stored_model import content_hash
 from clip4vla.tracking.store import open_client
 from clip4vla.utils.files import read_json, write_json
 from clip4vla.utils.hashing import hash_file, hash_text

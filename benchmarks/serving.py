@@ -19,7 +19,7 @@ import torch
 from benchmarks.http_load import SENTENCES, free_port, load_figures, save_random_model, serving
 from benchmarks.measure import report, silence
 from clip4vla.media.encode import encode
-from clip4vla.registry.registry import save_pyfunc
+from clip4vla.registry.stored_model import save_pyfunc
 
 FPS, SECONDS, SIZE, RATE = 8, 3, 96, 16_000
 FILES = 8

@@ -279,7 +279,8 @@ def index(
 ) -> None:
     """Bring the index of a folder of media up to date with the champion."""
     from clip4vla.inference.index import IndexedModel, build
-    from clip4vla.registry.registry import Registry, content_hash, read_version_inference
+    from clip4vla.registry.registry import Registry
+    from clip4vla.registry.stored_model import content_hash, read_version_inference
 
     name = _model_name(model)
     registry = Registry(Path.cwd())

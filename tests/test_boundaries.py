@@ -21,7 +21,7 @@ DOORS = {
     "deepspeed": ("clip4vla/training/engine.py",),
     "mteb": ("clip4vla/evaluation/mteb_model.py",),
     "datasets": ("clip4vla/evaluation/mteb_model.py",),
-    "mlflow": ("clip4vla/tracking/", "clip4vla/registry/registry.py", "clip4vla/inference/pyfunc.py"),
+    "mlflow": ("clip4vla/tracking/", "clip4vla/registry/", "clip4vla/inference/pyfunc.py"),
     "open_clip": ("clip4vla/model/towers.py",),
     "ftfy": ("clip4vla/model/byte_pairs.py",),
     "regex": ("clip4vla/model/byte_pairs.py",),

@@ -19,16 +19,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import clip4vla
 from clip4vla.config import MODEL_NAME, BeamSearchConfig, InferenceConfig
 from clip4vla.evaluation.scores import Scores, is_headline
-from clip4vla.inference.drift import REFERENCE_FILE
-from clip4vla.records import CONFIG_FILE, RUN_FILE, WEIGHTS_FILE, Decision
+from clip4vla.records import WEIGHTS_FILE, Decision
+from clip4vla.registry.stored_model import (
+    FETCHED,
+    RUN_RESULT,
+    content_hash,
+    inference_of,
+    read_version_inference,
+    save_pyfunc,
+)
 from clip4vla.tracking.store import URI_VARIABLE, is_local, open_client, shown_uri, store_lock, tracking_uri
 from clip4vla.utils.hashing import hash_files
 from clip4vla.utils.numbers import format_score
@@ -51,9 +56,6 @@ REASON = "- "
 """Begins a reason in the description of a version."""
 MODELS = "models:/"
 """Begins the source of a version: the address of the model that MLflow keeps."""
-RUN_RESULT = "artifacts"
-FETCHED = ("MLmodel", RUN_RESULT)
-"""Of a stored model, what says how it reads media, and the run result; not the code that serves it, a hundred files."""
 CLAIM = "promotion"
 CLAIM_S = 5.0
 """Time that a claim on a server must stand: much longer than its answers take."""
@@ -61,15 +63,6 @@ CLAIM_S = 5.0
 REGISTRY_VARIABLE = "MLFLOW_REGISTRY_URI"
 REFERENCE = re.compile(rf"({MODEL_NAME})(?:@([A-Za-z][A-Za-z0-9_-]*)|/([1-9][0-9]*))")
 """`NAME@ALIAS` or `NAME/VERSION`."""
-
-PACKAGE = Path(clip4vla.__file__).parent
-
-REQUIREMENTS = (
-    *("mlflow", "torch", "torchvision", "torchaudio", "open_clip_torch", "ftfy", "regex", "safetensors"),
-    *("prometheus_client", "av", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml"),
-)
-"""What serving needs; each is pinned to the release that is installed when a version is registered."""
-
 
 CorpusFacts = Mapping[str, str | None]
 """What is known of a corpus, by FACTS; None is unknown."""
@@ -143,7 +136,7 @@ class Registry:
 
         content = content_hash(run_directory)
         read_weights(run_directory / WEIGHTS_FILE)
-        inference = _inference_of(run_directory, beam_search)
+        inference = inference_of(run_directory, beam_search)
         with self._one_at_a_time():
             if self._model(name) is None:
                 self._client.create_registered_model(name)
@@ -596,30 +589,6 @@ def _champion_of(model: "RegisteredModel") -> str | None:
     return None if version is None else str(version)
 
 
-def content_hash(run_directory: Path) -> str:
-    """SHA-256 of the model in `run_directory`: the same weights and config are the same model.
-
-    Raises:
-        ValueError: a file of the run result is missing.
-    """
-    for file in (WEIGHTS_FILE, CONFIG_FILE, RUN_FILE):
-        if not (run_directory / file).is_file():
-            raise ValueError(f"{run_directory} is no run result: {file} is missing")
-    return hash_files([run_directory / WEIGHTS_FILE, run_directory / CONFIG_FILE])
-
-
-def _inference_of(run_directory: Path, beam_search: BeamSearchConfig | None) -> InferenceConfig:
-    from clip4vla.model.pretrained import read_inference_config
-
-    inference = read_inference_config(run_directory)
-    if inference is None:
-        raise ValueError(
-            f"config.json in {run_directory} does not record how the model reads media (an earlier version wrote it): "
-            "train it again"
-        )
-    return inference if beam_search is None else inference.with_beam_search(beam_search)
-
-
 def load_version(root: Path, reference: str) -> "Embedder":
     """The model of a version in the registry of the project at `root`.
 
@@ -637,63 +606,6 @@ def load_version(root: Path, reference: str) -> "Embedder":
     with tempfile.TemporaryDirectory() as folder:
         directory = registry.fetch(name, version, Path(folder))
         return Embedder.open(directory, read_version_inference(directory))
-
-
-def read_version_inference(run_directory: Path) -> InferenceConfig:
-    """How the model that `Registry.fetch` put into `run_directory` reads media and texts."""
-    from mlflow.models import Model
-
-    stored = Model.load(str(run_directory.parent))
-    return InferenceConfig.model_validate(stored.flavors["python_function"]["config"])
-
-
-def save_pyfunc(
-    path: Path,
-    run_directory: Path,
-    inference: InferenceConfig,
-    model_id: str | None = None,
-    evaluation: Path | None = None,
-) -> None:
-    """Write the run result to `path` as an MLflow model that serves itself: code, weights, requirements.
-
-    The `reference.json` in `evaluation` goes along, where there is one.
-    """
-    import mlflow
-    from mlflow.models import Model
-
-    files = [run_directory / file for file in (WEIGHTS_FILE, CONFIG_FILE, RUN_FILE)]
-    if evaluation is not None and (evaluation / REFERENCE_FILE).is_file():
-        files.append(evaluation / REFERENCE_FILE)
-    mlflow.pyfunc.save_model(
-        path=str(path),
-        python_model=str(PACKAGE / "inference/pyfunc.py"),
-        code_paths=[str(PACKAGE)],
-        artifacts={file.name: str(file) for file in files},
-        model_config=inference.model_dump(mode="json"),
-        pip_requirements=[f"{package}=={installed_version(package)}" for package in REQUIREMENTS],
-        mlflow_model=Model(model_id=model_id),
-        signature=_signature(captions=inference.generation is not None),
-        input_example=_input_example(captions=inference.generation is not None),
-    )
-
-
-def _signature(captions: bool) -> Any:
-    """Of the outputs. With one of the inputs, MLflow would drop unknown columns before the model can refuse them."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
-    from mlflow.types.schema import Array, DataType
-
-    embedding = ColSpec(Array(DataType.double), "embedding", required=False)
-    caption, error = (ColSpec(DataType.string, name, required=False) for name in ("caption", "error"))
-    return ModelSignature(outputs=Schema([caption if captions else embedding, error]))
-
-
-def _input_example(captions: bool) -> Any:
-    import pandas as pd  # type: ignore[import-untyped]
-
-    if captions:
-        return pd.DataFrame({"media": ["dog.mp4"]})
-    return pd.DataFrame({"text": ["a dog barks", None], "media": [None, "dog.mp4"]})
 
 
 def _facts_in(version: "ModelVersion", tag: str) -> CorpusFacts:

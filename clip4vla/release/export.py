@@ -10,7 +10,8 @@ from pathlib import Path
 
 from clip4vla.model.open_clip_directory import CONFIG_FILE, save_open_clip
 from clip4vla.model.pretrained import load_model, save_model
-from clip4vla.registry.registry import Registry, read_version_inference
+from clip4vla.registry.registry import Registry
+from clip4vla.registry.stored_model import read_version_inference
 from clip4vla.release.model_card import CardFacts, model_card
 from clip4vla.tracking.records import read_ablation, read_training
 from clip4vla.utils.files import atomic_directory

@@ -23,7 +23,8 @@ from clip4vla.evaluation.scores import QueryTable, summarise
 from clip4vla.inference.drift import EmbeddingStatistics, write_reference
 from clip4vla.inference.embedder import Embedder
 from clip4vla.records import Decision
-from clip4vla.registry.registry import Registry, save_pyfunc
+from clip4vla.registry.registry import Registry
+from clip4vla.registry.stored_model import save_pyfunc
 from clip4vla.tracking.run import start_run
 from clip4vla.tracking.store import tracking_uri
 from clip4vla.utils.supervise import supervised

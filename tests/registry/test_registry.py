@@ -22,7 +22,8 @@ from clip4vla.evaluation.scores import QueryTable, Scores, summarise
 from clip4vla.records import Decision
 from clip4vla.registry import registry as registry_module
 from clip4vla.registry.local import read_champion
-from clip4vla.registry.registry import Registry, content_hash, load_version, read_version_inference
+from clip4vla.registry.registry import Registry, load_version
+from clip4vla.registry.stored_model import content_hash, read_version_inference
 from clip4vla.tracking.run import start_run
 from clip4vla.tracking.store import open_client, prepare_store
 from tests.inference.tiny import (
