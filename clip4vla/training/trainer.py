@@ -39,6 +39,7 @@ from clip4vla.training.throughput import StepProgress, ThroughputMeter, line
 from clip4vla.training.worker import STOPPED
 from clip4vla.utils.files import atomic_directory, write_json
 from clip4vla.utils.machine import own_memory
+from clip4vla.utils.pool import end_with_parent
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WORKERS_BESIDE_GPU = 8
@@ -358,13 +359,13 @@ def _stop_when_asked() -> Callable[[], bool]:
 
 
 def _start_loader(batches: TrainingBatches, start: int, workers: int) -> Iterator[Batch]:
-    """The batches from `start` on, by workers that outlive a signal to stop.
+    """The batches from `start` on, by workers that outlive a signal to stop, but not this process.
 
     The launcher signals them too, but the rank has a step to finish. What starts them inherits that signals are
     ignored; torch lets workers be terminated again, so it is set in them again.
     """
     loader = training_loader(batches, start, workers)
-    loader.worker_init_fn = _ignore_stop_signals
+    loader.worker_init_fn = _begin_worker
     before = [(number, signal.getsignal(number)) for number in STOP_SIGNALS]
     _ignore_stop_signals()
     loaded = iter(loader)
@@ -373,7 +374,12 @@ def _start_loader(batches: TrainingBatches, start: int, workers: int) -> Iterato
     return loaded
 
 
-def _ignore_stop_signals(_: int = 0) -> None:
+def _begin_worker(_: int) -> None:
+    end_with_parent()
+    _ignore_stop_signals()
+
+
+def _ignore_stop_signals() -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

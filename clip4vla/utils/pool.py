@@ -1,15 +1,15 @@
 """Worker processes that end when the process that started them has ended, however it ended.
 
-Workers of the standard library's pool hold both ends of the pipe that they read from: they would wait for ever for a
-parent that was killed with -9.
+Workers of the standard library's pool hold both ends of the pipe that they read from, and torch's loader watches who
+forked a worker, not who asked for it: both would wait for ever for a process that was killed with -9.
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
-
-from clip4vla.utils.supervise import exit_with_parent
 
 
 def process_pool(
@@ -23,10 +23,19 @@ def process_pool(
     return ProcessPoolExecutor(workers, context, _start, (initializer, arguments))
 
 
-def _start(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def end_with_parent() -> None:
+    """Start a daemon thread that ends this process of `multiprocessing` when the one that asked for it has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    assert parent.pid is not None
-    exit_with_parent(parent.pid)
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _start(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    end_with_parent()
     if initializer is not None:
         initializer(*arguments)

@@ -140,15 +140,12 @@ def wait_until_none_in(directory: Path, timeout_s: float = PATIENCE_S) -> None:
         time.sleep(POLL_S)
 
 
-def exit_with_parent(parent: int | None = None) -> None:
+def exit_with_parent() -> None:
     """Start a daemon thread that exits this process with status 1 when its parent has ended.
 
     A parent that is killed with -9 cannot end its children.
-
-    Args:
-        parent: id of the parent, where it is known, for it may have ended already; None: who it is now.
     """
-    parent = os.getppid() if parent is None else parent
+    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
