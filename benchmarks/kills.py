@@ -50,7 +50,7 @@ SETTINGS: dict[str, Any] = {
     "pretraining": {"epochs": 4},
     "retrieval": {"epochs": 3},
     "captioning": {"epochs": 3},
-    "trainer": {"cpu_ranks": 2, "checkpoint_every": 2},
+    "trainer": {"cpu_ranks": 2, "loader_workers": 1, "checkpoint_every": 2},
     "gates": {task: {"min_clips": 1} for task in TASKS},
 }
 """Of both rounds, beside those of every miniature project: steps to be killed among, ranks to be killed."""
