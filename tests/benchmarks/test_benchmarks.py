@@ -38,12 +38,12 @@ main(sys.argv[1:])
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """Run a benchmark with arguments; the results in the one line that it prints."""
 
     def of(main: Callable[[list[str]], None], *arguments: object) -> dict[str, Any]:
         main([str(argument) for argument in arguments])
-        [line] = capsys.readouterr().out.splitlines()
+        [line] = capfd.readouterr().out.splitlines()
         facts = json.loads(line)
         assert main.__module__ == f"benchmarks.{facts['benchmark']}"
         results: dict[str, Any] = facts["results"]
