@@ -32,15 +32,15 @@ def write_stamp_package(
         path: the .deb to write.
         extra: members of the archive that come last.
         further: content of further files by their path.
-        languages: of the voices.
+        languages: of the voices, which differ between them.
     """
     files = {}
     for index, name in enumerate(NAMES):
         labels = [f"A {name}.", *(f"{language}.utf8=Un {name}o." for language in languages)]
         files[f"{FOLDER}/{name}.png"] = _picture(index)
         files[f"{FOLDER}/{name}.txt"] = "\n".join([*labels, ""]).encode()
-        for language in languages:
-            files[f"{FOLDER}/{name}_desc_{language}.wav"] = _tone(300 + 90 * index, 0.4)
+        for number, language in enumerate(languages):
+            files[f"{FOLDER}/{name}_desc_{language}.wav"] = _tone(300 + 90 * index + 10 * number, 0.4)
         if index < 6:
             files[f"{FOLDER}/{name}.wav"] = _tone(150 + 60 * index, 0.2)
     return _write_package(path, "tuxpaint-stamps-default", "2022.06.04-1", files | dict(further or {}), extra)
