@@ -6,7 +6,6 @@ memory, or a process that ends. The same seed gives the same inputs.
 """
 
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import report
+from benchmarks.measure import report, resident
 from clip4vla.media.encode import encode, encode_mp3
 from clip4vla.utils.progress import track
 
@@ -146,7 +145,7 @@ def _try(call: Callable[[Path], str], path: Path, what: str, settings: Namespace
     except Exception as error:  # whatever else is raised is what this looks for
         kind, why = "raised", f"{what}: {error!r}"
     seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of the process so far
+    peak = resident("VmHWM")  # of the process so far
     if seconds > settings.max_seconds:
         kind, why = "slow", f"{what}: {seconds:.1f} s"
     elif peak > settings.max_gigabytes * 1e9:
