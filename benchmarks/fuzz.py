@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import report, resident
+from benchmarks.measure import report
 from clip4vla.media.encode import encode, encode_mp3
+from clip4vla.utils.machine import peak_memory
 from clip4vla.utils.progress import track
 
 AT_ONCE = 100
@@ -145,7 +146,7 @@ def _try(call: Callable[[Path], str], path: Path, what: str, settings: Namespace
     except Exception as error:  # whatever else is raised is what this looks for
         kind, why = "raised", f"{what}: {error!r}"
     seconds = time.monotonic() - started
-    peak = resident("VmHWM")  # of the process so far
+    peak = peak_memory()  # of the process so far
     if seconds > settings.max_seconds:
         kind, why = "slow", f"{what}: {seconds:.1f} s"
     elif peak > settings.max_gigabytes * 1e9:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from clip4vla.tracking.provenance import hardware
-from clip4vla.utils.machine import return_freed_memory
+from clip4vla.utils.machine import own_memory, peak_memory, return_freed_memory
 
 GLIBC_KEEPS = 1 << 25
 """Bytes of a block that glibc, after a while, no longer keeps when it is freed."""
@@ -71,17 +71,11 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
     libc.malloc_trim(0)  # what was freed but kept would not show when it is taken again,
     return_freed_memory(1 << 16)  # nor does the system see what is freed but kept from now on
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = resident("VmRSS")
+    before = own_memory()
     call()
-    peak = resident("VmHWM") - before
+    peak = peak_memory() - before
     return_freed_memory(GLIBC_KEEPS)
     return max(0, peak)
-
-
-def resident(name: str) -> int:
-    """Bytes of this process's resident memory: `VmRSS` now, `VmHWM` at most so far; Linux only."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 @contextmanager

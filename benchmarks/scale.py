@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import report, resident
+from benchmarks.measure import report
 from clip4vla.clips import fragments
 from clip4vla.clips import ingest as stage
 from clip4vla.clips.dataset import ClipDataset
@@ -36,6 +36,7 @@ from clip4vla.config import AudioConfig, ClipsConfig
 from clip4vla.corpora import manifest
 from clip4vla.media import decode
 from clip4vla.records import SourceRecord, Text
+from clip4vla.utils.machine import peak_memory
 from clip4vla.utils.supervise import kill_process_tree
 
 CLIPS_PER_VIDEO = 30
@@ -69,7 +70,7 @@ def write_manifest(directory: str, clips: str) -> None:
     started = time.perf_counter()
     summary = manifest.write_manifest(records(int(clips)), media, Path(directory) / "manifest")
     seconds = time.perf_counter() - started
-    print(json.dumps({"accepted": summary.accepted, "s": seconds, "peak_bytes": resident("VmHWM")}))
+    print(json.dumps({"accepted": summary.accepted, "s": seconds, "peak_bytes": peak_memory()}))
 
 
 def ingest(directory: str, workers: str, samples: str) -> None:
@@ -83,7 +84,7 @@ def ingest(directory: str, workers: str, samples: str) -> None:
         at / "manifest" / "manifest.parquet", at / "media", at / "clips", config, AudioConfig(sample_rate=16_000)
     )
     seconds = time.perf_counter() - started
-    print(json.dumps({"accepted": summary.accepted, "s": seconds, "peak_bytes": resident("VmHWM")}))
+    print(json.dumps({"accepted": summary.accepted, "s": seconds, "peak_bytes": peak_memory()}))
 
 
 def ingest_chunk(samples: int, spec: stage.IngestSpec, chunk: stage.Chunk) -> int:
@@ -104,22 +105,22 @@ def write_fragment(directory: Path, group: fragments.Group) -> int:
 
 def _note_memory(directory: Path) -> None:
     """Leave the peak memory of this worker beside the data sets."""
-    (directory.parent / f"worker-{os.getpid()}").write_text(str(resident("VmHWM")))
+    (directory.parent / f"worker-{os.getpid()}").write_text(str(peak_memory()))
 
 
 def read(directory: str, batches: str, batch: str) -> None:
     """Part `read`: open a data set, put an epoch in order, read clips in that order; what each takes."""
     import lance  # noqa: F401  # its import is no part of opening
 
-    before = resident("VmHWM")
+    before = peak_memory()
     started = time.perf_counter()
     dataset = ClipDataset([Path(directory) / "clips" / "train.lance"])
     sampler = StepSampler(dataset.sizes, None, int(batch), 1, seed=0)
     opened = time.perf_counter()
-    after_opening = resident("VmHWM")
+    after_opening = peak_memory()
     order = sampler.indices(0)
     ordered = time.perf_counter()
-    after_order = resident("VmHWM")
+    after_order = peak_memory()
     dataset.take(order)
     reading, cpu = time.perf_counter(), time.process_time()
     steps = range(1, min(int(batches), sampler.steps - 1) + 1)
@@ -140,7 +141,7 @@ def read(directory: str, batches: str, batch: str) -> None:
         "imports_bytes": before,
         "open_peak_bytes": after_opening,
         "order_peak_bytes": after_order,
-        "read_peak_bytes": resident("VmHWM"),
+        "read_peak_bytes": peak_memory(),
     }
     print(json.dumps(figures))
 

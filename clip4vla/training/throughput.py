@@ -4,8 +4,6 @@ In: what happened since the last line. Out: figures for MLflow and `run.json`, a
 and one whenever a step takes so long that there was none for a while.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from clip4vla.utils.machine import peak_memory
 from clip4vla.utils.numbers import format_rate
 from clip4vla.utils.progress import LINE_EVERY_S, repeated
 
@@ -91,8 +90,7 @@ def peak_memory_gb() -> float:
     """Most memory so far: of the GPU, or the process where there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return peak_memory() / 1e9
 
 
 def line(

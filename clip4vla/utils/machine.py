@@ -1,6 +1,7 @@
 """What this machine has left."""
 
 import ctypes
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,17 @@ def available_memory() -> int:
 def own_memory() -> int:
     """Bytes of memory that this process has."""
     return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory() -> int:
+    """Most bytes of memory that this process has had at once.
+
+    On Linux `ru_maxrss` is at least what the process had that started this one; the kernel's own mark is not.
+    """
+    if sys.platform.startswith("linux"):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def return_freed_memory(from_bytes: int = 1 << 20) -> None:

@@ -24,6 +24,14 @@ print(own_memory() - before)
 """
 
 
+def test_the_peak_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:
+    """Of half a gigabyte that the outer process has, and 200 MB that the inner one has had."""
+    inner = "from clip4vla.utils.machine import peak_memory; x = b'x' * 200_000_000; del x; print(peak_memory())"
+    outer = f"import subprocess, sys; x = b'x' * 500_000_000; subprocess.run([sys.executable, '-c', {inner!r}])"
+    done = subprocess.run([sys.executable, "-c", outer], capture_output=True, check=True, text=True)
+    assert 200_000_000 < int(done.stdout) < 400_000_000
+
+
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 def test_freed_memory_goes_back_to_the_system_only_when_asked_to() -> None:
     kept = {}
