@@ -1,6 +1,7 @@
 """What this machine has left."""
 
 import ctypes
+import re
 import resource
 import shutil
 import sys
@@ -25,12 +26,14 @@ def own_memory() -> int:
 def peak_memory() -> int:
     """Most bytes of memory that this process has had at once.
 
-    On Linux `ru_maxrss` is at least what the process had that started this one; the kernel's own mark is not.
+    On Linux `ru_maxrss` is at least what the process had that started this one; the kernel's own mark, which a few
+    sandboxes lack, is not.
     """
-    if sys.platform.startswith("linux"):
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    is_linux = sys.platform.startswith("linux")
+    status = Path("/proc/self/status").read_text(encoding="utf-8") if is_linux else ""
+    if (mark := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)) is not None:
+        return int(mark[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if is_linux else 1)
 
 
 def return_freed_memory(from_bytes: int = 1 << 20) -> None:
