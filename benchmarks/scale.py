@@ -36,6 +36,7 @@ from clip4vla.config import AudioConfig, ClipsConfig
 from clip4vla.corpora import manifest
 from clip4vla.media import decode
 from clip4vla.records import SourceRecord, Text
+from clip4vla.utils.files import atomic_file
 from clip4vla.utils.machine import peak_memory
 from clip4vla.utils.supervise import kill_process_tree
 
@@ -104,8 +105,9 @@ def write_fragment(directory: Path, group: fragments.Group) -> int:
 
 
 def _note_memory(directory: Path) -> None:
-    """Leave the peak memory of this worker beside the data sets."""
-    (directory.parent / f"worker-{os.getpid()}").write_text(str(peak_memory()))
+    """Leave the peak memory of this worker, which may be killed meanwhile, beside the data sets."""
+    with atomic_file(directory.parent / f"worker-{os.getpid()}") as partial:
+        partial.write_text(str(peak_memory()))
 
 
 def read(directory: str, batches: str, batch: str) -> None:
