@@ -19,6 +19,7 @@ from clip4vla.clips.format import Clip
 from clip4vla.clips.sampler import StepSampler
 from clip4vla.clips.transform import ClipTransform, collate
 from clip4vla.records import Text
+from clip4vla.utils.pool import end_with_parent
 
 PREFETCHED = 4
 """Batches that each loader worker prepares ahead."""
@@ -138,9 +139,15 @@ def training_loader(batches: TrainingBatches, start_step: int, workers: int) -> 
         sampler=_Steps(batches, start_step),
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,  # Lance's threads do not survive a fork
+        worker_init_fn=begin_worker,
         prefetch_factor=PREFETCHED if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def begin_worker(_: int) -> None:
+    """What each worker of a loader does first: it is to end with the process that asked for it."""
+    end_with_parent()
 
 
 def _long_enough(texts: Sequence[Text], words: int) -> Sequence[Text]:

@@ -36,7 +36,7 @@ def repair(root: Path = Path()) -> None:
     """Put back a `dvc.lock` that is cut off as the last stage kept it, and remove an `rwlock` that is.
 
     DVC then runs the stage again, or restores the result, that the file was being written for. One that may still be
-    written is waited for, 5 seconds at most.
+    written is waited for, for 5 seconds after its last change.
 
     Args:
         root: the project's directory.
@@ -54,10 +54,14 @@ def repair(root: Path = Path()) -> None:
 
 
 def _is_left(path: Path, is_whole: Callable[[Path], bool]) -> bool:
-    """Whether the file stays cut off."""
+    """Whether the file stays cut off: it is old, or nobody has written to it while this waited."""
+    written, since = 0, 0.0
     try:
         while not is_whole(path):
-            if time.time() - path.stat().st_mtime > WRITING_S:
+            state = path.stat()
+            if state.st_mtime_ns != written:
+                written, since = state.st_mtime_ns, time.monotonic()
+            if max(time.time() - state.st_mtime, time.monotonic() - since) > WRITING_S:
                 return True
             time.sleep(POLL_S)
     except FileNotFoundError:  # a DVC that has just ended has removed it

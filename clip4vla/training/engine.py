@@ -47,7 +47,7 @@ from clip4vla.utils.files import sync_directory
 from clip4vla.utils.imports import hidden
 from clip4vla.utils.machine import return_freed_memory
 
-with hidden("mlflow"):  # DeepSpeed's autotuner would import it: 1.4 s and 110 MB of every rank
+with hidden("mlflow"):  # DeepSpeed's autotuner would import it: 1.4 s and 110 MB of a rank that records nothing
     import deepspeed
     from deepspeed.constants import default_pg_timeout
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint

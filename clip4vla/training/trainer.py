@@ -16,7 +16,7 @@ from torch import distributed as dist
 
 from clip4vla.clips.batch import Batch
 from clip4vla.clips.dataset import ClipDataset, find_once
-from clip4vla.clips.loader import TrainingBatches, training_loader
+from clip4vla.clips.loader import TrainingBatches, begin_worker, training_loader
 from clip4vla.clips.sampler import StepSampler
 from clip4vla.clips.transform import ClipTransform
 from clip4vla.config import CaptioningConfig, ContrastiveConfig, RetrievalConfig, TrainerConfig
@@ -39,7 +39,6 @@ from clip4vla.training.throughput import StepProgress, ThroughputMeter, line
 from clip4vla.training.worker import STOPPED
 from clip4vla.utils.files import atomic_directory, write_json
 from clip4vla.utils.machine import own_memory
-from clip4vla.utils.pool import end_with_parent
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WORKERS_BESIDE_GPU = 8
@@ -374,8 +373,8 @@ def _start_loader(batches: TrainingBatches, start: int, workers: int) -> Iterato
     return loaded
 
 
-def _begin_worker(_: int) -> None:
-    end_with_parent()
+def _begin_worker(number: int) -> None:
+    begin_worker(number)
     _ignore_stop_signals()
 
 

@@ -69,11 +69,12 @@ def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path, name: Path, 
 
 
 @pytest.mark.parametrize("name", [RWLOCK, LOCK])
+@pytest.mark.parametrize("age", [0.0, -1000.0], ids=["just now", "by a clock that is ahead"])
 def test_a_file_whose_writer_was_just_killed_is_repaired_after_a_while(
-    tmp_path: Path, name: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, name: Path, age: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clip4vla.pipeline.dvc_files.WRITING_S", 0.3)
-    write(tmp_path / name, "", age=0.0)
+    write(tmp_path / name, "", age)
     repair(tmp_path)
     assert not (tmp_path / name).exists()
 
