@@ -89,8 +89,11 @@ def ingest(directory: str, workers: str, samples: str) -> None:
 
 
 def ingest_chunk(samples: int, spec: stage.IngestSpec, chunk: stage.Chunk) -> int:
-    """What a worker does with a chunk, with so many samples of noise in place of what a file holds."""
-    rng = np.random.default_rng(0)
+    """What a worker does with a chunk, with so many samples of noise in place of what a file holds.
+
+    Each chunk has its own noise: of equal sounds in all chunks Lance would store a dictionary.
+    """
+    rng = np.random.default_rng(list(chunk.name.encode()))
     decode.decode = lambda *_, **__: decode.Span((), rng.integers(-9000, 9000, (1, samples), np.int16))
     count = USUAL_CHUNK(spec, chunk)
     _note_memory(spec.directory)
@@ -255,11 +258,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=10_000_000)
     parser.add_argument("--beside", type=int, nargs="*", default=[100_000, 1_000_000], help="clips of other corpora")
     parser.add_argument("--workers", type=int, default=0, help="processes that ingest; 0 means one per core")
-    parser.add_argument("--samples", type=int, default=10, help="of the sound of a clip, two bytes each")
+    parser.add_argument("--samples", type=int, default=200, help="of the sound of a clip, two bytes each")
     parser.add_argument("--batch", type=int, default=64, help="clips that are read at a time")
     parser.add_argument("--batches", type=int, default=500, help="timed")
     parser.add_argument("--repeats", type=int, default=5, help="of the reads")
-    parser.add_argument("--directory", type=Path, help="for the files, removed afterwards: 0.5 kB a clip and its sound")
+    parser.add_argument("--directory", type=Path, help="for the files, removed then: 0.1 kB a clip, its sound, twice")
     settings = parser.parse_args(arguments)
     settings.workers = settings.workers or os.cpu_count() or 1
     if settings.directory is not None:

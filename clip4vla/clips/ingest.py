@@ -138,7 +138,7 @@ class _Survey:
 
 def _survey(spec: IngestSpec, manifest: Path) -> _Survey:
     found = _Survey({split: array("q") for split in SPLITS}, Counter(), {})
-    for chunk in _chunks(read_manifest(manifest), spec.media):
+    for chunk in _chunks(track(read_manifest(manifest), None, "records examined"), spec.media):
         found.starts[chunk.split].append(found.records[chunk.split])
         found.records[chunk.split] += len(chunk.records)
         if _is_done(spec, chunk):

@@ -18,6 +18,7 @@ from clip4vla.corpora.media_index import MediaIndex, is_unicode, is_video
 from clip4vla.records import Reject, SourceRecord, Text
 from clip4vla.utils.files import atomic_directory
 from clip4vla.utils.hashing import HashSet
+from clip4vla.utils.progress import track
 
 TEXTS = pa.list_(pa.struct([("text", pa.string()), ("audio_type", pa.string())]))
 MANIFEST_SCHEMA = pa.schema(
@@ -92,7 +93,7 @@ def write_manifest(entries: Iterable[SourceRecord | Reject], media: Path, out: P
         _Table(directory / MANIFEST_FILE, MANIFEST_SCHEMA) as manifest,
         _Table(directory / "rejects.parquet", REJECTS_SCHEMA) as rejects,
     ):
-        for entry in entries:
+        for entry in track(entries, None, "records"):
             checked = entry if isinstance(entry, Reject) else _check(entry, files, seen)
             if isinstance(checked, Reject):
                 rejected[checked.reason] += 1

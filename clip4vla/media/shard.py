@@ -240,6 +240,8 @@ def _problem_of(name: str) -> str | None:
 
 def find_shard(path: Path) -> Path | None:
     """The tar file that `path` goes through; None where it goes through folders only."""
+    if SUFFIX not in str(path):  # all records of a corpus come here, and few corpora are shards
+        return None
     return next((part for part in reversed(path.parents) if part.suffix == SUFFIX and part.is_file()), None)
 
 

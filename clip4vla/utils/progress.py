@@ -1,6 +1,6 @@
 """Progress of long work: a bar with rate and ETA on a terminal, plain lines in a log file.
 
-In: an iterable and its length. Out: the same items, while standard error shows how many are done.
+In: an iterable, and its length where it is known. Out: the same items, while standard error shows how many are done.
 """
 
 import sys
@@ -20,14 +20,17 @@ Item = TypeVar("Item")
 LINE_EVERY_S = 20.0
 
 
-def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+def track(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]:
     """Yield `items`, showing how many of `total` are done, their rate and the time that is left.
 
     Args:
         items: anything iterable, consumed once.
-        total: how many there will be.
+        total: how many there will be; None if that isn't known: then a line every 20 seconds shows how many are done
+            and their rate, and shorter work shows nothing.
         what: the unit in the plural, "clips".
     """
+    if total is None:
+        return _counts(items, what)
     return _bar(items, total, what) if sys.stderr.isatty() else _lines(items, total, what)
 
 
@@ -45,6 +48,19 @@ def _bar(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         for done, item in enumerate(items, 1):
             yield item
             progress.update(task, completed=done, rate=format_rate(done / (time.monotonic() - start)))
+
+
+def _counts(items: Iterable[Item], what: str) -> Iterator[Item]:
+    start, done = time.monotonic(), 0
+
+    def print_line() -> None:
+        rate = format_rate(done / (time.monotonic() - start))
+        print(f"{done:,} {what}  {rate}/s", file=sys.stderr, flush=True)
+
+    with repeated(print_line, LINE_EVERY_S):
+        for item in items:
+            yield item
+            done += 1
 
 
 def _lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:

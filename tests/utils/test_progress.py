@@ -68,6 +68,19 @@ def test_nothing_to_do_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "0/0 clips  in 0.0 s\n"
 
 
+def test_work_of_unknown_length_has_lines_with_count_and_rate_while_it_lasts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(track("ab", None, "records")) == ["a", "b"]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.05)
+    deadline, errors = time.monotonic() + PATIENCE_S, ""
+    for item in track("ab", None, "records"):
+        while not re.search(r"^1 records  \S+/s\n", errors, re.MULTILINE) and item == "b":
+            assert time.monotonic() < deadline, errors
+            errors += capsys.readouterr().err
+
+
 def test_an_error_among_the_items_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
     def broken() -> object:
         yield 1
