@@ -38,7 +38,7 @@ def write_clips(
         import lance
         import pyarrow as pa
 
-        from clip4vla.clips.format import SCHEMA, encode_row
+        from clip4vla.clips.format import SCHEMA, STORAGE, encode_row
         from clip4vla.media.decode import Span
     except ModuleNotFoundError as error:
         raise SystemExit(f"clips are stored by Lance and PyAV: {error}; `pip install pylance av`") from error
@@ -50,5 +50,5 @@ def write_clips(
         texts = (Text(f"word{index} there", "verbal"), Text(f"a thing {index}", "nonverbal"))
         record = SourceRecord(f"clip{index}", "none.mp4", "train", texts)
         rows.append(encode_row(record, Span(pictures, sound), JPEG_QUALITY))
-    lance.write_dataset(pa.Table.from_pylist(rows, SCHEMA), str(path), mode=mode)
+    lance.write_dataset(pa.Table.from_pylist(rows, SCHEMA), str(path), mode=mode, data_storage_version=STORAGE)
     return path

@@ -6,7 +6,7 @@ Waveforms are stored, not spectrograms, so that changing the front end re-cuts n
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,10 @@ SCHEMA = pa.schema(
         ("notes", pa.list_(pa.string())),  # what of the file isn't used, and why
     ]
 )
+
+STORAGE: Final = "2.1"
+"""Version of Lance's files. In those of 2.2 the time to read a row grows with its page, where a column has one value
+throughout, as `channels` and the types of `texts` often have."""
 
 
 @dataclass(frozen=True)

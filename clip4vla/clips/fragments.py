@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clip4vla.clips.format import SCHEMA
+from clip4vla.clips.format import SCHEMA, STORAGE
 from clip4vla.records import SPLITS, Split
 from clip4vla.utils.files import read_json, sync, write_json
 
@@ -86,7 +86,9 @@ def write_rows(directory: Path, split: Split, rows: Sequence[Mapping[str, Any]])
     if not rows:
         return []
     table = pa.Table.from_pylist(list(rows), SCHEMA)
-    written = lance.fragment.write_fragments(table, str(_chunk_files(directory, split)), schema=SCHEMA)
+    written = lance.fragment.write_fragments(
+        table, str(_chunk_files(directory, split)), schema=SCHEMA, data_storage_version=STORAGE
+    )
     return [fragment.to_json() for fragment in written]
 
 
@@ -115,7 +117,12 @@ def write_fragment(directory: Path, group: Group) -> int:
     if sources:
         rows = pa.RecordBatchReader.from_batches(SCHEMA, _read(sources))
         written = lance.fragment.write_fragments(
-            rows, str(data_set), schema=SCHEMA, max_rows_per_file=MOST_ROWS, max_bytes_per_file=MOST_BYTES
+            rows,
+            str(data_set),
+            schema=SCHEMA,
+            max_rows_per_file=MOST_ROWS,
+            max_bytes_per_file=MOST_BYTES,
+            data_storage_version=STORAGE,
         )
     for fragment in written:
         for file in fragment.files:

@@ -42,6 +42,10 @@ def test_every_record_is_a_row_or_a_reject(clips: Path) -> None:
     assert left == {"train.lance", "val.lance", "test.lance", "rejects.parquet"}
 
 
+def test_the_files_are_of_the_version_whose_rows_are_quick_to_read(clips: Path) -> None:
+    assert {lance.dataset(str(path)).data_storage_version for path in (clips / "one").glob("*.lance")} == {"2.1"}
+
+
 def test_a_row_holds_what_was_decoded(corpus: Corpus, clips: Path) -> None:
     rows = lance.dataset(str(clips / "one" / "train.lance")).take(list(range(4)), columns=COLUMNS).to_pylist()
     mono, stereo, silent, sound = (decode_row(row) for row in rows)
