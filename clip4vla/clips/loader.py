@@ -146,7 +146,7 @@ def training_loader(batches: TrainingBatches, start_step: int, workers: int) -> 
 
 
 def begin_worker(_: int) -> None:
-    """What each worker of a loader does first: it is to end with the process that asked for it."""
+    """What each worker of a loader does first: from then on it ends when the process that asked for it does."""
     end_with_parent()
 
 

@@ -29,9 +29,7 @@ def track(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]
             and their rate, and shorter work shows nothing.
         what: the unit in the plural, "clips".
     """
-    if total is None:
-        return _counts(items, what)
-    return _bar(items, total, what) if sys.stderr.isatty() else _lines(items, total, what)
+    return _lines(items, total, what) if total is None or not sys.stderr.isatty() else _bar(items, total, what)
 
 
 def _bar(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
@@ -50,20 +48,7 @@ def _bar(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
             progress.update(task, completed=done, rate=format_rate(done / (time.monotonic() - start)))
 
 
-def _counts(items: Iterable[Item], what: str) -> Iterator[Item]:
-    start, done = time.monotonic(), 0
-
-    def print_line() -> None:
-        rate = format_rate(done / (time.monotonic() - start))
-        print(f"{done:,} {what}  {rate}/s", file=sys.stderr, flush=True)
-
-    with repeated(print_line, LINE_EVERY_S):
-        for item in items:
-            yield item
-            done += 1
-
-
-def _lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+def _lines(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]:
     start, done = time.monotonic(), 0
 
     def print_line() -> None:
@@ -73,7 +58,8 @@ def _lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         for item in items:
             yield item
             done += 1
-    print(f"{done:,}/{total:,} {what}  in {time.monotonic() - start:,.1f} s", file=sys.stderr, flush=True)
+    if total is not None:
+        print(f"{done:,}/{total:,} {what}  in {time.monotonic() - start:,.1f} s", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -94,9 +80,11 @@ def repeated(call: Callable[[], None], every_s: float) -> Iterator[None]:
         thread.join()
 
 
-def _line(done: int, total: int, what: str, seconds: float) -> str:
-    """`2,560/5,500 clips  260/s  11 s left`; without rate and time left as long as nothing is done."""
+def _line(done: int, total: int | None, what: str, seconds: float) -> str:
+    """`2,560/5,500 clips  260/s  11 s left`; without rate as long as nothing is done, without time left of no total."""
+    count = f"{done:,} {what}" if total is None else f"{done:,}/{total:,} {what}"
     if done == 0:
-        return f"0/{total:,} {what}  after {seconds:,.0f} s"
+        return f"{count}  after {seconds:,.0f} s"
     rate = done / seconds
-    return f"{done:,}/{total:,} {what}  {format_rate(rate)}/s  {(total - done) / rate:,.0f} s left"
+    left = "" if total is None else f"  {(total - done) / rate:,.0f} s left"
+    return f"{count}  {format_rate(rate)}/s{left}"

@@ -3,6 +3,8 @@
 import csv
 import os
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from clip4vla.corpora.base import cut_names, make_excerpt
 from clip4vla.corpora.manifest import read_manifest, write_manifest
 from clip4vla.corpora.media_index import MediaIndex, write_listing
 from clip4vla.records import Reject, SourceRecord, Text
+from clip4vla.utils import progress
 from tests.corpora.conftest import SAMPLES
 
 
@@ -52,6 +55,22 @@ def test_accepted_and_rejected_are_what_was_read(tmp_path: Path) -> None:
     assert accepted[0].texts == (Text("one"), Text("two"))
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
     assert [reject["reason"] for reject in rejects] == ["no_text", "duplicate", "missing", "bad_text", "unknown_split"]
+
+
+def test_long_work_shows_how_many_records_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.05)
+
+    def entries() -> Iterator[SourceRecord]:
+        yield record("a", "text")
+        deadline, errors = time.monotonic() + 30, ""
+        while "1 records  " not in errors:
+            assert time.monotonic() < deadline, errors
+            errors += capsys.readouterr().err
+        yield record("b", "text")
+
+    assert write_manifest(entries(), touch(tmp_path / "media", "a.mp4", "b.mp4"), tmp_path / "out").accepted == 2
 
 
 def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
